@@ -14,8 +14,8 @@ from .core import BadInput, replacing
 
 # %% auto #0
 __all__ = ['IMAGE_TYPES', 'PARTS', 'MAX_BYTES', 'FORMATS', 'FER_CLASSES', 'FER_USAGES', 'ImageFiles', 'existing', 'list_images',
-           'Broken', 'convert', 'to_array', 'npy_rows', 'BrokenList', 'decode', 'parse_fer', 'read_fer_csv',
-           'torchvision_sets', 'torchvision_images']
+           'Broken', 'convert', 'to_array', 'has_colour', 'npy_rows', 'BrokenList', 'decode', 'parse_fer',
+           'read_fer_csv', 'torchvision_sets', 'torchvision_images']
 
 # %% ../nbs/00c_files.ipynb #adbd229c
 IMAGE_TYPES = set('.jpg .jpeg .png .bmp .gif .tif .tiff .webp .pgm .ppm'.split())
@@ -154,18 +154,29 @@ def to_array(
     b:bytes,          # the content of an image file
     size:int=48,      # height and width of the result
     channels:int=1,   # 1 grey, 3 colour
-    strict:bool=False # refuse an image of another size or mode, instead of converting it
+    strict:tuple=None # (width, height, mode) that it must have
 ) -> np.ndarray:      # uint8, (channels,size,size)
-    "Decode one image and `convert` it, or with `strict` take it as it is; raises `Broken`"
+    "Decode one image and `convert` it; raises `Broken`"
     if not b: raise Broken("is empty (0 bytes)")
-    mode = {1: 'L', 3: 'RGB'}[channels]
     try: im = Image.open(io.BytesIO(b), formats=FORMATS)
     except UnidentifiedImageError: raise Broken("is not an image") from None
-    if strict and (im.size, im.mode) != ((size, size), mode):
-        raise Broken(f"is {im.width}x{im.height} {im.mode} instead of {size}x{size} {mode}: data='folder' converts it")
+    if strict and (*im.size, im.mode) != tuple(strict):
+        raise Broken("is {}x{} {} instead of {}x{} {}: data='folder' converts it".format(*im.size, im.mode, *strict))
     if im.width*im.height > Image.MAX_IMAGE_PIXELS: raise Broken(f"is {im.width}x{im.height}, too large")
     im.draft(None, (2*size, 2*size))  # a large JPEG comes at a half, a quarter or an eighth: enough, and much faster
     return convert(im, size, channels)
+
+# %% ../nbs/00c_files.ipynb #e0d2a96b
+def has_colour(
+    files:ImageFiles, # from `list_images`
+    n:int=32          # how many to look at, spread over all
+) -> bool:
+    "Whether any of `n` images has colour; those that cannot be opened are passed over"
+    for name in files.table.name[::max(1, len(files)//n)]:
+        try: mode = Image.open(io.BytesIO(files.read(name)), formats=FORMATS).mode
+        except Exception: continue
+        if mode not in ('1', 'L', 'LA', 'F') and not mode.startswith('I'): return True
+    return False
 
 # %% ../nbs/00c_files.ipynb #c8afe0e6
 @contextlib.contextmanager
@@ -221,7 +232,7 @@ def decode(
     out,               # the `.npy` to be made: uint8, (n,channels,size,size)
     size:int=48,       # height and width
     channels:int=1,    # 1 grey, 3 colour
-    strict:bool=False, # an image of another size or mode counts as broken
+    strict:tuple=None, # (width, height, mode): an image of another form counts as broken
     threads:int=None,  # None: one for each core, at most 8
     bs:int=128         # images decoded by one thread in one go
 ) -> tuple[pd.DataFrame, list]: # the rows of `files.table` that are in `out`; [{name, reason}] of the broken ones
@@ -309,21 +320,24 @@ def _fer_blocks(rows, size, bs=256):
 
 # %% ../nbs/00c_files.ipynb #48730739
 def read_fer_csv(
-    path, # the CSV, or a folder, zip, tar or tar.gz that holds it
-    out   # the `.npy` to be made: uint8, (n,1,48,48)
+    path,          # the CSV, or a folder, zip, tar or tar.gz that holds it
+    out,           # the `.npy` to be made: uint8, (n,channels,size,size)
+    size:int=48,   # height and width; 48 is what the file holds
+    channels:int=1 # 1 grey, 3 three times the same
 ) -> tuple[pd.DataFrame, list]: # name, label and usage of each row of `out`; [{name, reason}] of the broken ones
     "Read FER-2013 from its official CSV, skipping broken rows; raises `BadInput` if over 1 % are broken"
     path, bad, meta = existing(path), [], []
+    form = lambda x: x if (size, channels) == (48, 1) else convert(Image.fromarray(x[0]), size, channels)
     try:
         # numpy only warns when it meets what is no number
-        with warnings.catch_warnings(), npy_rows(out, (1, 48, 48)) as append:
+        with warnings.catch_warnings(), npy_rows(out, (channels, size, size)) as append:
             warnings.filterwarnings('error', message='.*string or file could not be read', category=DeprecationWarning)
-            for name, size, stream in _csv_streams(path):
+            for _, nbytes, stream in _csv_streams(path):
                 if (rows := _csv_rows(stream)) is None: continue
-                for block in _bar(_fer_blocks(rows, size), size):
+                for block in _bar(_fer_blocks(rows, nbytes), nbytes):
                     good = [(i, o) for i,o in block if not isinstance(o, Broken)]
                     bad += [(f'row {i+1:,}', o) for i,o in block if isinstance(o, Broken)]
-                    if good: append(np.stack([o[0] for _,o in good]))
+                    if good: append(np.stack([form(o[0]) for _,o in good]))
                     meta += [(f'{o[2]}_{i}', *o[1:]) for i,o in good]
                 if meta or bad: break
             else: raise BadInput(f"{path} holds no CSV with the columns emotion, pixels and Usage: check the path")
