@@ -48,11 +48,13 @@ def optimizer_tensors(opt:torch.optim.Optimizer, # e.g. Adam
 
 def load_optimizer(opt, tensors, groups, prefix):
     "The inverse of `optimizer_tensors`, in place"
+    params = [p for g in opt.param_groups for p in g['params']]
     state = {}
     for name, v in tensors.items():
         if name.startswith(prefix + '.'):
             i, k = name[len(prefix)+1:].split('.', 1)
-            state.setdefault(int(i), {})[k] = v
+            p = params[int(i)]     # fused optimizers walk through memory: the state must lie there as its parameter does
+            state.setdefault(int(i), {})[k] = torch.empty_like(p).copy_(v) if v.shape == p.shape else v
     groups = [{k: tuple(v) if k == 'betas' else v for k, v in g.items()} for g in groups]
     opt.load_state_dict(dict(state=state, param_groups=groups))
 
