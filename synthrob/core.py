@@ -33,7 +33,8 @@ def _canonical(x, at='params'):
     if isinstance(x, (list, tuple)): return [_canonical(o, f'{at}[{i}]') for i,o in enumerate(x)]
     if not isinstance(x, dict):
         raise BadInput(f"{at} is a {type(x).__name__}, which JSON cannot hold: use numbers, text, lists or dicts")
-    if bad := [k for k in x if not isinstance(k, str)]: raise BadInput(f"{at} has the key {bad[0]!r}: keys must be text")
+    bad = [k for k in x if not isinstance(k, str)]
+    if bad: raise BadInput(f"{at} has the key {bad[0]!r}: keys must be text")
     return {k: _canonical(x[k], f'{at}.{k}') for k in sorted(x)}
 
 def hash_of(
@@ -138,7 +139,7 @@ def default_device(
     if d.type not in ('cpu', 'cuda'):
         raise BadInput(f"device {str(d)!r} has never been tested with synthrob: use 'cpu' or 'cuda'")
     if d.type == 'cuda' and not torch.cuda.is_available():
-        raise BadInput(f"device {str(d)!r} was asked for, but torch finds no GPU here: use device='cpu' or leave it out")
+        raise BadInput(f"device {str(d)!r} was asked for, but torch finds no GPU here: use device='cpu'")
     if d.type == 'cuda' and (d.index or 0) >= (n := torch.cuda.device_count()):
         raise BadInput(f"device {str(d)!r} was asked for, but there are {n} GPUs here, counted from 0")
     return d
@@ -233,7 +234,8 @@ def _check_params(art):
     if not f.exists(): return write_json(f, _canonical(art.params))
     try: same = read_json(f) == _canonical(art.params)
     except ValueError: same = False
-    if not same: raise BadInput(f"{f} does not hold the parameters its folder is named after: delete the folder {art.path}")
+    if not same: raise BadInput(f"{f} does not hold the parameters its folder is named after: "
+                            f"delete the folder {art.path}")
 
 # %% ../nbs/00b_core.ipynb #40e7a0bf
 def make(
@@ -243,7 +245,7 @@ def make(
     root='runs', # the folder of all artefacts
     device=None  # where `work` computes: it is written into the record
 ) -> Artefact:   # finished; `reused` tells whether `work` was spared
-    "The finished artefact of `params`: the one on disk, or else made by `work`, which may go on from what it left before"
+    "The finished artefact of `params`: the one on disk, or else made by `work`, which may go on from what it left"
     art = Artefact(kind, params, root)
     if art.done:
         _check_params(art); art.reused = True
@@ -262,5 +264,7 @@ def _work(art, work, device, resumed):
                 device=device_name(device), started=_now(), resumed=resumed)
     t = time.perf_counter()
     said = work(art) or {}
-    if both := set(said) & {*head, 'finished', 'seconds'}: raise ValueError(f"work may not set {sorted(both)} of the record")
-    write_json(art.file('record.json'), {**head, 'finished': _now(), 'seconds': round(time.perf_counter()-t, 3), **said})
+    both = set(said) & {*head, 'finished', 'seconds'}
+    if both: raise ValueError(f"work may not set {sorted(both)} of the record")
+    seconds = round(time.perf_counter() - t, 3)
+    write_json(art.file('record.json'), {**head, 'finished': _now(), 'seconds': seconds, **said})

@@ -19,7 +19,8 @@ __all__ = ['IMAGE_TYPES', 'PARTS', 'MAX_BYTES', 'FORMATS', 'FER_CLASSES', 'FER_U
 
 # %% ../nbs/00c_files.ipynb #adbd229c
 IMAGE_TYPES = set('.jpg .jpeg .png .bmp .gif .tif .tiff .webp .pgm .ppm'.split())
-PARTS = dict(train='train', training='train', valid='valid', val='valid', validation='valid', test='test', testing='test')
+PARTS = dict(train='train', training='train', valid='valid', val='valid', validation='valid',
+             test='test', testing='test')
 
 def _refuse_climbing(path, name):
     "Raise `BadInput` if `name`, of an entry in the archive `path`, could lead out of it"
@@ -35,14 +36,15 @@ def _list_zip(path):
     try: z = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, ValueError) as e:
         with open(path, 'rb') as f: cut = f.read(4) == b'PK\3\4'
-        if not cut: raise BadInput(f"{path} is neither a folder nor a zip: give the folder of images or a zip of it") from None
+        if not cut: raise BadInput(f"{path} is neither a folder nor a zip: give a folder of images or a zip") from None
         raise BadInput(f"{path} is a truncated or damaged zip ({e}): download it again") from None
     for i in z.infolist():
         _refuse_climbing(path, i.orig_filename)
-        if i.flag_bits & 1: raise BadInput(f"{path} is locked with a password ({i.filename}): unpack it and give the folder")
-        if stat.S_ISLNK(i.external_attr >> 16): raise BadInput(f"{path} holds the link {i.filename}: zip the image itself")
+        if i.flag_bits & 1: raise BadInput(f"{path} is locked with a password ({i.filename}): give it unpacked")
+        if stat.S_ISLNK(i.external_attr >> 16):
+            raise BadInput(f"{path} holds the link {i.filename}: zip the image itself")
         if i.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
-            raise BadInput(f"{path} is packed by a method that Python cannot read ({i.filename}): unpack it and give the folder")
+            raise BadInput(f"{path} is packed by a method Python cannot read ({i.filename}): give it unpacked")
     names = [i.filename for i in z.infolist() if not _hidden(i.filename)]
     files = [o for o in names if not o.endswith('/')]
     above = {o.rsplit('/', k)[0] for o in files for k in range(1, o.count('/')+1)}
@@ -85,7 +87,8 @@ def _layout(path, images, folders):
     if None in out: raise BadInput(f"in {path}, {images[out.index(None)]} {bad}")
     for f in folders:
         d = tuple(f.split('/'))
-        if at_class(d) and key(d) not in out: raise BadInput(f"in {path}, the class folder {f} holds no image: fill it or delete it")
+        if at_class(d) and key(d) not in out:
+            raise BadInput(f"in {path}, the class folder {f} holds no image: fill it or delete it")
     return out
 
 # %% ../nbs/00c_files.ipynb #2c1fcbee
@@ -184,7 +187,7 @@ def npy_rows(
     path, # the `.npy` to be made
     shape # of a row
 ):
-    "Give a function that appends blocks of uint8 rows `(n,*shape)` to a `.npy` of a length yet unknown; whole or not at all"
+    "Give a function that appends uint8 blocks `(n,*shape)` to a `.npy` of a length yet unknown; whole or not at all"
     with replacing(path) as t, open(t, 'wb') as f:
         n = 0
         def header(): np.lib.format.write_array_header_1_0(f, dict(descr='|u1', fortran_order=False, shape=(n, *shape)))
@@ -215,7 +218,8 @@ class BrokenList:
     def report(self):
         if not self.items: return
         few = '; '.join(f"{o['name']} {o['reason']}" for o in self.items[:3])
-        print(f"{self.path}: {len(self.items)} of {self.total:,} images skipped ({few}{'; ...' if len(self.items)>3 else ''})")
+        more = '; ...' if len(self.items) > 3 else ''
+        print(f"{self.path}: {len(self.items)} of {self.total:,} images skipped ({few}{more})")
 
 # %% ../nbs/00c_files.ipynb #40da426e
 def _decode_block(files, names, size, channels, strict):
@@ -264,12 +268,13 @@ def parse_fer(
     try: x = np.fromstring(row['pixels'], dtype=np.int64, sep=' ')
     except (ValueError, DeprecationWarning): raise Broken("has pixels that are not whole numbers") from None
     if len(x) != 48*48: raise Broken(f"has {len(x):,} pixels instead of 2,304")
-    if x.min() < 0 or x.max() > 255: raise Broken(f"has the pixel value {x.min() if x.min() < 0 else x.max()} outside 0..255")
+    wrong = x[(x < 0) | (x > 255)]
+    if len(wrong): raise Broken(f"has the pixel value {wrong[0]} outside 0..255")
     return x.astype(np.uint8).reshape(1, 48, 48), FER_CLASSES[int(emotion)], usage
 
 # %% ../nbs/00c_files.ipynb #8e51e190
 def _csv_streams(path):
-    "Yield (name, size in bytes, binary stream) of each CSV at `path`, a CSV, a folder, a zip or a tar, one after the other"
+    "Yield (name, size in bytes, binary stream) of each CSV at `path`: a CSV, or in a folder, a zip or a tar"
     if path.is_dir():
         for f in sorted(path.rglob('*.csv')):
             with f.open('rb') as s: yield f.name, f.stat().st_size, s
@@ -369,11 +374,13 @@ def torchvision_images(
 ) -> tuple[pd.DataFrame, list]: # name, label and part of each row; no broken ones
     "Read a torchvision data set, both parts; raises `BadInput` if it is unknown or not there"
     sets, meta = torchvision_sets(), []
-    if name not in sets: raise BadInput(f"torchvision has no data set {name!r} of this kind: choose one of {', '.join(sets)}")
+    if name not in sets:
+        raise BadInput(f"torchvision has no data set {name!r} of this kind: choose one of {', '.join(sets)}")
     try: parts = {p: sets[name](root, train=p == 'train', download=download) for p in ('train','test')}
     except Exception as e:  # missing, damaged or not reachable: each data set has its own way to say it
         fix = "check the connection and the folder" if download else "download=True fetches it"
-        raise BadInput(f"{name} cannot be read from {root} ({str(e).splitlines()[0] if str(e) else type(e).__name__}): {fix}") from None
+        why = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise BadInput(f"{name} cannot be read from {root} ({why}): {fix}") from None
     channels = channels or (1 if parts['train'][0][0].mode == 'L' else 3)
     blocks = [(p, range(a, min(a+512, len(ds)))) for p,ds in parts.items() for a in range(0, len(ds), 512)]
     with npy_rows(out, (channels, size, size)) as append:
