@@ -223,7 +223,7 @@ def _locked(art):
     lock = FileLock(f'{art.path}.lock')
     try: lock.acquire(timeout=1)
     except Timeout:
-        print(f"Waiting: another process is making {art.path}", flush=True)
+        print(f"Waiting: another process is making {art.kind}/{art.hash}", flush=True)
         lock.acquire()
     try: yield
     finally: lock.release()
