@@ -4,7 +4,7 @@
 
 # %% ../nbs/00b_core.ipynb #b3ba9ce5
 from __future__ import annotations
-import contextlib, hashlib, json, math, os, platform, random, re, secrets, time
+import contextlib, hashlib, json, math, os, platform, random, re, secrets, time, warnings
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +17,9 @@ from . import __version__
 __all__ = ['RECIPES', 'BadInput', 'hash_of', 'hash_file', 'hash_array', 'replacing', 'write_json', 'read_json', 'write_parquet',
            'write_tensors', 'read_tensors', 'write_array', 'read_array', 'default_device', 'generator', 'seeded',
            'Artefact', 'versions', 'device_name', 'make']
+
+# %% ../nbs/00b_core.ipynb #3fdaa14a
+warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated', category=FutureWarning)
 
 # %% ../nbs/00b_core.ipynb #d19b24df
 class BadInput(ValueError):

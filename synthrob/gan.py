@@ -5,11 +5,12 @@
 # %% ../nbs/01_gan.ipynb #091ef2e6
 from __future__ import annotations
 import math
-from functools import partial
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
+from .core import BadInput, generator, read_tensors, replacing, write_tensors
 from fastai.callback.core import Callback, CancelBatchException, CancelValidException
 from fastai.callback.schedule import ParamScheduler, SchedCos, SchedNo, combine_scheds
 from fastai.learner import Learner, Metric
@@ -18,8 +19,8 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from fastprogress.fastprogress import progress_bar
 
-from .core import BadInput, generator, read_tensors, write_tensors
-from .loaders import image_dls, to_uint8
+from .data import Images
+from .loaders import to_uint8
 from .losses import DiffAugment, gradient_penalty, relativistic_d, relativistic_g
 from .nets import GAN
 from .training import Checkpoint, Repeatable, has_bf16, quiet
@@ -48,7 +49,7 @@ class GANTrainer(Callback):
         if not hasattr(self.learn, 'more_opts'):
             self.learn.more_opts = dict(opt_d=self.make_opt_d(list(self.model.discriminator.parameters())))
         self.opt_d = self.learn.more_opts['opt_d']
-        self.bf16 = has_bf16(self.dls.device)
+        self.bf16 = has_bf16(self.dls.device) and self.model.params['nf'] % 16 == 0   # see below
 
     def before_train(self): self.rng = generator('gan', self.seed, self.epoch, device=self.dls.device)
     def before_validate(self): raise CancelValidException()       # there is nothing to validate on: see `quality`
@@ -198,37 +199,26 @@ def synthesize(gan:GAN,       # the trained pair; its averaged generator is used
     return x, y
 
 # %% ../nbs/01_gan.ipynb #a950f267
-@torch.no_grad()
-def sample_sheet(gan:GAN,        # the trained pair
-                 cols:int=10,    # images a class
-                 vocab=None,     # class names, written beside the rows
-                 seed:int=0,     # of the noise
-                 cell=.75,       # inches an image
-                ):               # axes
+def sample_sheet(gan:GAN,     # the trained pair
+                 n:int=10,    # images of each class
+                 vocab=None,  # class names, written beside the rows; None: numbers
+                 seed:int=0,  # of the noise
+                 ax=None      # axes to draw on; None: new ones
+                ):            # the axes
     "A sheet of synthetic images, one row a class, always of the same noise"
-    import matplotlib.pyplot as plt
-    x, y = synthesize(gan, cols, seed, progress=False)
-    k = gan.params['n_classes']
-    fig, axs = plt.subplots(k, cols, figsize=(cols*cell + .6, k*cell), dpi=80, squeeze=False,
-                            gridspec_kw=dict(wspace=.04, hspace=.04))
-    for ax, im in zip(axs.flat, x):
-        ax.imshow(im[0] if len(im) == 1 else im.permute(1, 2, 0), cmap='gray', vmin=0, vmax=255)
-        ax.set(xticks=[], yticks=[], frame_on=False)
-    for c, ax in enumerate(axs[:, 0]): ax.set_ylabel(vocab[c] if vocab else c, fontsize=8)
-    return axs
+    vocab = vocab or [str(c) for c in range(gan.params['n_classes'])]
+    return Images(*synthesize(gan, n, seed, progress=False), vocab).show(n, ax=ax)
 
 class SampleSheet(Callback):
     "Save a sample sheet of a GAN in training to `folder` after every `every`-th epoch and the last"
     order, run_valid = 75, False
-    def __init__(self, folder, every=1, cols=10): self.folder, self.every, self.cols = Path(folder), every, cols
+    def __init__(self, folder, every=1, n=10): self.folder, self.every, self.n = Path(folder), every, n
     def after_epoch(self):
         last = self.epoch + 1 == self.n_epoch
         if self.epoch < getattr(getattr(self.learn, 'checkpoint', None), 'start', 0): return
         if not (last or self.epoch % self.every == 0): return
-        import matplotlib.pyplot as plt
-        self.folder.mkdir(parents=True, exist_ok=True)
-        fig = sample_sheet(self.model, self.cols, self.dls.vocab)[0, 0].figure
-        fig.savefig(self.folder/f'epoch_{self.epoch+1:04d}.png', bbox_inches='tight')
+        fig = sample_sheet(self.model, self.n, self.dls.vocab).figure
+        with replacing(self.folder/f'epoch_{self.epoch+1:04d}.png') as t: fig.savefig(t, format='png', bbox_inches='tight')
         plt.close(fig)
         self.model.train()
 

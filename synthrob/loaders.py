@@ -9,15 +9,14 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from .core import BadInput, default_device, generator
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastcore.basics import patch
-from fastcore.meta import delegates
-
-from .core import BadInput, default_device, generator
 
 # %% auto #0
-__all__ = ['to_float', 'to_uint8', 'stream', 'balanced_stream', 'Augment', 'relight', 'ImageSet', 'DeviceDL', 'image_dls']
+__all__ = ['to_float', 'to_uint8', 'stream', 'balanced_stream', 'Augment', 'affine_grid', 'relight', 'ImageSet', 'DeviceDL',
+           'image_dls']
 
 # %% ../nbs/00d_loaders.ipynb #bce69845
 def to_float(x:Tensor # images, uint8, (n,c,h,w)
@@ -88,6 +87,15 @@ class Augment:
         if self.light: x = relight(x, (u[:, 5:7]*2 - 1)*self.light).clamp_(0, 1)
         return self.erased(x, u[:, 7:]) if self.erase else x
 
+# %% ../nbs/00d_loaders.ipynb #0f16dacb
+def affine_grid(theta:Tensor, # affine maps from output to input coordinates, both in [-1,1], (n,2,3)
+                h:int, w:int  # height and width of the output in pixels
+               ) -> Tensor:   # x and y in the input for each pixel of the output (n,h,w,2); not contiguous
+    "What `F.affine_grid(theta, (n,c,h,w), align_corners=False)` computes, by broadcasting"
+    xs, ys = ((torch.arange(k, device=theta.device)*2 + 1)/k - 1 for k in (w, h))
+    a, b, c = theta[..., None, None].unbind(2)
+    return (a*xs + c + b*ys[:, None]).permute(0, 2, 3, 1)
+
 # %% ../nbs/00d_loaders.ipynb #d6d5badf
 @patch
 def affine(self:Augment,
@@ -101,8 +109,7 @@ def affine(self:Augment,
     cos, sin = size*angle.cos(), size*angle.sin()
     theta = torch.stack([torch.stack([sign*cos, -sin, 2*self.translate*dx], 1),
                          torch.stack([sign*sin,  cos, 2*self.translate*dy], 1)], 1)
-    grid = F.affine_grid(theta, x.shape, align_corners=False)
-    return F.grid_sample(x, grid, padding_mode='reflection', align_corners=False)
+    return F.grid_sample(x, affine_grid(theta, *x.shape[-2:]), padding_mode='reflection', align_corners=False)
 
 # %% ../nbs/00d_loaders.ipynb #6e3fc1bf
 def relight(x:Tensor, # images (n,c,h,w)

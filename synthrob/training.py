@@ -8,14 +8,13 @@ import json, time
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from .core import BadInput, generator, read_tensors, write_tensors
 from fastai.callback.core import Callback, CancelEpochException
 from fastai.callback.progress import ProgressCallback
 from fastai.learner import AvgSmoothLoss, Learner
 from fastcore.basics import patch
 from safetensors import safe_open
-
-from .core import BadInput, generator, read_tensors, write_tensors
 
 # %% auto #0
 __all__ = ['Repeatable', 'optimizer_tensors', 'load_optimizer', 'Checkpoint', 'has_bf16', 'Autocast', 'DeviceSmoothLoss',
@@ -84,6 +83,7 @@ class Checkpoint(Callback):
             if self.epoch + 1 == self.start: self.learn.logger = self.held
             return
         self.rows.append([float(v) if v is not None else None for v in self.recorder.log[1:-1]])
+        self.learn.history = [dict(zip(self.recorder.metric_names[1:-1], row)) for row in self.rows]
         last = self.epoch + 1 == self.n_epoch
         if last or time.monotonic() - self.saved >= self.every: self.save()
 
@@ -118,6 +118,7 @@ def _load(self:Checkpoint):
     s = self.recorder.smooth_loss
     (s.count, val), self.start, self.rows = meta['smooth'], meta['epoch'], meta['rows']
     s.val = torch.tensor(val)
+    self.learn.history = [dict(zip(self.recorder.metric_names[1:-1], row)) for row in self.rows]
 
 # %% ../nbs/00e_training.ipynb #eb952a4f
 def has_bf16(device # where the training runs
