@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .core import BadInput
-from .loaders import relight
+from .loaders import affine_grid, relight
 
 # %% auto #0
 __all__ = ['relativistic_d', 'relativistic_g', 'gradient_penalty', 'DiffAugment', 'shift_flip', 'cut_square']
@@ -72,8 +72,7 @@ def shift_flip(x:Tensor,       # images (n,c,h,w)
     theta[:, 0, 0] = 1 if flip is None else 1 - 2*flip.float()
     theta[:, 1, 1] = 1
     theta[:, 0, 2], theta[:, 1, 2] = 2*move[:, 1]/w, 2*move[:, 0]/h
-    grid = F.affine_grid(theta, x.shape, align_corners=False)
-    return F.grid_sample(x, grid.to(x.dtype), mode='nearest', padding_mode='zeros', align_corners=False)
+    return F.grid_sample(x, affine_grid(theta, h, w), mode='nearest', padding_mode='zeros', align_corners=False)
 
 # %% ../nbs/01b_losses.ipynb #6e38aa17
 def cut_square(x:Tensor,    # images (n,c,h,w)

@@ -19,6 +19,7 @@ from .cnn import Evaluation, cnn_learner, evaluate, recipe
 from .data import check_no_leak, duplicate_groups, prepare, splits
 from .gan import SampleSheet, gan_learner, load_gan, save_gan, synthesize
 from .loaders import ImageSet, image_dls
+from .nets import coarsest
 
 # %% auto #0
 __all__ = ['presets', 'SplitParams', 'check_value', 'check_params', 'given_params', 'class_order', 'share_out', 'Plan', 'plan',
@@ -107,6 +108,7 @@ def check_params(given:dict # parameters by name; those that are missing have th
     for k, v in presets[p.preset].items():
         if getattr(p, k) is None: setattr(p, k, v)
     recipe(p.cnn)
+    coarsest(p.size)
     default_device(p.device)
     needs_real = p.how == 'replace' and p.ratio == 1 and p.filler != 'synthetic'
     if p.how == 'add' and p.ratio == 1:
@@ -211,15 +213,16 @@ def mix(real,                   # real training images: `x`, `y`, `vocab`
     a = plan(real.y, k, ratio, how, classes, seed)
     x, y = real.x[a.keep], real.y[a.keep]
     if filler == 'none': return _weighted(x, y, real.vocab, a.fill)
-    add = _first(pool, a.fill) if filler == 'synthetic' else a.keep[_repeated(y, a.fill, seed)]
-    source = pool if filler == 'synthetic' else real
+    source = pool if filler == 'synthetic' and a.synthetic else real
+    add = _first(pool, a.fill) if source is not real else a.keep[_repeated(y, a.fill, seed)]
     filled = torch.arange(len(a.keep) + a.synthetic) >= len(a.keep)
     return Mixed(torch.cat([x, source.x[add]]), torch.cat([y, source.y[add]]), real.vocab, filled)
 
 # %% ../nbs/03_split.ipynb #6ab6ff60
 def _first(pool, fill):
     "The first `fill[c]` images of each class of `pool`"
-    have = pool.y.bincount(minlength=len(fill)) if pool is not None else torch.zeros_like(fill)
+    if pool is None: raise BadInput("filler='synthetic' needs a pool of synthetic images, and there is none.")
+    have = pool.y.bincount(minlength=len(fill))
     if (short := (have < fill).nonzero()[:, 0]).numel():
         c = int(short[0])
         raise BadInput(f"The pool holds {int(have[c])} images of class {c}, and the mixture needs {int(fill[c])}: make a larger pool.")

@@ -1,0 +1,146 @@
+"The main job from end to end: through papermill as people start it, killed and started again, on the faces and on FER-2013"
+from __future__ import annotations
+import json, shutil, signal, subprocess, sys, time
+from pathlib import Path
+import nbformat, numpy as np, pandas as pd, pytest, torch
+from PIL import Image
+from synthrob.core import BadInput
+from synthrob.data import duplicate_groups
+from synthrob.faces import draw_faces, emotions
+from synthrob.split import SplitRun, check_params, run_split
+
+SMALL = dict(data='folder', size=32, gan_images=2560, gan_width=16, cnn_epochs=3)
+
+@pytest.fixture(scope='session')
+def face_folder(tmp_path_factory) -> Path:
+    "Train and test faces as files, ten of the test faces planted as copies in the training part, one of them mislabelled"
+    top = tmp_path_factory.mktemp('faces')
+    y = torch.arange(400) % 5
+    x = draw_faces(y, size=32, seed=9, progress=False)
+    for i in range(400):
+        place(top/('test' if i >= 300 else 'train'), x[i], emotions[y[i]], f'{i}')
+    for i in range(300, 310): place(top/'train', x[i], emotions[(y[i] + (i == 309)) % 5], f'copy_{i}')
+    return top
+
+def place(top, x, label, name):
+    (top/label).mkdir(parents=True, exist_ok=True)
+    Image.fromarray(x[0].numpy()).save(top/label/f'{name}.png')
+
+def papermill(repo, out, *params, cwd=None, nb=None):
+    "Start papermill as the README does; the finished process"
+    args = [sys.executable, '-m', 'papermill', '--no-progress-bar', str(nb or repo/'nbs'/'03_split.ipynb'), str(out)]
+    for k, v in zip(params[::2], params[1::2]): args += ['-p', k, str(v)]
+    return subprocess.run(args, cwd=cwd or repo, capture_output=True, text=True, timeout=900)
+
+def as_args(d): return [o for kv in d.items() for o in kv]
+def records(out, kind='split'): return [json.loads(p.read_text()) for p in Path(out).glob(f'{kind}/*/record.json')]
+
+def library(repo): return {p: p.read_bytes() for p in (repo/'synthrob').glob('*.py')}
+
+def test_papermill_from_the_root(repo, face_folder, tmp_path):
+    before = library(repo)
+    out = tmp_path/'runs'
+    r = papermill(repo, tmp_path/'out.ipynb', 'ratio', .3, 'path', face_folder, 'out', out, *as_args(SMALL))
+    assert r.returncode == 0, r.stderr[-3000:]
+    record, = records(out)
+    counts = pd.DataFrame(record['counts']).T
+    assert abs(counts.filled.sum()/counts.values.sum() - .3) < .01
+    assert record['test']['n'] == 100 and np.sum(record['test']['confusion']) == 100
+    nb = nbformat.read(tmp_path/'out.ipynb', 4)
+    kinds = [k for c in nb.cells for o in c.get('outputs', []) for k in o.get('data', {})]
+    text = str(nb)
+    assert kinds.count('image/png') >= 3 and 'fastprogress' in text, 'the executed notebook shows figures and the training'
+    assert library(repo) == before, 'a batch run must not rewrite the library'
+
+def test_papermill_elsewhere(repo, face_folder, tmp_path):
+    "From nbs/, and as a lone copy in a folder that knows nothing of the project"
+    copy = shutil.copy(repo/'nbs'/'03_split.ipynb', tmp_path)
+    for cwd, nb in ((repo/'nbs', '03_split.ipynb'), (tmp_path, Path(copy).name)):
+        r = papermill(repo, tmp_path/'out.ipynb', 'ratio', .5, 'path', face_folder, 'out', tmp_path/'runs', *as_args(SMALL), cwd=cwd, nb=nb)
+        assert r.returncode == 0, r.stderr[-3000:]
+    assert len(records(tmp_path/'runs')) == 1, 'the second run found the first'
+
+@pytest.mark.parametrize('params, sentence', [
+    (('raito', .3), "There is no parameter 'raito': did you mean 'ratio'?"),
+    (('ratio', 1.3), 'ratio=1.3 cannot be: it must be a number from 0 to 1.')])
+def test_papermill_refuses(repo, tmp_path, params, sentence):
+    r = papermill(repo, tmp_path/'out.ipynb', *params, 'out', tmp_path/'runs')
+    assert r.returncode != 0 and sentence in r.stderr
+    assert not (tmp_path/'runs').exists(), 'refused before anything was made'
+
+@pytest.mark.parametrize('params, sentence', [
+    (dict(how='add', ratio=1), "ratio=1 with how='add'"), (dict(vocab='happy,bored'), "no class 'bored'"),
+    (dict(data='fer2013', path='missing.zip'), 'missing.zip'), (dict(data='martians'), "'martians'"),
+    (dict(cnn='resnet999'), "'resnet999'"), (dict(gan_images='many'), "gan_images='many'"), (dict(ratio=True), 'ratio=True'),
+    (dict(size=33), 'size=33')])
+def test_bad_input_before_training(tmp_path, params, sentence):
+    with pytest.raises(BadInput, match='.') as e: run_split(out=str(tmp_path/'runs'), **params)
+    assert sentence in str(e.value) and '\n' not in str(e.value)
+    assert not list(tmp_path.glob('runs/[gps]*/*/params.json')), 'no GAN, pool or split was begun'
+
+def test_an_empty_class(face_folder, tmp_path):
+    shutil.copytree(face_folder, tmp_path/'faces')
+    (tmp_path/'faces'/'train'/'bored').mkdir()
+    with pytest.raises(BadInput, match='bored'): run_split(path=str(tmp_path/'faces'), out=str(tmp_path/'runs'), **SMALL)
+
+def test_nothing_held_out_is_trained_on(face_folder, tmp_path):
+    "Ten test images lie in the training folder, too: neither GAN nor CNN gets to see them"
+    run = SplitRun(check_params(dict(path=face_folder, ratio=.5, out=str(tmp_path), **SMALL)))
+    assert run.splits.report['removed']['leak'] == 10
+    g = duplicate_groups(torch.cat([run.held, run.real.x, run.train.x[~run.train.filled]]))
+    assert not torch.isin(g[len(run.held):], g[:len(run.held)]).any()
+    assert run.record['params']['images']['test'] and run.gan.record['n_train'] == len(run.real) == len(run.train)
+
+def test_source_says_what_the_leak_is_worth(face_folder, tmp_path):
+    run = run_split(path=str(face_folder), preset='source', out=str(tmp_path), ratio=.3, **SMALL)
+    leak = run.record['leak']
+    assert 1 <= leak['copies'] <= 10 and leak['worth'] == pytest.approx(run.record['test']['accuracy'] - leak['accuracy_rest'])
+    assert run.gan.record['n_train'] == len(run.splits.train) + len(run.splits.test), "the study's GAN saw the test images"
+
+def test_other_arms(face_folder, tmp_path):
+    "Every way to mix trains for the same number of steps and is tested on the same images"
+    base = dict(path=str(face_folder), out=str(tmp_path), **SMALL)
+    arms = [dict(ratio=0), dict(ratio=.6, how='add'), dict(ratio=.6, how='add', classes='balance'), dict(ratio=1.),
+            dict(ratio=.4, filler='repeat'), dict(ratio=.4, filler='none', classes='balance')]
+    runs = [run_split(**base, **a) for a in arms]
+    assert len({r.record['steps'] for r in runs}) == 1 and len({str(r.record['params']['images']['test']) for r in runs}) == 1
+    assert len(records(tmp_path)) == len(arms) and len(records(tmp_path, 'gan')) == 1 and len(records(tmp_path, 'data')) == 1
+
+def test_killed_and_started_again(face_folder, tmp_path):
+    "SIGKILL after a checkpoint of the GAN, and after one of the CNN; the record is that of an undisturbed run"
+    code = """import sys, json, synthrob.gan, synthrob.cnn
+from synthrob.training import Checkpoint
+synthrob.gan.Checkpoint = synthrob.cnn.Checkpoint = lambda path, every, tag: Checkpoint(path, 0, tag)   # after every epoch
+from synthrob.split import run_split
+run_split(**json.loads(sys.argv[1]))"""
+    params = {**SMALL, 'path': str(face_folder), 'ratio': .3, 'gan_images': 6400, 'cnn_epochs': 40}
+    def start(out): return subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code, json.dumps({**params, 'out': str(out)})],
+                                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    out = tmp_path/'killed'
+    for kind in 'gan', 'split':
+        p = start(out)
+        kill_when(p, lambda: list(out.glob(f'{kind}/*/checkpoint.safetensors')))
+        assert not records(out, kind), 'it was killed in time'
+    p = start(out)
+    _, err = p.communicate(timeout=600)
+    assert p.returncode == 0, err.decode()[-2000:]
+    again, whole = (run_split(**{**params, 'out': str(o)}) for o in (out, tmp_path/'whole'))
+    assert again.artefact.reused and again.record['resumed'] and again.gan.record['resumed'] and not whole.record['resumed']
+    assert again.gan.record['history'] == whole.gan.record['history'] and again.record['history'] == whole.record['history']
+    assert torch.equal(again.evaluation().probs, whole.evaluation().probs)
+
+def kill_when(p, begun):
+    "SIGKILL `p` as soon as `begun()`"
+    end = time.monotonic() + 300
+    while not begun() and p.poll() is None and time.monotonic() < end: time.sleep(.01)
+    assert p.poll() is None, f'it ended before it could be killed: {p.stderr.read().decode()[-2000:]}'
+    p.send_signal(signal.SIGKILL); p.wait()
+
+def test_fer2013(fer2013_zip, tmp_path):
+    "The real files, five classes, with little training"
+    run = run_split(data='fer2013', path=str(fer2013_zip), ratio=.3, size=48, gan_images=1280, gan_width=16, cnn='poster',
+                    cnn_epochs=3, real_share=.2, out=str(tmp_path))
+    assert run.images.vocab == 'fear angry happy sad neutral'.split()
+    assert len(run.splits.test) == 3118 and run.splits.report['test_with_copy_outside'] == 150
+    assert run.record['leak']['copies'] == 0
+    assert run.record['test']['n'] == 3118 and run.record['test']['accuracy'] > .2
