@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from .core import BadInput, default_device, device_name, generator, seeded, versions
 from fastai.callback.core import Callback, CancelValidException
 from fastai.vision.augment import aug_transforms
 from fastai.vision.core import PILImage, PILImageBW
@@ -22,7 +23,6 @@ from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
 from .cnn import cnn_learner, evaluate, recipes
-from .core import BadInput, default_device, device_name, generator, seeded, versions
 from .data import Images, fer2013_path, prepare
 from .files import list_images
 from .gan import gan_learner

@@ -133,7 +133,9 @@ def show(self:Images,
     sheet = np.full((len(rows)*(h+1) - 1, max(map(len, rows))*(w+1) - 1, c), 255, np.uint8)
     for r,row in enumerate(rows):
         for j,i in enumerate(row): sheet[r*(h+1):r*(h+1)+h, j*(w+1):j*(w+1)+w] = self.x[i].permute(1, 2, 0)
-    if ax is None: ax = plt.subplots(figsize=(sheet.shape[1]/64, sheet.shape[0]/64), dpi=64)[1]
+    if ax is None:
+        inch = max(1/64, .6/w)                             # a pixel: small images are shown larger than they are
+        ax = plt.subplots(figsize=(sheet.shape[1]*inch, sheet.shape[0]*inch), dpi=64)[1]
     ax.imshow(sheet.squeeze(), cmap='gray', vmin=0, vmax=255, aspect='equal')
     ax.set(xticks=[], yticks=[r*(h+1) + h/2 for r in range(len(rows))] if by_class else [])
     if by_class: ax.set_yticklabels(self.vocab)

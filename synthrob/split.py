@@ -56,9 +56,9 @@ class SplitParams:
 # %% ../nbs/03_split.ipynb #8ae0cb2b
 presets = dict(
     quick =dict(size=32, gan_images=30_000, gan_bs=64, gan_width=32, cnn='poster', cnn_epochs=20),
-    cpu   =dict(size=48, gan_images=400_000, gan_bs=64, gan_width=32, cnn='strong', cnn_epochs=12),
+    cpu   =dict(size=48, gan_images=250_000, gan_bs=64, gan_width=32, cnn='strong', cnn_epochs=10),
     gpu   =dict(size=48, gan_images=10_000_000, gan_bs=256, gan_width=96, cnn='strong', cnn_epochs=60),
-    source=dict(size=32, gan_images=400_000, gan_bs=64, gan_width=32, cnn='poster', cnn_epochs=25))
+    source=dict(size=32, gan_images=250_000, gan_bs=64, gan_width=32, cnn='poster', cnn_epochs=25))
 
 @dataclass(frozen=True)
 class _Choice:
