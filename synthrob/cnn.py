@@ -234,9 +234,9 @@ def plot_confusion(self:Evaluation,
     "The confusion matrix: colour and large digits are shares of a row, small digits are counts"
     import matplotlib.pyplot as plt, seaborn as sns
     m = self.confusion
-    share = m.div(m.sum(1).clip(lower=1), axis=0)
+    share = m.div(m.sum(axis=1).clip(lower=1), axis=0)
     text = [[f'{s:.0%}\n({n})' for s, n in zip(*o)] for o in zip(share.values, m.values)]
-    if ax is None: ax = plt.subplots(figsize=(.95*len(m) + 1.1, .8*len(m) + .7), dpi=80)[1]
+    if ax is None: ax = plt.subplots(figsize=(.95*len(m) + 1.1, .8*len(m) + .7), dpi=72)[1]
     sns.heatmap(share, vmin=0, vmax=1, cmap='Blues', annot=text, fmt='', square=False, ax=ax, annot_kws=dict(size=8),
                 cbar_kws=dict(label='share of the true class'))
     ax.set_title(title or f'n = {len(self.y)}, accuracy {self.accuracy:.1%}', fontsize=10)

@@ -134,7 +134,7 @@ def show(self:Images,
     for r,row in enumerate(rows):
         for j,i in enumerate(row): sheet[r*(h+1):r*(h+1)+h, j*(w+1):j*(w+1)+w] = self.x[i].permute(1, 2, 0)
     if ax is None:
-        inch = max(1/64, .6/w)                             # a pixel: small images are shown larger than they are
+        inch = max(1/64, .55/w)                             # a pixel: small images are shown larger than they are
         ax = plt.subplots(figsize=(sheet.shape[1]*inch, sheet.shape[0]*inch), dpi=64)[1]
     ax.imshow(sheet.squeeze(), cmap='gray', vmin=0, vmax=255, aspect='equal')
     ax.set(xticks=[], yticks=[r*(h+1) + h/2 for r in range(len(rows))] if by_class else [])
@@ -444,7 +444,7 @@ def describe(
 
 def _describe_plot(images, table):
     "Bars of `table`, and images beside them"
-    fig, axs = plt.subplots(1, 2, figsize=(9, .5 + .5*len(table)), dpi=72)
+    fig, axs = plt.subplots(1, 2, figsize=(9, .5 + .45*len(table)), dpi=64)
     table.iloc[::-1].plot.barh(stacked=True, ax=axs[0], color=['#4878a8', '#8fb4d9', '#e8a33d', '#cccccc'], width=.8)
     axs[0].set(xlabel='images')
     axs[0].legend(fontsize=7, frameon=False, ncols=4, loc='lower left', bbox_to_anchor=(0, 1))
