@@ -173,7 +173,7 @@ class Evaluation:
     def __init__(self, probs, y, vocab):
         self.probs, self.y, self.vocab = torch.as_tensor(probs, dtype=torch.float32), torch.as_tensor(y), list(vocab)
         self.pred = self.probs.argmax(1)
-        self.accuracy = (self.pred == self.y).float().mean().item()
+        self.accuracy = (self.pred == self.y).double().mean().item()
 
     @property
     def confusion(self) -> pd.DataFrame: # counts; rows: true class, columns: predicted class
