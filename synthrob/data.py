@@ -132,7 +132,7 @@ def show(self:Images,
     c, h, w = self.x.shape[1:]
     sheet = np.full((len(rows)*(h+1) - 1, max(map(len, rows))*(w+1) - 1, c), 255, np.uint8)
     for r,row in enumerate(rows):
-        for j,i in enumerate(row): sheet[r*(h+1):r*(h+1)+h, j*(w+1):j*(w+1)+w] = self.x[i].permute(1, 2, 0)
+        for j,i in enumerate(row): sheet[r*(h+1):r*(h+1)+h, j*(w+1):j*(w+1)+w] = self.x[i].permute(1, 2, 0).numpy()
     if ax is None:
         inch = max(1/64, .55/w)                             # a pixel: small images are shown larger than they are
         ax = plt.subplots(figsize=(sheet.shape[1]*inch, sheet.shape[0]*inch), dpi=64)[1]
