@@ -4,7 +4,7 @@
 
 # %% ../nbs/03_split.ipynb #1866e7ab
 from __future__ import annotations
-import difflib, numbers, os
+import difflib, math, numbers, os
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 
@@ -90,7 +90,7 @@ def check_value(name, # a parameter of `SplitParams`
     right = isinstance(v, str) if c.kind is str else number and (c.kind is float or isinstance(v, numbers.Integral))
     bounds = f" from {c.low:g} to {c.high:g}" if c.high is not None else f" of at least {c.low:g}" if c.low is not None else ''
     want = ' or '.join(map(repr, c.options)) or {str: 'a text', int: 'a whole number', float: 'a number'}[c.kind] + bounds
-    if not right or (c.options and v not in c.options) or (c.low is not None and v < c.low) or (c.high is not None and v > c.high):
+    if not right or (c.options and v not in c.options) or (c.low is not None and not c.low <= v <= (c.high or math.inf)):   # nan is neither
         raise BadInput(f"{name}={v!r} cannot be: it must be {want}.")
     return v
 
@@ -145,13 +145,9 @@ def share_out(m:int,         # synthetic images to give out
               classes:str    # 'prior' or 'balance'
              ) -> Tensor:    # synthetic images of each class (k,), their sum is `m`
     "How many synthetic images each class gets"
-    if classes == 'prior':
-        exact = m*shares.double()/shares.sum()
-        n, rest = exact.long(), exact - exact.floor()
-    else:
-        level = _water_level(m, real.double())
-        exact = (level - real.double()).clamp_min(0)
-        n, rest = exact.long(), exact - exact.floor()
+    if classes == 'prior': exact = m*shares.double()/shares.sum()
+    else: exact = (_water_level(m, real.double()) - real.double()).clamp_min(0)
+    n, rest = exact.long(), exact - exact.floor()
     n[rest.argsort(descending=True, stable=True)[:m - int(n.sum())]] += 1      # the fractions that are left over
     return n
 
@@ -244,7 +240,13 @@ def _weighted(x, y, vocab, fill):
     w = (n + fill)/n
     return Mixed(x, y, vocab, torch.zeros(len(y), dtype=torch.bool), w/w[y].mean())
 
-# %% ../nbs/03_split.ipynb #1e619f28
+# %% ../nbs/03_split.ipynb #0dba6b15
+def _made(kind, params, work, p):
+    "`make`, whose checkpoint goes when the record stands and not before: killed in between, nothing is trained again"
+    art = make(kind, params, work, root=p.out, device=p.device)
+    art.file('checkpoint.safetensors').unlink(missing_ok=True)
+    return art
+
 def gan_stage(images,       # the images that the GAN may see: `x`, `y`, `vocab`
               p:SplitParams # `gan_images`, `gan_width`, `gan_bs`, `gan_seed`, `device`, `out` are used
              ) -> Artefact: # its folder holds `gan.safetensors` and `samples/`
@@ -255,11 +257,10 @@ def gan_stage(images,       # the images that the GAN may see: `x`, `y`, `vocab`
         learn = gan_learner(dls, nf=p.gan_width, seed=p.gan_seed)
         learn.fit_images(p.gan_images, art.file('checkpoint.safetensors'), cbs=[SampleSheet(art.file('samples'), every=10)])
         save_gan(learn.model, art.file('gan.safetensors'))
-        art.file('checkpoint.safetensors').unlink()
         return dict(history=learn.history, n_train=len(images))
     params = dict(images=hash_array(images.x), labels=hash_array(images.y), vocab=list(images.vocab), bs=p.gan_bs,
                   n_images=p.gan_images, width=p.gan_width, seed=p.gan_seed)
-    return make('gan', params, work, root=p.out, device=p.device)
+    return _made('gan', params, work, p)
 
 # %% ../nbs/03_split.ipynb #b9027574
 def pool_stage(gan:Artefact, # from `gan_stage`
@@ -329,13 +330,12 @@ def cnn_stage(train:Mixed,    # the mixture
         write_tensors(art.file('cnn.safetensors'), {k: v.clone() for k, v in learn.model.state_dict().items()})
         table = answers({k: (ev, parts[k][1], parts[k][0].names) for k, ev in evs.items()})
         write_parquet(art.file('predictions.parquet'), table)
-        art.file('checkpoint.safetensors').unlink()
         return dict(**{k: ev.to_dict() for k, ev in evs.items()}, history=learn.history, steps=n_steps*r.epochs,
                     counts={c: dict(row) for c, row in train.counts.to_dict('index').items()}, **more(evs))
     weights = None if train.class_weights is None else train.class_weights.tolist()
     images = {k: [hash_array(o.x), hash_array(o.y)] for k, o in dict(train=train, **{k: im for k, (im, _) in parts.items()}).items()}
     params = dict(params, cnn=r.params, cnn_seed=p.cnn_seed, n_steps=n_steps, class_weights=weights, images=images)
-    return make('split', params, work, root=p.out, device=p.device)
+    return _made('split', params, work, p)
 
 # %% ../nbs/03_split.ipynb #3054e5e3
 def check_held_out(trained:Tensor, # images that are about to be trained on, uint8 (n,c,h,w)
