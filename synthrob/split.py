@@ -5,7 +5,7 @@
 # %% ../nbs/03_split.ipynb #1866e7ab
 from __future__ import annotations
 import difflib, math, numbers, os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 
 import numpy as np, pandas as pd
@@ -44,12 +44,14 @@ class SplitParams:
     gan_images: int = None        # real images the GAN's discriminator sees; None: as the preset says
     gan_bs: int = None            # batch size of the GAN; None: as the preset says
     gan_width: int = None         # width of the GAN's nets; None: as the preset says
-    cnn: str = None               # 'poster' or 'strong'; None: as the preset says
+    cnn: str = None               # 'poster', 'strong' or 'torchvision:NAME'; None: as the preset says
     cnn_epochs: int = None        # epochs of the classifier; None: as the preset says
     split_seed: int = 42          # of the validation part and of which real images stay
     gan_seed: int = 0             # of the GAN's training
     pool_seed: int = 0            # of the pool's noise
     cnn_seed: int = 0             # of the classifier's training
+    robust: str = 'fast'          # how much is asked about robustness: 'none', 'fast' or 'full'
+    margin: float = .02           # accuracies that differ by less are called equivalent; declared before anything is seen
     device: str = None            # 'cpu', 'cuda'; None: the GPU if there is one
     out: str = 'runs'             # folder of everything that is kept
 
@@ -73,6 +75,7 @@ _choices = dict(
     filler=_Choice(options=('synthetic', 'repeat', 'none')), size=_Choice(int, low=16, high=128), channels=_Choice(int, (1, 3)),
     real_share=_Choice(float, low=.001, high=1), preset=_Choice(options=tuple(presets)),
     gan_images=_Choice(int, low=1), gan_bs=_Choice(int, low=2), gan_width=_Choice(int, low=4, high=512), cnn_epochs=_Choice(int, low=1),
+    robust=_Choice(options=('none', 'fast', 'full')), margin=_Choice(float, low=1e-4, high=.5),
     **{f'{o}_seed': _Choice(int, low=0, high=2**31) for o in ('split', 'gan', 'pool', 'cnn')})
 
 # %% ../nbs/03_split.ipynb #5b5176d3
@@ -115,7 +118,14 @@ def check_params(given:dict # parameters by name; those that are missing have th
         raise BadInput("ratio=1 with how='add' cannot be: with all real images kept, no finite number of synthetic ones makes "
                        "their share 1; choose a smaller ratio or how='replace'.")
     if needs_real: raise BadInput(f"ratio=1 with filler={p.filler!r} cannot be: it leaves no real image; choose a smaller ratio.")
-    return p
+    return _one_of_a_kind(p)
+
+def _one_of_a_kind(p):
+    "Parameters that cannot matter are at their defaults, so that equal experiments have equal parameters"
+    if p.ratio == 0: idle = ('how', 'classes', 'filler', 'gan_seed', 'pool_seed', 'gan_images', 'gan_bs', 'gan_width')
+    elif p.filler != 'synthetic': idle = ('gan_seed', 'pool_seed', 'gan_images', 'gan_bs', 'gan_width')
+    else: idle = ()
+    return replace(p, **{f.name: f.default for f in fields(p) if f.name in idle})
 
 # %% ../nbs/03_split.ipynb #15f8937f
 def given_params(before:set,   # names that were there before the parameters
@@ -208,7 +218,7 @@ def mix(real,                   # real training images: `x`, `y`, `vocab`
     k = len(real.vocab)
     a = plan(real.y, k, ratio, how, classes, seed)
     x, y = real.x[a.keep], real.y[a.keep]
-    if filler == 'none': return _weighted(x, y, real.vocab, a.fill)
+    if filler == 'none' and a.synthetic: return _weighted(x, y, real.vocab, a.fill)
     source = pool if filler == 'synthetic' and a.synthetic else real
     add = _first(pool, a.fill) if source is not real else a.keep[_repeated(y, a.fill, seed)]
     filled = torch.arange(len(a.keep) + a.synthetic) >= len(a.keep)
@@ -419,14 +429,17 @@ def artefact(self:SplitRun) -> Artefact:
     if self.made is None: self.made = self._finish()
     return self.made
 
+# do not determine the result, or are said by the hash of the data, of the GAN, or by the classifier's recipe
+_elsewhere = {'device', 'out', 'path', 'preset', 'cnn', 'cnn_epochs', 'cnn_seed', 'gan_images', 'gan_bs', 'gan_width', 'gan_seed',
+              'robust', 'margin'}
+
 @patch
 def _finish(self:SplitRun):
     "Train the classifier and ask it"
     s = self.splits
     if not self.leak: check_held_out(self.train.x[~self.train.filled], self.held)
     parts = {k: (self.part(k), getattr(s, k).tolist()) for k in ('valid', 'test')}
-    here = ('device', 'out', 'path', 'preset', 'cnn', 'cnn_epochs', 'cnn_seed')   # do not determine it, or are said by the recipe
-    params = {k: v for k, v in asdict(self.p).items() if k not in here}
+    params = {k: v for k, v in asdict(self.p).items() if k not in _elsewhere}
     params |= dict(leak=self.leak, data=self.images.hash, gan=self.gan.hash if self.wants_pool else None)
     more = lambda evs: dict(given=asdict(self.p), splits=s.report, broken=self.images.about.get('broken', []),
                             leak=leak_worth(evs['test'], s.audit['leaked'][s.test.numpy()]))
