@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse, contextlib, difflib, inspect, itertools, math, os, re, signal, statistics, sys, time
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, wait
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from datetime import datetime, timezone
 from decimal import Decimal
 from functools import partial
@@ -17,21 +17,26 @@ from pathlib import Path
 import pandas as pd
 import yaml
 from fastcore.basics import patch
-from fastcore.docments import docments
 from fastcore.imports import in_notebook
 from filelock import FileLock, Timeout
 import synthrob
-from .core import Artefact, BadInput, hash_of, make, read_json, versions, write_json
+from .core import Artefact, BadInput, default_device, hash_of, make, read_json, versions, write_json
 
 # %% auto #0
-__all__ = ['NOTEBOOK', 'axes', 'values', 'cell_params', 'Cell', 'combinations', 'Sweep', 'notebook_path', 'made_by', 'last_error',
-           'run_cell', 'Queue', 'Costs', 'Line', 'Runner', 'read_spec', 'grids_of', 'sweep', 'parser', 'main']
+__all__ = ['NOTEBOOK', 'split_params', 'axes', 'values', 'cell_params', 'Cell', 'cell', 'combinations', 'Sweep', 'notebook_path',
+           'made_by', 'last_error', 'run_cell', 'Queue', 'Costs', 'Line', 'Runner', 'read_spec', 'grids_of', 'sweep',
+           'parser', 'main']
 
-# %% ../nbs/03a_sweep.ipynb #1f511657
-def axes() -> dict: # name -> type, as text
-    "What a grid can vary: every parameter of a split experiment but those that hold for a whole sweep"
-    from synthrob.split import SplitParams   # here, not above: who only executes cells need not wait for fastai
-    return {f.name: str(f.type) for f in fields(SplitParams) if f.name not in ('device', 'out', 'margin')}
+# %% ../nbs/03a_sweep.ipynb #9cd69c65
+def split_params() -> dict: # name -> (type, what it means), both as text
+    "What one split experiment is made of, read from the source of `SplitParams`: an import of fastai would take its seconds"
+    source = (Path(synthrob.__file__).parent/'split.py').read_text(encoding='utf-8')
+    source = re.search(r'^class SplitParams:\n(.*?)^\S', source, re.M | re.S)[1]
+    return {m[1]: (m[2], m[3]) for m in re.finditer(r'^    (\w+): (\w+) = .*?# (.*)$', source, re.M)}
+
+def axes() -> dict: # name -> (type, what it means)
+    "What a grid can vary: all that does not hold for a whole sweep"
+    return {k: v for k, v in split_params().items() if k not in ('device', 'out', 'margin')}
 
 def _known(name, names, what):
     "Raise `BadInput` with what is nearest unless `name` is one of `names`"
@@ -58,10 +63,10 @@ def values(name:str, # a parameter of `SplitParams`
            v         # one value; several in a list, range or text with commas; `...` or `'...'` for equal steps; `'0..5'`
           ) -> list: # each once, checked
     "The values of an axis; an integer n for a seed is the seeds 0 to n-1. Raises `BadInput`"
+    from synthrob.split import check_value     # here, not above: who only looks for finished cells need not wait for fastai
     known = axes()
-    from synthrob.split import check_value
     _known(name, known, 'parameter')
-    number, whole = known[name] != 'str', name in ('vocab', 'path')        # the latter may have commas of their own
+    number, whole = known[name][0] != 'str', name in ('vocab', 'path')        # the latter may have commas of their own
     if whole: items = list(v) if name == 'path' and isinstance(v, (list, tuple)) else [v]
     elif isinstance(v, str): items = [o.strip() for o in v.split(',')]
     else: items = [v] if v is None or not hasattr(v, '__iter__') else list(v)
@@ -102,14 +107,11 @@ def cell_params(p,            # `SplitParams`, from `check_params`
 class Cell:
     "One experiment of a sweep; `art` is the artefact in `out/cell/<hash>/`, `gan` names its GAN, None where it needs none"
     def __init__(self,
-                 p,               # `SplitParams`, from `check_params`
-                 content:str=None # of what lies at `p.path`
+                 params:dict, # what determines it
+                 given:dict   # what the notebook is told; `out` is a whole path
                 ):
-        self.art = Artefact('cell', cell_params(p, content), p.out)
-        params, whole = self.art.params, asdict(p)
-        self.given = {k: whole[k] for k in (*params, 'out', 'margin', 'device') if k in whole}  # what the notebook is told
-        self.given.update(out=str(Path(p.out).absolute()), path=p.path and str(Path(p.path).expanduser().absolute()))
-        self.gan = hash_of({k: v for k, v in params.items() if k in _gan_fields or k.startswith('gan_')}) if 'gan_seed' in params else None
+        self.art, self.given = Artefact('cell', params, given['out']), given
+        self.gan = hash_of([params.get(k) for k in _gan_fields]) if 'gan_seed' in params else None
 
     @property
     def hash(self): return self.art.hash
@@ -121,7 +123,15 @@ class Cell:
     @property
     def state(self): return 'done' if self.art.done else 'failed' if self.error else 'open'
 
-_gan_fields = ('data', 'path', 'vocab', 'size', 'channels', 'real_share', 'preset', 'split_seed')
+_gan_fields = ('data path vocab size channels real_share preset split_seed gan_images gan_bs gan_width gan_seed').split()
+
+def cell(p,               # `SplitParams`, from `check_params`
+         content:str=None # of what lies at `p.path`
+        ) -> Cell:
+    "The cell of an experiment"
+    params, given = cell_params(p, content), asdict(p)
+    whole = lambda o: o and str(Path(o).expanduser().absolute())
+    return Cell(params, {**{k: given[k] for k in (*params, 'margin', 'device')}, 'out': whole(p.out), 'path': whole(p.path)})
 
 # %% ../nbs/03a_sweep.ipynb #4df257e7
 @patch(as_prop=True)
@@ -163,6 +173,35 @@ def _content(p, seen):
         seen[key] = content_key(p.path) if p.path and name != 'torchvision' else None
     return seen[key]
 
+# %% ../nbs/03a_sweep.ipynb #a3c37ba5
+def _write_out(grids, margin, out, device) -> dict: # as JSON can hold it
+    "Grids, checked and written out: their values, all combinations, the cells these lead to, and what was left out"
+    from synthrob.split import check_params
+    check_params(dict(margin=margin, device=device))
+    cells, combos, left_out, seen = {}, [], Counter(), {}
+    for good, bad in map(combinations, grids):
+        left_out += bad
+        for one, p in good:
+            p.out, p.device, p.margin = str(out), device, margin
+            c = cell(p, _content(p, seen))
+            combos.append(({**asdict(p), **one}, cells.setdefault(c.hash, (len(cells), c))[0]))
+    return dict(grids=[{k: values(k, v) for k, v in g.items()} for g in grids], left_out=dict(left_out), combos=combos,
+                cells=[dict(params=c.art.params, given=c.given) for _, c in cells.values()])
+
+def _key(grids, margin, out, device) -> str:
+    "Hash of what was asked for, and of what the answer depends on besides"
+    plain = lambda o: {k: plain(v) for k, v in o.items()} if isinstance(o, dict) else o if isinstance(o, (str, int, float, type(None))) \
+        else '...' if o is ... else [plain(v) for v in o] if hasattr(o, '__iter__') else str(o)
+    paths = [p for g in grids for p in (g.get('path') if isinstance(g.get('path'), (list, tuple)) else [g.get('path')]) if p]
+    return hash_of([plain(grids), margin, device, str(Path(out).absolute()), [_stamp(p) for p in paths], _stamp(Path(synthrob.__file__).parent)])
+
+def _stamp(path) -> list:
+    "Names, sizes and times of a file, or of all files in a folder"
+    path = Path(path).expanduser().absolute()
+    files = sorted(os.path.join(at, o) for at, _, names in os.walk(path) for o in names if not o.endswith('.pyc')) if path.is_dir() else [path]
+    stat = lambda f: os.stat(f) if os.path.exists(f) else None
+    return [str(path), hash_of([(str(f), s.st_size, s.st_mtime_ns) for f in files if (s := stat(f))])]
+
 # %% ../nbs/03a_sweep.ipynb #92732ddc
 class Sweep:
     "Cells to run, from one grid or several, and the margin that was declared for them"
@@ -172,21 +211,15 @@ class Sweep:
                  out='runs',      # the folder of everything that is kept
                  device=None      # of all cells: 'cpu', 'cuda'; None: the GPU if there is one
                 ):
-        from synthrob.split import check_params
-        check_params(dict(margin=margin, device=device))
-        grids = [grids] if isinstance(grids, dict) else list(grids)
-        self.grids = [{k: values(k, v) for k, v in g.items()} for g in grids]
         self.margin, self.out, self.device = margin, Path(out), device
-        self.combos, self.left_out, self.cells, seen = [], Counter(), {}, {}
-        for g in grids:
-            good, bad = combinations(g)
-            self.left_out += bad
-            for one, p in good:
-                p.out, p.device, p.margin = str(out), device, self.margin
-                c = Cell(p, _content(p, seen))
-                self.combos.append(({**asdict(p), **one}, self.cells.setdefault(c.hash, c)))
-        self.cells = list(self.cells.values())
-        self.art = Artefact('sweep', dict(cells=sorted(c.hash for c in self.cells), margin=self.margin), out)
+        grids = [grids] if isinstance(grids, dict) else list(grids)
+        self.memo = self.out/'sweep'/'plans'/f'{_key(grids, margin, out, device)}.json'
+        try: self.written = read_json(self.memo)
+        except (OSError, ValueError): self.written = _write_out(grids, margin, out, device)
+        self.grids, self.left_out = self.written['grids'], self.written['left_out']
+        self.cells = [Cell(**o) for o in self.written['cells']]
+        self.combos = [(one, self.cells[i]) for one, i in self.written['combos']]
+        self.art = Artefact('sweep', dict(cells=sorted(c.hash for c in self.cells), margin=margin), out)
 
     def __len__(self): return len(self.cells)
     def __repr__(self): return f'Sweep of {len(self)} cells, {sum(c.state == "done" for c in self.cells)} done ({self.art.path})'
@@ -415,7 +448,7 @@ def plan(self:Sweep,
     new = gans - {c.gan for c in self.cells if c.state == 'done'}
     same = f' ({len(self.combos)} combinations, of which equal ones are one cell)' if n < len(self.combos) else ''
     return '\n'.join([f"{_n(n, 'cell')}{same}: {state['done']} done, {state['failed']} failed, {state['open']} to run. "
-                      f"{_n(len(gans), 'GAN')}, {len(new)} of them not seen in a finished cell.", *self.notes(), '', self.overview().to_string(), '',
+                      f"{_n(len(gans), 'GAN')}, at most {len(new)} to train.", *self.notes(), '', self.overview().to_string(), '',
                       f"Cost: {self.price(slots)}.", *self.enough(effect, sd, power, alpha),
                       f"Margin: accuracies that differ by less than {self.margin:.1%} will be called equivalent."])
 
@@ -474,6 +507,7 @@ class Line:
 def declare(self:Sweep) -> dict: # what lies in `sweep.json`
     "Write down grid, cells and margin, once: what was declared first stands"
     f = self.art.file('sweep.json')
+    if not self.memo.exists(): write_json(self.memo, self.written)
     if not f.exists():
         cells = [dict(hash=c.hash, **{k: c.given.get(k) for k in self.varying}) for c in self.cells]
         write_json(f, dict(hash=self.art.hash, declared=_now(), finished_before=sum(c.state == 'done' for c in self.cells),
@@ -575,6 +609,7 @@ def run(self:Sweep,
         options:dict=None  # of the engine, see `synthrob.engines`
        ) -> Sweep:         # itself, see its `table`
     "Execute every cell that is not done. Ctrl-C stops it; whatever was begun is continued the next time"
+    default_device(self.device)
     r = Runner(self, retry)
     self.declare()
     was = r.count('failed')
@@ -688,16 +723,15 @@ def _flags(name):
 
 def parser() -> argparse.ArgumentParser:
     "The arguments of `synthrob_sweep`"
-    from synthrob.split import SplitParams
     p = argparse.ArgumentParser('synthrob_sweep', description="Run a grid of split experiments, a cell for every combination of what is given below. "
         "Each cell executes 03_split.ipynb. What is finished is found again, what was interrupted goes on, what failed is left alone.",
         epilog=_examples, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     p.add_argument('spec', nargs='?', metavar='sweep.yaml', help='a file with the grid, or several, and settings; flags take the place of what it says')
-    about, known = docments(SplitParams), axes()
+    known = axes()
     first = p.add_argument_group('the grid', 'Each takes one value or several: a,b,c or 0,.1,...,1. A number of seeds n is the seeds 0 to n-1.')
     rest = p.add_argument_group('more parameters', 'They can be varied, too.')
     for k in [*(k for k in _first_axes if k in known), *(k for k in known if k not in _first_axes)]:
-        (first if k in _first_axes else rest).add_argument(*_flags(k), metavar='V', help=(about.get(k) or '').replace('%', '%%'), default=argparse.SUPPRESS)
+        (first if k in _first_axes else rest).add_argument(*_flags(k), metavar='V', help=known[k][1].replace('%', '%%'), default=argparse.SUPPRESS)
     return _more_flags(p)
 
 def _more_flags(p):
