@@ -66,19 +66,20 @@ def paired(
     return arm - base
 
 # %% ../nbs/03b_stats.ipynb #527de166
-def _numbers(diffs, ndims, axis):
+def _numbers(diffs, ndims, axis=None):
     "`diffs` as floats, seeds along `axis`, or the one sentence that says what is wrong with them"
     try: d = np.asarray(diffs, float)
     except (TypeError, ValueError): raise BadInput("diffs must be numbers, in rows of equal length") from None
-    if d.ndim not in ndims: raise BadInput(f"diffs has shape {d.shape}: it needs {' or '.join(map(str, ndims))} dimensions")
+    if d.ndim not in ndims:
+        raise BadInput(f"diffs has shape {d.shape}: it needs {' or '.join(map(str, ndims))} dimensions")
     if not np.isfinite(d).all(): raise BadInput("diffs holds NaN or infinity: leave out that seed in both arms")
-    k = d.shape[axis] if d.size else 0
+    k = 0 if not d.size else d.shape[axis] if axis is not None else d.shape[min(d.ndim-1, 1)]
     if k < 2: raise BadInput(f"{_count(k, 'paired difference')}: a spread needs at least 2, a verdict 6")
     return d
 
 def _differences(diffs, ndims=(1,)):
     "As `_numbers`, of one experiment, in shares of 1"
-    d = _numbers(diffs, ndims, 0 if np.ndim(diffs[0]) == 0 else 1)
+    d = _numbers(diffs, ndims)
     if abs(d).max() > 1: raise BadInput(f"A difference of {abs(d).max():g}: give shares of 1, so that .02 is 2 points")
     return d
 
@@ -95,7 +96,7 @@ def _mean(D, image_se=0.):
     k = D.shape[-1]
     v = D.var(-1, ddof=1)/k
     se2 = v + image_se**2
-    with np.errstate(divide='ignore', invalid='ignore'): df = np.where(v > 0, (k-1)*(se2/v)**2, k-1)   # Satterthwaite 1946
+    with np.errstate(all='ignore'): df = np.where(v > 0, (k-1)*(se2/v)**2, k-1)       # Satterthwaite 1946
     return D.mean(-1), np.sqrt(se2), df.clip(max=1e6)
 
 def _bca(D, level, seed, n_boot):
@@ -104,8 +105,9 @@ def _bca(D, level, seed, n_boot):
     wider = 2*stats.norm.cdf(stats.t.ppf((1+level)/2, k-1)*np.sqrt(k/(k-1))) - 1
     with warnings.catch_warnings(), np.errstate(all='ignore'):
         warnings.simplefilter('ignore')                         # of constant rows: their interval is a point
-        return stats.bootstrap((D,), np.mean, axis=-1, n_resamples=n_boot, batch=max(1, 2_000_000//D.size), method='BCa',
-                               confidence_level=min(wider, 1-1e-12), rng=np.random.default_rng(seed)).confidence_interval
+        return stats.bootstrap((D,), np.mean, axis=-1, method='BCa', confidence_level=min(wider, 1-1e-12),
+                               n_resamples=n_boot, batch=max(1, 2_000_000//D.size),
+                               rng=np.random.default_rng(seed)).confidence_interval
 
 def _interval(D, level, seed, n_boot, image_se=0.):
     "Ends of the interval for each row of `D` (n,k): the outer ones of Student's and of widened BCa"
@@ -122,7 +124,7 @@ def interval(
     seed=0,     # of the bootstrap
     n_boot=9999 # resamples
 ) -> tuple: # (low, high)
-    "Confidence interval of the mean difference that holds for few seeds: the outer ends of Student's and of widened BCa"
+    "Confidence interval of the mean difference, for few seeds: the outer ends of Student's and of widened BCa"
     _share(level=level)
     low, high = _interval(_differences(diffs)[None], level, seed, n_boot)
     return float(low[0]), float(high[0])
@@ -130,8 +132,9 @@ def interval(
 # %% ../nbs/03b_stats.ipynb #7b146cb0
 def _flip(D, seed, n_boot):
     "Two-sided p of the sign-flip test for each row of `D` (n,k): all 2^k sign vectors where `n_boot` allows"
-    return stats.permutation_test((D,), np.mean, permutation_type='samples', axis=-1, vectorized=True, n_resamples=n_boot,
-                                  batch=max(1, 2_000_000//D.size), rng=np.random.default_rng(seed)).pvalue
+    return stats.permutation_test((D,), np.mean, permutation_type='samples', axis=-1, vectorized=True,
+                                  n_resamples=n_boot, batch=max(1, 2_000_000//D.size),
+                                  rng=np.random.default_rng(seed)).pvalue
 
 def sign_flip(
     diffs,      # (k,) paired differences
@@ -176,10 +179,11 @@ def effect_size(
     return float(d.mean()/sd*_hedges(len(d)-1)) if sd > 1e-12 else math.nan
 
 # %% ../nbs/03b_stats.ipynb #92d2cafc
-def _judge(m, low, high, p, pe, alpha, enough):
+def _judge(low, high, p, pe, alpha, enough):
     "The verdict of each experiment, from the ends of its interval and its two p"
     sure = (p <= alpha + 1e-12) & enough
-    return np.select([sure & (low > 0), sure & (high < 0), (pe <= alpha) & enough], ['better', 'worse', 'equivalent'], 'undecided')
+    when = sure & (low > 0), sure & (high < 0), (pe <= alpha) & enough
+    return np.select(when, ['better', 'worse', 'equivalent'], 'undecided')
 
 def _one_generator(D, margin, alpha, seed, n_boot, image_se):
     "What seeds (n,k) say of one generator, or of the ones that they are means of"
@@ -219,12 +223,14 @@ def decide(
     if D.ndim == 3 and rule is _one_generator: D = D.mean(1)
     m, se, df, low, high, p = rule(D, margin, alpha, seed, n_boot, image_se)
     pe = _tost(m, se, df, margin)
-    return pd.DataFrame(dict(kind=_judge(m, low, high, p, pe, alpha, D.shape[-1] >= least), estimate=m, low=low, high=high,
-                             p=p, p_equivalence=pe, se=se, df=df))
+    kind = _judge(low, high, p, pe, alpha, D.shape[-1] >= least)
+    return pd.DataFrame(dict(kind=kind, estimate=m, low=low, high=high, p=p, p_equivalence=pe, se=se, df=df))
 
 # %% ../nbs/03b_stats.ipynb #b2074f05
 @lru_cache(2048)
-def _spread(df): return np.sqrt(stats.chi2.ppf((np.arange(400)+.5)/400, df)/df)     # found SD over the true one, by quantile
+def _spread(df):
+    "Quantiles of the SD that is found, in terms of the true one"
+    return np.sqrt(stats.chi2.ppf((np.arange(400)+.5)/400, df)/df)
 
 def power(
     effect,     # true difference, a share of 1
@@ -233,7 +239,7 @@ def power(
     alpha=.05,  # level
     margin=None # None: power to find the effect; a margin: power to declare equivalence within it
 ) -> np.ndarray: # probability, of the shape of `k`
-    "Probability that `k` seeds get the verdict 'better' (for a negative effect 'worse'), or 'equivalent' within `margin`"
+    "Probability that `k` seeds get 'better' (for a negative effect 'worse') or, with `margin`, 'equivalent'"
     _share(sd=sd, alpha=alpha, **({} if margin is None else dict(margin=margin)))
     k, least, d = np.asarray(k)[..., None], least_seeds(alpha), abs(effect)/sd
     if (k < 2).any(): raise BadInput(f"k={k.min()}: a pair has no spread, give at least 2 seeds")
@@ -251,7 +257,7 @@ def power(
 # %% ../nbs/03b_stats.ipynb #bd82773d
 def seeds_needed(
     effect=.02,  # true difference to be found, a share of 1; with `margin`, the true difference (0: none)
-    sd=.014,     # standard deviation of the paired differences: from earlier runs, or a guess; 1 to 1.4 points are usual
+    sd=.014,     # standard deviation of the paired differences: of earlier runs, or a guess (.01 to .014 are usual)
     power=.8,    # wished probability of the verdict
     alpha=.05,   # level
     margin=None, # None: to find the effect; a margin: to declare equivalence within it
@@ -260,13 +266,15 @@ def seeds_needed(
 ) -> int: # classifier seeds, in each arm
     "Seeds that an experiment needs, before it is run, for the verdict 'better' or, with `margin`, 'equivalent'"
     _share(power=power, alpha=alpha)
-    if margin is None and effect == 0: raise BadInput("effect=0: no number of seeds finds no effect; give a margin to plan for equivalence")
-    if margin is not None and abs(effect) >= margin: raise BadInput(f"effect={effect} is not within the margin of {margin}: it is not equivalent")
+    if margin is None and effect == 0:
+        raise BadInput("effect=0: no number of seeds finds no effect; give a margin to plan for equivalence")
+    if margin is not None and abs(effect) >= margin:
+        raise BadInput(f"effect={effect} is not within the margin of {margin}: it is not equivalent")
     for ks in np.array_split(np.arange(least_seeds(alpha, family), most+1), 20):
         enough = _power(effect, sd, ks, alpha/family, margin) >= power
         if enough.any(): return int(ks[enough.argmax()])
-    raise BadInput(f"Not even {most} seeds give a power of {power:g}: plan for a larger {'effect' if margin is None else 'margin'}, or less power"
-                   + ('' if margin is None else f" (it cannot pass {1-alpha:g}: differences are found by chance, too)"))
+    of, limit = ('effect', '') if margin is None else ('margin', f" (it cannot pass {1-alpha:g}, for chance)")
+    raise BadInput(f"Not even {most} seeds give a power of {power:g}: plan for a larger {of}, or less power{limit}")
 
 _power = power   # where a parameter has its name
 
@@ -306,11 +314,12 @@ class Verdict:
     @property
     def alpha(self): return round(1-self.level, 12)
     @property
-    def of_a_kind(self): return self.nested or self.generators >= least_seeds(self.alpha)   # not of these generators only
+    def of_a_kind(self): return self.nested or self.generators >= least_seeds(self.alpha)   # not these generators only
     def to_dict(self): return asdict(self)
 
 # %% ../nbs/03b_stats.ipynb #10c2711f
 def _points(x, sign='+'): return f'{100*x:{sign}.1f}'.replace('-', '−')
+def _span(v): return f'{_points(v.estimate)} points ({100*v.level:g} % interval {_points(v.low)} to {_points(v.high)}'
 
 @patch
 def about(self:Verdict) -> str:
@@ -321,7 +330,7 @@ def about(self:Verdict) -> str:
     whom = ('for generators of this kind' if self.of_a_kind else 'for this one generator' if self.generators == 1 else
             f'for these {self.generators} generators')
     where = 'on these test images' if self.images is None else f'on images of this kind ({self.images:,} tested)'
-    return f'{_points(self.estimate)} points ({100*self.level:g} % interval {_points(self.low)} to {_points(self.high)}, {runs}) {whom}, {where}'
+    return f'{_span(self)}, {runs}) {whom}, {where}'
 
 @patch
 def reason(self:Verdict) -> str:
@@ -335,7 +344,8 @@ def reason(self:Verdict) -> str:
         return f'{of} needs at least {least} seeds, {least-self.n} more'.replace('once needs', 'once need')
     more = 'more than 100' if self.more_seeds is None else f'about {self.more_seeds}'
     both = ' of both kinds' if self.of_a_kind and not self.nested else ''
-    return f'neither a difference nor equivalence within {margin} is shown; {more} more seeds{both} would decide, if estimate and spread stay'
+    return (f'neither a difference nor equivalence within {margin} is shown; '
+            f'{more} more seeds{both} would decide, if estimate and spread stay')
 
 @patch
 def __str__(self:Verdict):
@@ -349,7 +359,7 @@ def _more_seeds(estimate, sd, n, margin, alpha, cap=100):
     least = least_seeds(alpha)
     if n < least: return least - n                                     # what can be said: so many at least
     ks = np.arange(n+1, n+cap+1)
-    sd = max(sd, 1e-9)
+    sd = min(max(sd, 1e-9), .99)
     enough = power(estimate, sd, ks, alpha) >= .8
     if abs(estimate) < margin: enough |= power(estimate, sd, ks, alpha, margin) >= .8
     return int(ks[enough.argmax()] - n) if enough.any() else None
@@ -361,13 +371,15 @@ def image_se(
     "Standard error of the mean difference from the choice of test images alone, beyond what differs between seeds"
     x = np.asarray(x, float)
     x = x.mean(0) if x.ndim == 3 else x
+    if x.ndim != 2 or min(x.shape) < 2:
+        raise BadInput(f"Answers of shape {x.shape}: give at least 2 seeds and 2 images, (S,n)")
     S, n = x.shape
     rest = ((x - x.mean(0) - x.mean(1, keepdims=True) + x.mean())**2).sum()/((S-1)*(n-1))
     return math.sqrt(max(0., x.mean(0).var(ddof=1)/n - rest/(S*n)))
 
 # %% ../nbs/03b_stats.ipynb #3576993c
 def verdict(
-    diffs,       # differences, a share of 1: (k,) by classifier seed, (G,S) by GAN seed and classifier seed, (G,S,n) by test image, too
+    diffs,       # shares of 1: (k,) by classifier seed, (G,S) by GAN seed and it, (G,S,n) by test image, too
     margin=.02,  # the largest difference that does not matter, a share of 1, declared beforehand
     alpha=.05,   # level of each test; the interval has level 1-alpha
     seed=0,      # of the bootstrap
@@ -386,11 +398,12 @@ def verdict(
     units = min(G, S) if many else S                                    # what could be had more of
     sd = float(r.se*math.sqrt(units))                                   # of one seed, so to speak
     enough = S >= least and sd > 1e-12
-    return Verdict(str(r.kind), *(float(r[o]) for o in ('estimate', 'low', 'high')), level=round(1-alpha, 12), p=float(r.p),
-                   p_equivalence=float(r.p_equivalence), margin=float(margin), n=S, images=images, nested=nested,
-                   effect=float(r.estimate/sd*_hedges(units-1)) if sd > 1e-12 and units > 2 else None,
+    effect = float(r.estimate/sd*_hedges(units-1)) if sd > 1e-12 and units > 2 else None
+    return Verdict(str(r.kind), *(float(r[o]) for o in ('estimate', 'low', 'high')), level=round(1-alpha, 12),
+                   p=float(r.p), p_equivalence=float(r.p_equivalence), margin=float(margin), n=S, effect=effect,
                    more_seeds=0 if r.kind != 'undecided' else _more_seeds(r.estimate, sd, units, margin, alpha),
-                   mde=mde(min(sd, .99), units, alpha=alpha) if enough else None, generators=S if nested else G)
+                   mde=mde(min(sd, .99), units, alpha=alpha) if enough else None,
+                   generators=S if nested else G, nested=nested, images=images)
 
 # %% ../nbs/03b_stats.ipynb #09964427
 @dataclass(frozen=True)
@@ -408,7 +421,7 @@ class Hierarchical:
         fixed = [k for k, s in self.parts.items() if s is None]
         few = [k for k, n in self.sizes.items() if 1 < n < 6]
         text = ', '.join(f'{_count(self.sizes[k], k)} {_points(s, "")}' for k, s in self.parts.items() if s is not None)
-        return (f'{_points(self.estimate)} points ({100*self.level:g} % interval {_points(self.low)} to {_points(self.high)}); standard error by level: {text} points'
+        return (f'{_span(self)}); standard error by level: {text} points'
                 + ''.join(f'; only one {k}: nothing is said of others' for k in fixed)
                 + ''.join(f'; {self.sizes[k]} {k}s hardly show how {k}s differ' for k in few) + '.')
 
@@ -489,7 +502,7 @@ class Pair:
     p: float        # of McNemar's exact test
 
     def __str__(self):
-        return (f'{_points(self.estimate)} points ({100*self.level:g} % interval {_points(self.low)} to {_points(self.high)}, one pair of runs, {self.n:,} images), '
+        return (f'{_span(self)}, one pair of runs, {self.n:,} images), '
                 f'McNemar p = {self.p:.2g}: said of these two nets, not of how they were trained.')
 
 def mcnemar(
@@ -500,8 +513,10 @@ def mcnemar(
     "McNemar's exact test of two nets on the same images, with the interval of the difference in accuracy"
     _share(level=level)
     a, b = np.asarray(right_a), np.asarray(right_b)
-    if a.shape != b.shape or a.ndim != 1 or not len(a): raise BadInput(f"right_a has shape {a.shape}, right_b {b.shape}: give one answer per image")
-    if not (np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all()): raise BadInput("Answers must be right (1) or wrong (0): compare predictions with labels first")
+    if a.shape != b.shape or a.ndim != 1 or not len(a):
+        raise BadInput(f"right_a has shape {a.shape}, right_b {b.shape}: give one answer per image")
+    if not (np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all()):
+        raise BadInput("Answers must be right (1) or wrong (0): compare predictions with labels first")
     a, b, n = a.astype(bool), b.astype(bool), len(a)
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     p = _mcnemar([[int((a & b).sum()), only_a], [only_b, int((~a & ~b).sum())]], exact=True).pvalue
@@ -511,7 +526,7 @@ def mcnemar(
 
 # %% ../nbs/03b_stats.ipynb #874c643a
 def choose(
-    valid_by_ratio, # ratio -> validation accuracy by seed: a dict of equally long lists, or a frame with a column per ratio
+    valid_by_ratio, # ratio -> validation accuracy by seed: a dict of lists, or a frame with a column per ratio
     rule='best'     # 'best': highest mean; 'one_se': smallest ratio within one standard error of it
 ) -> float: # the ratio; of equals the smallest
     "The ratio that validation chooses, among those over 0; give it no test accuracy"
@@ -520,7 +535,8 @@ def choose(
     if not runs: raise BadInput("There is no ratio over 0 to choose")
     k = len(next(iter(runs.values())))
     for r, x in runs.items():
-        if x.ndim != 1 or len(x) != k or not k: raise BadInput(f"Ratio {r:g} has {np.size(x)} runs, another {k}: every ratio needs the same seeds")
+        if x.ndim != 1 or len(x) != k or not k:
+            raise BadInput(f"Ratio {r:g} has {np.size(x)} runs, another {k}: every ratio needs the same seeds")
         if not np.isfinite(x).all(): raise BadInput(f"Ratio {r:g} lacks a validation accuracy: finish its runs first")
     best = max(runs, key=lambda r: round(runs[r].mean(), 12))
     if rule == 'best' or k < 2: return best
