@@ -25,7 +25,8 @@ class PosterNet(nn.Sequential):
                  channels=1,  # 1 grey, 3 colour
                  n_classes=5  # number of classes
                 ):
-        if size % 4 or size < 8: raise BadInput(f"size={size}: the poster's net halves its image twice; choose a multiple of 4.")
+        if size % 4 or size < 8:
+            raise BadInput(f"size={size}: the poster's net halves its image twice; choose a multiple of 4.")
         super().__init__(nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2),
                          nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Flatten(),
                          nn.Linear(64*(size//4)**2, 128), nn.ReLU(inplace=True), nn.Linear(128, n_classes))
@@ -74,12 +75,13 @@ def small_stem(net:nn.Module, # a model of torchvision, changed in place
                size:int,      # side of the images it is to take, in pixels
                channels:int   # 1 grey, 3 colour
               ):
-    "Give `net` a first convolution for `channels`; up to 64 pixels one of 3x3 that does not stride, with no pool after it"
+    "Give `net` a first convolution for `channels`; up to 64 pixels one of 3x3 without stride, and no pool after it"
     layers = [(k, m) for k, m in net.named_modules() if isinstance(m, (nn.Conv2d, nn.MaxPool2d))]
     name, old = next((k, m) for k, m in layers if isinstance(m, nn.Conv2d))
     finer = size <= 64 and 1 < old.stride[0] < old.kernel_size[0]
     if not finer and channels == old.in_channels: return
-    shape = dict(kernel_size=3, padding=1) if finer else dict(kernel_size=old.kernel_size, stride=old.stride, padding=old.padding)
+    shape = dict(kernel_size=old.kernel_size, stride=old.stride, padding=old.padding)
+    if finer: shape = dict(kernel_size=3, stride=1, padding=1)
     new = nn.Conv2d(channels, old.out_channels, **shape, bias=old.bias is not None)
     with torch.no_grad():                                     # drawn so that its output varies as the old one's would
         new.weight.normal_().mul_(old.weight.std()*(old.weight[0].numel()/new.weight[0].numel())**.5)
@@ -100,8 +102,8 @@ class Torchvision:
         names = self.names()
         if self.name in names: return
         near = difflib.get_close_matches(self.name, names, 3)
-        raise BadInput(f"torchvision has no classifier {self.name!r}: " +
-                       (f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose from {', '.join(names)}."))
+        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose from {', '.join(names)}."
+        raise BadInput(f"torchvision has no classifier {self.name!r}: {hint}")
 
     @staticmethod
     def names(): return models.list_models(module=models)      # of all classifiers, not of detectors and the like
@@ -109,7 +111,11 @@ class Torchvision:
     @property
     def __name__(self): return f'torchvision:{self.name}'
 
-    def __call__(self, size=48, channels=1, n_classes=5):
+    def __call__(self,
+                 size=48,     # side of the image in pixels: what `check_net` lets pass
+                 channels=1,  # 1 grey, 3 colour
+                 n_classes=5  # number of classes
+                ):            # images in [0,1], (n,channels,size,size), to logits (n,n_classes)
         more = dict(aux_logits=False, init_weights=True) if self.name in ('googlenet', 'inception_v3') else {}
         if self.name.startswith('vit_'): more = dict(image_size=size)
         if self.name.startswith('maxvit_'): more = dict(input_size=(size, size))
@@ -140,10 +146,11 @@ def check_net(net,         # called as net(size, channels, n_classes)
     except NotImplementedError: return             # it computes with its weights: only training can tell
     except (RuntimeError, ValueError, AssertionError):
         takes = [o for o in (32, 48, 64, 96, 128) if _fits(net, o, channels, n_classes)]
-        sizes = f"of 32, 48, 64, 96 and 128 it takes {', '.join(map(str, takes))}" if takes else "it takes none of 32, 48, 64, 96 and 128"
+        sizes = f"it takes {', '.join(map(str, takes)) or 'none'} of 32, 48, 64, 96 and 128"
         raise BadInput(f"{net.__name__} cannot take images of {size} px: {sizes}; choose another size or net.") from None
     if tuple(shape) != (2, n_classes):
-        raise BadInput(f"{net.__name__} gives {tuple(shape)} for 2 images of {n_classes} classes: a classifier gives (2, {n_classes}).")
+        raise BadInput(f"{net.__name__} gives {tuple(shape)} for 2 images: "
+                       f"a classifier of {n_classes} classes gives (2, {n_classes}).")
 
 def _fits(net, size, channels, n_classes):
     try: return _try(net, size, channels, n_classes) is not None

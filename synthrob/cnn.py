@@ -20,7 +20,7 @@ from fastai.losses import BaseLoss, CrossEntropyLossFlat, FocalLoss, FocalLossFl
 from fastai.metrics import accuracy
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import TensorCategory, TensorImage
-from fastai.vision.learner import plot_top_losses
+from fastai.vision.learner import plot_top_losses as show_top_losses
 from fastcore.basics import patch
 from sklearn.metrics import confusion_matrix
 from torchmetrics.functional.classification import multiclass_calibration_error
@@ -67,16 +67,21 @@ class Recipe:
 # %% ../nbs/02_cnn.ipynb #719e5226
 def _check_recipe(r):
     if r.loss not in ('ce', 'focal'): raise BadInput(f"loss={r.loss!r} is not known: choose 'ce' or 'focal'.")
-    if r.mix not in (None, 'mixup', 'cutmix'): raise BadInput(f"mix={r.mix!r} is not known: choose 'mixup' or 'cutmix'.")
-    if r.loss == 'focal' and r.smooth: raise BadInput("The focal loss has no label smoothing: set smooth=0. with loss='focal'.")
+    if r.loss == 'focal' and r.smooth:
+        raise BadInput("The focal loss has no label smoothing: set smooth=0. with loss='focal'.")
     if r.loss == 'ce' and r.gamma != 2: raise BadInput(f"gamma={r.gamma} is of the focal loss: set loss='focal', too.")
-    if r.gamma < 0 or 0 < r.gamma < 1: raise BadInput(f"gamma={r.gamma} must be 0 or from 1: between, the loss has no slope at p = 1.")
-    if r.alpha is not None and r.mix is None: raise BadInput(f"alpha={r.alpha} mixes nothing: set mix='mixup' or 'cutmix', too.")
+    if r.gamma < 0 or 0 < r.gamma < 1:
+        raise BadInput(f"gamma={r.gamma} must be 0 or from 1: between, the loss has no slope at p = 1.")
+    if r.mix not in (None, 'mixup', 'cutmix'):
+        raise BadInput(f"mix={r.mix!r} is not known: choose 'mixup' or 'cutmix'.")
+    if r.alpha is not None and r.mix is None:
+        raise BadInput(f"alpha={r.alpha} mixes nothing: set mix='mixup' or 'cutmix', too.")
     if r.alpha is not None and not r.alpha > 0: raise BadInput(f"alpha={r.alpha} must be above 0.")
 
 recipes = dict(
     poster=Recipe(PosterNet, lr=1e-3, epochs=25),
-    strong=Recipe(StrongNet, lr=4e-3, epochs=30, wd=.05, one_cycle=True, smooth=.1, augment=Augment(erase=.25), flip=True))
+    strong=Recipe(StrongNet, lr=4e-3, epochs=30, wd=.05, one_cycle=True, smooth=.1, augment=Augment(erase=.25),
+                  flip=True))
 
 # %% ../nbs/02_cnn.ipynb #728500be
 def recipe(name, # 'poster', 'strong', a model of torchvision such as 'torchvision:resnet18', or a `Recipe`
@@ -87,21 +92,25 @@ def recipe(name, # 'poster', 'strong', a model of torchvision such as 'torchvisi
     for k in changes:
         if k not in known:
             near = difflib.get_close_matches(k, known, 1)
-            raise BadInput(f"A recipe has no {k!r}" + (f": did you mean {near[0]!r}?" if near else f"; it has {', '.join(sorted(known))}."))
-    return replace(name if isinstance(name, Recipe) else _by_name(name), **{k: v for k, v in changes.items() if v is not None})
+            hint = f": did you mean {near[0]!r}?" if near else f"; it has {', '.join(sorted(known))}."
+            raise BadInput(f"A recipe has no {k!r}{hint}")
+    r = name if isinstance(name, Recipe) else _by_name(name)
+    return replace(r, **{k: v for k, v in changes.items() if v is not None})
 
 def _by_name(name):
+    name = str(name)
     if name in recipes: return recipes[name]
-    source, _, model = str(name).partition(':')
+    source, _, model = name.partition(':')
     if source == 'torchvision': return replace(recipes['strong'], net=Torchvision(model), lr=1e-3)
     theirs = {o: f'torchvision:{o}' for o in Torchvision.names()}
-    near = difflib.get_close_matches(str(name), [*recipes, *theirs], 1)
-    hint = f"did you mean {theirs.get(near[0], near[0])!r}?" if near else f"choose {', '.join(recipes)} or 'torchvision:NAME'."
+    near = difflib.get_close_matches(name, [*recipes, *theirs], 1)
+    hint = f"choose {', '.join(recipes)} or 'torchvision:NAME'."
+    if near: hint = f"did you mean {theirs.get(near[0], near[0])!r}?"
     raise BadInput(f"There is no classifier {name!r}: {hint}")
 
 # %% ../nbs/02_cnn.ipynb #5869e88f
 class WeightedFocal(FocalLoss):
-    "Focal loss (Lin et al. 2017, eq. 5): fastai's, with the class weights outside; their mean is 1, as in cross entropy"
+    "Focal loss (Lin et al. 2017, eq. 5): fastai's, with class weights outside and a mean over weights, as in cross entropy"
     def forward(self, inp, targ):
         if self.weight is None: return super().forward(inp, targ)
         ce, w = F.cross_entropy(inp, targ, reduction='none'), self.weight[targ]
@@ -110,21 +119,25 @@ class WeightedFocal(FocalLoss):
 
 class WeightedFocalFlat(FocalLossFlat):
     "`WeightedFocal` as a loss function of a `Learner`"
-    def __init__(self, gamma=2., weight=None): BaseLoss.__init__(self, WeightedFocal, gamma=gamma, weight=weight)
+    def __init__(self,
+                 gamma=2.,   # how much less sure images count; at 0 this is cross entropy
+                 weight=None # of each class (k,); None: all 1
+                ): BaseLoss.__init__(self, WeightedFocal, gamma=gamma, weight=weight)
 
 def balanced_weights(y:Tensor, # labels (n,)
                      k:int     # number of classes
                     ) -> Tensor: # (k,), float32
     "Weights in inverse proportion to the size of each class; their mean over the images is 1"
     n = y.bincount(minlength=k)
-    if (n == 0).any(): raise BadInput("A class without an image cannot be balanced by weights: leave it out of the classes.")
+    if (n == 0).any():
+        raise BadInput("A class without an image cannot be balanced by weights: leave it out of the classes.")
     return len(y)/(k*n).float()
 
 # %% ../nbs/02_cnn.ipynb #e997aca1
 class DeviceMix(MixHandler):
     "What `DeviceMixUp` and `DeviceCutMix` share: where they draw, and the loss"
     def before_fit(self):
-        if self.learn.loss_func == self.lf: self.learn.loss_func = self.old_lf      # left there by an interrupted training
+        if self.learn.loss_func == self.lf: self.learn.loss_func = self.old_lf      # a stopped training left it
         alpha = self.distrib.concentration1.to(self.dls.device)
         self.distrib = Beta(alpha, alpha, validate_args=False)                      # to validate is to wait
 
@@ -160,7 +173,7 @@ class DeviceCutMix(DeviceMix, CutMix):
 # %% ../nbs/02_cnn.ipynb #b5c6b9f7
 def cnn_learner(dls,               # loaders of images in [0,1] and labels
                 arch='strong',     # 'poster', 'strong', 'torchvision:NAME' or a `Recipe`
-                class_weights=None,# weight of each class in the loss (k,), or 'balanced' by the training images; None: all 1
+                class_weights=None,# of each class in the loss (k,), or 'balanced' by the training images; None: all 1
                 seed:int=0,        # of weights, order, augmentation, mixing and dropout
                 cbs=None           # more callbacks
                ) -> Learner:       # train it with `fit_recipe`
@@ -189,7 +202,8 @@ def loss_of(r:Recipe,   # which loss, smoothing and gamma
 def _weights(w, dls):
     "Class weights on the device of `dls`, looked at"
     if w is None: return None
-    if isinstance(w, str) and w != 'balanced': raise BadInput(f"class_weights={w!r} is not known: use 'balanced' or a number for each class.")
+    if isinstance(w, str) and w != 'balanced':
+        raise BadInput(f"class_weights={w!r} is not known: use 'balanced' or a number for each class.")
     y = dls.train.dataset.y
     w = balanced_weights(y, dls.c) if isinstance(w, str) else torch.as_tensor(w, dtype=torch.float32, device=y.device)
     if w.shape != (dls.c,) or not (w.isfinite().all() and (w >= 0).all() and w.any()):
@@ -277,11 +291,13 @@ def plot_top_losses(self:Evaluation,
                    ):                # the axes
     "The images of the largest (or smallest) losses as fastai shows them: prediction / actual / loss / probability"
     import matplotlib.pyplot as plt
-    if len(images.x) != self.n: raise BadInput(f"These are {len(images.x)} images, but {self.n} were evaluated: give the same ones.")
+    if len(images.x) != self.n:
+        raise BadInput(f"These are {len(images.x)} images, but {self.n} were evaluated: give the same ones.")
     losses, idx = self.top_losses(k, largest)
     x, name = to_float(images.x[idx.to(images.x.device)]).cpu(), lambda i: self.vocab[int(i)]
     shown, said = [(TensorImage(a), name(i)) for a, i in zip(x, self.y[idx])], [(name(i),) for i in self.pred[idx]]
-    with plt.rc_context({'axes.titlesize': 8, 'figure.dpi': 72, 'figure.titleweight': 'normal'}):
-        plot_top_losses(TensorImage(x), TensorCategory(self.y[idx]), shown, said, self.probs[idx], losses, ncols=ncols,
+    with plt.rc_context({'axes.titlesize': 8, 'figure.dpi': 72}):
+        show_top_losses(TensorImage(x), TensorCategory(self.y[idx]), shown, said, self.probs[idx], losses, ncols=ncols,
                         cmap='gray', vmin=0, vmax=1, **kwargs)
+    plt.suptitle('prediction / actual / loss / probability', fontsize=9, weight='normal')
     return plt.gcf().axes

@@ -17,7 +17,7 @@ __all__ = ['Confusion', 'implied_n', 'TableCheck', 'check_table']
 
 # %% ../nbs/02f_tables.ipynb #045c3817
 class Confusion:
-    "Images counted by true class (rows) and predicted class (columns), and what is said of a classifier by these counts"
+    "Images counted by true class (rows) and predicted class (columns), and what these counts say of a classifier"
     def __init__(self,
                  counts,    # (k,k) whole numbers: a matrix, nested lists or a DataFrame
                  vocab=None # names of the k classes; None: those of a DataFrame, or 0 to k-1
@@ -35,13 +35,24 @@ class Confusion:
 
     def __repr__(self): return f'{type(self).__name__}(n={self.n}, accuracy {self.accuracy:.1%})'
 
+# %% ../nbs/02f_tables.ipynb #d6f503f0
+def implied_n(precision, # by class (k,)
+              recall,    # by class (k,)
+              support    # images of each class (k,)
+             ) -> float: # what must be N if the table is of one confusion matrix
+    "Sum of recall*support/precision; a class that was never found and never named adds nothing"
+    p, r, s = (np.asarray(o, dtype=float) for o in (precision, recall, support))
+    return float(np.divide(r*s, p, out=np.zeros_like(s), where=p > 0).sum())
+
 # %% ../nbs/02f_tables.ipynb #f9175ec4
 @patch(as_prop=True)
 def per_class(self:Confusion) -> pd.DataFrame: # rows: classes; columns: precision, recall, f1, support
     "The table by class; where a figure is 0/0 (a class never named, or without an image) it is 0"
     m, k = self.confusion.values, len(self.vocab)
     true, pred = (o.ravel() for o in np.indices((k, k)))
-    p, r, f, s = precision_recall_fscore_support(true, pred, labels=range(k), sample_weight=m.ravel(), zero_division=0)
+    p, r, f, _ = precision_recall_fscore_support(true, pred, labels=range(k), sample_weight=m.ravel(), zero_division=0)
+    missed = m.sum(0)[r == 0].sum()                           # names that were given, but never rightly
+    assert abs(implied_n(p, r, m.sum(1)) + missed - self.n) < 1e-6*max(1, self.n), "the figures disagree"
     return pd.DataFrame(dict(precision=p, recall=r, f1=f, support=m.sum(1)), index=pd.Index(self.vocab, name='class'))
 
 @patch(as_prop=True)
@@ -105,18 +116,9 @@ def plot_classes(self:Confusion,
     ax.set_title(f'n = {self.n:,}', fontsize=10, loc='left')
     return ax
 
-# %% ../nbs/02f_tables.ipynb #d6f503f0
-def implied_n(precision, # by class (k,)
-              recall,    # by class (k,)
-              support    # images of each class (k,)
-             ) -> float: # what must be N if the table is of one confusion matrix
-    "Sum of recall*support/precision; a class that was never found and never named adds nothing"
-    p, r, s = (np.asarray(o, dtype=float) for o in (precision, recall, support))
-    return float(np.divide(r*s, p, out=np.zeros_like(s), where=p > 0).sum())
-
 # %% ../nbs/02f_tables.ipynb #c59ffdb5
 def _constraints(given, support, e):
-    "The conditions on the k*k cells, and on the smallest share after them, under which each figure is within `e` of `given`"
+    "Conditions on the k*k cells, and the smallest share after them, under which each figure is within `e` of `given`"
     k = len(given['recall'])
     rows, cols = (np.pad(o, ((0, 0), (0, 1))) for o in (np.kron(np.eye(k), np.ones(k)), np.kron(np.ones(k), np.eye(k))))
     hits, smallest = rows*cols, np.eye(k*k + 1)[-1]
@@ -125,17 +127,19 @@ def _constraints(given, support, e):
     else: out, least = [(rows, support, support), (smallest, 0, 0)], named.astype(float)
     out.append((hits, least, np.inf))
     one = lambda a: a.sum(0, keepdims=True)
-    ratios = dict(recall=(hits, rows), precision=(hits, cols), f1=(2*hits, rows + cols), accuracy=(one(hits), one(rows)))
+    ratios = dict(recall=(hits, rows), precision=(hits, cols), f1=(2*hits, rows + cols),
+                  accuracy=(one(hits), one(rows)))
     for k, v in given.items():
         (num, den), v = (o[~np.isnan(v)] for o in ratios[k]), v[~np.isnan(v)]
         out += [(num - (v - e)[:, None]*den, 0, np.inf), (num - (v + e)[:, None]*den, -np.inf, 0)]
     return [LinearConstraint(*o) for o in out], hits.sum(0), smallest
 
 def _matrix(given, support, e, sign=0):
-    "A matrix (k,k) within `e` of `given`, or None; `sign` 1, -1: of least, most accuracy; without `support` of even shares"
+    "A matrix (k,k) within `e` of `given`, or None; `sign` 1, -1: of least, most accuracy; without `support`: shares"
     constraints, hits, smallest = _constraints(given, support, e)
     goal = sign*hits if sign or support is not None else -smallest
-    r = milp(goal, integrality=np.full(len(goal), support is not None), bounds=Bounds(0, np.inf), constraints=constraints)
+    whole = np.full(len(goal), support is not None)
+    r = milp(goal, integrality=whole, bounds=Bounds(0, np.inf), constraints=constraints)
     if r.status not in (0, 2): raise RuntimeError(f"the solver gave up: {r.message}")
     return None if r.x is None else r.x[:-1].reshape((len(given['recall']),)*2)
 
@@ -156,7 +160,7 @@ class TableCheck:
         if self.feasible:
             acc = 'accuracy {:.3f} to {:.3f}'.format(*self.accuracy)
             if self.n is not None: return f'Can be one confusion matrix{of}: {acc}.'
-            return f'Can be one confusion matrix, if the smallest class has at most {self.smallest:.1%} of the images: {acc}.'
+            return f'Can be one confusion matrix, if the smallest class is at most {self.smallest:.1%} of the images: {acc}.'
         far = f'every figure would have to be off by {self.off:.3f}'
         if self.n is None: return f'Cannot be one confusion matrix, whatever the sizes of the classes: {far}.'
         low, v, high = self.named
@@ -197,12 +201,14 @@ def _check_given(given, support):
         if name == 'support':
             if np.isnan(v).any() or low < 0 or (v != v.round()).any() or not high:
                 raise BadInput("support is the number of images of each class: whole numbers that are not all 0.")
-        elif low < 0 or high > 1: raise BadInput(f"{name} holds {high if high > 1 else low:g}: write shares from 0 to 1, not per cent.")
+        elif low < 0 or high > 1:
+            raise BadInput(f"{name} holds {high if high > 1 else low:g}: write shares from 0 to 1, not per cent.")
 
 def _named(given, support, e):
     "Sum of recall*support/precision with all errors one way, with none, and with all the other way"
-    if support is None or np.isnan(given['precision']).any() or np.isnan(given['recall']).any(): return (0, np.nan, np.inf)
+    if support is None: return None
     p, r = given['precision'], given['recall']
+    if np.isnan(p).any() or np.isnan(r).any(): return 0., np.nan, np.inf
     ratio = lambda a, b: np.divide(a, b, out=np.where(a > 0, np.inf, 0.), where=b > 0)
     low, high = ratio((r - e).clip(0), p + e), ratio(r + e, (p - e).clip(0))
     return float(low @ support), implied_n(p, r, support), float(np.where(support > 0, high*support, 0).sum())
