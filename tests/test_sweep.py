@@ -1,0 +1,209 @@
+"Sweeps from end to end: killed at random moments, two at once, stopped, with cells that fail, and found again when they are finished"
+from __future__ import annotations
+import json, os, random, re, signal, subprocess, sys, time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+import nbformat, pandas as pd, psutil, pytest, torch
+from PIL import Image
+import synthrob.sweep
+from synthrob.core import read_tensors
+from synthrob.faces import draw_faces, emotions
+from synthrob.sweep import Sweep, main, sweep
+
+TOY = dict(data='folder', size=32, gan_images=640, gan_width=16, cnn_epochs=1, robust='none')
+# `SYNTHROB_SLOW=1 pytest tests/test_sweep.py -k killed` kills a sweep of 72 cells twenty times: a quarter of an hour on two cores
+SLOW = bool(os.environ.get('SYNTHROB_SLOW'))
+GRID, KILLS = (dict(ratio='0,.1,.2,.4,.6,.8,.9', how='replace,add', cnn_seed=6), 20) if SLOW else (dict(ratio='0,.4', cnn_seed=3), 3)
+N = 78 if SLOW else 6             # ratio 0 is the same cell both ways
+
+@pytest.fixture(scope='module')
+def faces(tmp_path_factory) -> str:
+    "A folder of twenty faces of each expression"
+    top = tmp_path_factory.mktemp('faces')
+    y = torch.arange(100) % 5
+    for i, (x, c) in enumerate(zip(draw_faces(y, size=32, seed=5, progress=False), y)):
+        (top/emotions[c]).mkdir(exist_ok=True)
+        Image.fromarray(x[0].numpy()).save(top/emotions[c]/f'{i}.png')
+    return str(top)
+
+def flags(**grid): return [o for k, v in grid.items() for o in (f'--{k}', str(v))]
+
+def start(faces, out, *more):
+    "The command `synthrob_sweep`, started; its children have sessions of their own, as those of a terminal's job"
+    code = 'import sys; from synthrob.sweep import main; sys.exit(main())'
+    args = [*flags(**TOY, path=faces, out=out, slots=2), *more]
+    return subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code, *args], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+def finish(p):
+    out, _ = p.communicate(timeout=7200 if SLOW else 600)
+    return p.returncode, out
+
+def records(out): return {f: f.read_bytes() for f in Path(out).glob('*/*/record.json')}
+
+def gone(processes):
+    "All of `processes` end by themselves within half a minute"
+    left = psutil.wait_procs(processes, timeout=30)[1]
+    assert not left, f'still running: {[p.cmdline() for p in left]}'
+
+@pytest.fixture(scope='module')
+def undisturbed(faces, tmp_path_factory):
+    "The folder of a sweep that ran from its beginning to its end, and the seconds it took"
+    out, t = tmp_path_factory.mktemp('undisturbed')/'runs', time.monotonic()
+    code, said = finish(start(faces, out, *flags(**GRID)))
+    assert code == 0 and f'{N} of {N} cells are done, {N} of them made now; 0 failed' in said, said
+    return out, time.monotonic() - t
+
+def test_killed_at_random_moments(faces, undisturbed, tmp_path):
+    "SIGKILL to the sweep, or to all that it has started, or Ctrl-C: no record is lost or damaged, and the end is that of an undisturbed sweep"
+    whole, seconds = undisturbed
+    rng, ways, seen = random.Random(2), [], {}
+    for i in range(KILLS):
+        p = start(faces, tmp_path, *flags(**GRID))
+        # the first seconds are imports, the last ones may come too late: most kills shall hit work
+        time.sleep(rng.uniform(.1, 1)*min(seconds, 6 + 3*seconds*(i + 1)/KILLS))
+        family = psutil.Process(p.pid).children(recursive=True) if p.poll() is None else []
+        ways.append((signal.SIGKILL, signal.SIGINT, 'all')[i % 3])
+        if p.poll() is not None: ways.pop()
+        for o in family if ways and ways[-1] == 'all' else (): o.kill()
+        p.send_signal(signal.SIGINT if ways and ways[-1] == signal.SIGINT else signal.SIGKILL)
+        code, said = finish(p)
+        gone(family)
+        if ways and ways[-1] == signal.SIGINT: assert code in (130, -signal.SIGINT), (code, said)   # the latter during the imports
+        for f, content in seen.items(): assert f.read_bytes() == content, f'{f} was made twice'
+        seen = records(tmp_path)
+        for f, content in seen.items(): assert json.loads(content)['hash'] == f.parent.name
+    assert len(ways) > KILLS/2, 'most kills have hit a running sweep'
+    assert not list(tmp_path.glob('cell/*/error.json')), 'who is killed has not failed'
+    code, said = finish(start(faces, tmp_path, *flags(**GRID)))
+    assert code == 0 and f'{N} of {N} cells are done' in said, said
+    for f, content in seen.items(): assert f.read_bytes() == content
+    same(tmp_path, whole)
+
+def same(a, b):
+    "What two folders hold is the same: records but for times, predictions, weights; and one GAN"
+    a, b = Path(a), Path(b)
+    times = ('started', 'finished', 'seconds', 'resumed', 'took', 'given')
+    for kind, n in dict(cell=N, split=N, gan=1, data=1).items():
+        names = sorted(p.parent.name for p in b.glob(f'{kind}/*/record.json'))
+        assert len(names) == n and names == sorted(p.parent.name for p in a.glob(f'{kind}/*/record.json'))
+        for h in names:
+            ra, rb = ({k: v for k, v in json.loads((o/kind/h/'record.json').read_bytes()).items() if k not in times} for o in (a, b))
+            assert ra == rb, f'{kind}/{h}'
+            if kind == 'cell': assert not [c for c in nbformat.read(a/kind/h/'03_split.ipynb', 4).cells for o in c.get('outputs', []) if o.output_type == 'error']
+            for f in (b/kind/h).glob('*.safetensors'):
+                ta, tb = read_tensors(a/kind/h/f.name), read_tensors(f)
+                assert ta.keys() == tb.keys() and all(torch.equal(ta[k], tb[k]) for k in ta), f'{kind}/{h}/{f.name}'
+            for f in (b/kind/h).glob('*.parquet'): pd.testing.assert_frame_equal(pd.read_parquet(a/kind/h/f.name), pd.read_parquet(f))
+
+def test_two_at_once(faces, tmp_path):
+    "Each cell is executed by one of them, and both end when all is done"
+    both = [start(faces, tmp_path, *flags(ratio='0,.5', cnn_seed=2)) for _ in range(2)]
+    said = [finish(p) for p in both]
+    assert all(code == 0 and '4 of 4 cells are done' in o for code, o in said), said
+    assert sum(int(re.search(r'(\d+) of them made now', o)[1]) for _, o in said) == 4
+    assert {k: len(list(tmp_path.glob(f'{k}/*/record.json'))) for k in ('data', 'gan', 'pool', 'split', 'cell', 'sweep')} == dict(
+        data=1, gan=1, pool=1, split=4, cell=4, sweep=0)
+    assert len(list(tmp_path.glob('sweep/*/sweep.json'))) == 1
+
+def test_finished_starts_nothing(faces, undisturbed, monkeypatch, capsys):
+    "Neither an engine nor a kernel; and nothing is checked a second time that would need fastai"
+    out, _ = undisturbed
+    main([*flags(**TOY, path=faces, out=out), *flags(**GRID)])
+    def no(*args, **kwargs): raise AssertionError('nothing was to be started')
+    for what in 'engines.local', 'kernels.KernelServer', 'kernels.execute', 'sweep.run_cell', 'split.check_params':
+        monkeypatch.setattr(f'synthrob.{what}', no)
+    capsys.readouterr()
+    assert main([*flags(**TOY, path=faces, out=out), *flags(**GRID)]) == 0
+    assert f'{N} of {N} cells are done, 0 of them made now; 0 failed.' in capsys.readouterr().out
+
+def test_dry_run(faces, undisturbed, tmp_path, capsys):
+    "What it costs is known where such cells have been run, and said to be unknown where not; nothing is written"
+    assert main([*flags(**TOY, path=faces, out=tmp_path/'new', ratio='0,.5', cnn_seed=6), '--dry-run']) == 0
+    said = capsys.readouterr().out
+    assert '12 cells: 0 done' in said and 'not known for 12 cells and 1 GAN' in said and 'too few: --seeds 8' in said
+    assert not (tmp_path/'new').exists()
+    main([*flags(**TOY, path=faces, out=undisturbed[0], ratio='0,.4', cnn_seed=9, sd=.005), '--dry_run'])
+    said = capsys.readouterr().out
+    assert re.search(r'18 cells: \d+ done', said) and re.search(r'Cost: about \d+ s', said) and 'which is enough' in said
+
+@pytest.fixture
+def pretend(monkeypatch):
+    "Cells that are executed in no time: the names of those that were, and what happens to the next ones"
+    class Pretend:
+        done, then = [], {}
+    def execute(given, cwd, art):
+        Pretend.done.append((given['ratio'], given['cnn_seed']))
+        if e := Pretend.then.get(Pretend.done[-1]): raise e
+        return dict(split='0'*16, robust=None, gan=None, took=dict(split=1.), ran_on='cpu')
+    Pretend.done.clear(), Pretend.then.clear()
+    monkeypatch.setattr(synthrob.sweep, '_execute', execute)
+    return Pretend
+
+def test_a_cell_fails(pretend, tmp_path, capsys):
+    "It is reported in one line, does not stop the others, is left alone the next time, and tried again with `retry`"
+    pretend.then[.5, 1] = RuntimeError('the GPU fell off\nTraceback')
+    grid = dict(ratio=[0, .5], cnn_seed=3, out=str(tmp_path), engine=ThreadPoolExecutor(2))
+    s = sweep(**grid)
+    assert s.table.state.tolist() == ['done']*4 + ['failed', 'done']
+    said = capsys.readouterr()
+    assert 'ratio=0.5 cnn_seed=1: RuntimeError: the GPU fell off' in said.out and 'Traceback' not in said.out + said.err
+    assert '--retry' in said.out and 'failed: ratio=0.5 cnn_seed=1' in said.err
+    pretend.done.clear()
+    sweep(**grid)
+    assert not pretend.done, 'nothing was left to be done'
+    sweep(**{**grid, 'cnn_seed': 4})
+    assert sorted(pretend.done) == [(0, 3), (.5, 3)] and '1 cell failed before; retry=True (--retry)' in capsys.readouterr().err
+    pretend.then.clear(), pretend.done.clear()
+    s = sweep(**grid, retry=True)
+    assert pretend.done == [(.5, 1)] and set(s.table.state) == {'done'}
+
+def test_the_leader_fails(pretend, tmp_path):
+    "The next cell of its GAN goes ahead in its place"
+    pretend.then[.3, 0] = ValueError('no')
+    s = sweep(ratio=[.3, .6], cnn_seed=2, out=str(tmp_path), engine=ThreadPoolExecutor(4))
+    assert s.table.state.tolist() == ['failed', 'done', 'done', 'done'] and pretend.done[:2] == [(.3, 0), (.6, 0)]
+
+def test_a_worker_dies(pretend, monkeypatch, tmp_path):
+    "The cell is tried once more; then it has failed"
+    class Dies(ThreadPoolExecutor):
+        left = 1
+        def submit(self, fn, *args):
+            self.left -= 1
+            return super().submit(*((int, 'dead') if self.left >= 0 else (fn, *args)))
+    assert set(sweep(ratio=0, cnn_seed=2, out=str(tmp_path/'a'), engine=Dies(1)).table.state) == {'done'}
+    Dies.left = 3                                         # the first cell, the second, and the first once more
+    s = sweep(ratio=0, cnn_seed=2, out=str(tmp_path/'b'), engine=Dies(1))
+    assert s.table.state.tolist() == ['failed', 'done'] and s.table.error[0].startswith('ValueError')
+
+def test_the_engine_breaks(pretend, tmp_path):
+    "An executor that takes no more ends the sweep; what is done stays done"
+    class Breaks(ThreadPoolExecutor):
+        left = 2
+        def submit(self, *args):
+            self.left -= 1
+            if self.left < 0: raise RuntimeError('cannot schedule new futures')
+            return super().submit(*args)
+    with pytest.raises(RuntimeError, match='cannot schedule'): sweep(ratio=0, cnn_seed=4, out=str(tmp_path), engine=Breaks(1))
+    assert Sweep(dict(ratio=0, cnn_seed=4), out=str(tmp_path)).table.state.tolist().count('done') == 2
+
+@pytest.mark.parametrize('args, sentence', [
+    (['--raitos', '0'], "There is no argument '--raitos': did you mean '--ratios'?"), (['--ratios', '0,2'], 'ratio=2 cannot be'),
+    (['--ratios', '0,.1,...,.95'], 'equal steps that arrive'), (['--seeds', '0'], 'no seed at all'), (['--cnn', 'vgg'], "'vgg'"),
+    (['--ratio', '1', '--how', 'add'], "ratio=1 with how='add'"), (['--data', 'fer2013'], 'needs a path'), ([], 'Give a file or an axis'),
+    (['missing.yaml'], 'missing.yaml cannot be read'), (['--ratio', '0', '--engine', 'cloud'], "no engine 'cloud'"),
+    (['--ratio', '0', '--option', 'thread=2'], "did you mean 'threads'?"), (['--ratio', '0', '--slots', '0'], 'slots=0 cannot be'),
+    (['--ratio', '0', '--margin', '7'], 'margin=7'), (['--path', '/not/there', '--data', 'folder'], '/not/there')])
+def test_refused_in_one_sentence(args, sentence, tmp_path, capsys):
+    assert main([*args, '--out', str(tmp_path/'runs')]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith('synthrob_sweep: ') and sentence in said
+    assert not list(tmp_path.glob('runs/cell/*')), 'nothing was begun'
+
+def test_yaml_and_flags(faces, tmp_path, capsys):
+    "A file with two grids; a flag takes the place of what it says, in both"
+    f = tmp_path/'sweep.yaml'
+    f.write_text(f"{json.dumps(TOY)[1:-1].replace(', ', chr(10)).replace(chr(34), '')}\npath: {faces}\nout: {tmp_path/'runs'}\ncnn_seed: 2\nmargin: .01\n"
+                 "grids:\n  - ratio: [0, .25, ..., 1]\n    how: [replace, add]\n  - {ratio: .5, filler: [repeat, none]}\n")
+    assert main([str(f), '--seeds', '3', '--dry-run']) == 0
+    said = capsys.readouterr().out
+    assert '30 cells (33 combinations' in said and 'Left out 3 combinations: ratio=1' in said and 'less than 1.0%' in said
