@@ -4,11 +4,13 @@
 
 # %% ../nbs/06_bench.ipynb #8e8cd916
 from __future__ import annotations
-import argparse, json, os, statistics, subprocess, sys, tempfile, time
+import argparse, importlib, json, os, statistics, subprocess, sys, tempfile, time, warnings
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property, partial
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
 from .cnn import cnn_learner, evaluate, recipes
+from .corruptions import common, corrupted
 from .data import Images, fer2013_path, prepare
 from .files import list_images
 from .gan import gan_learner
@@ -34,8 +37,8 @@ from .training import has_bf16
 # %% auto #0
 __all__ = ['benches', 'Setting', 'setting', 'stopwatch', 'duel', 'fastest', 'Row', 'bench', 'FileSet', 'file_loader', 'walk',
            'loader', 'fastai_loader', 'augment', 'TrainOnly', 'our_cnn', 'bare_cnn', 'cnn', 'source_cnn', 'cnn_source',
-           'our_gan', 'bare_gan', 'bare_d_step', 'bare_g_step', 'gan', 'measure_prepare', 'memory', 'run_benches',
-           'parser', 'main']
+           'our_gan', 'bare_gan', 'bare_d_step', 'bare_g_step', 'gan', 'measure_peak', 'measure_prepare', 'memory',
+           'usual_corruptions', 'measure_corrupted', 'corruption', 'run_benches', 'parser', 'main']
 
 # %% ../nbs/06_bench.ipynb #26539e51
 @dataclass
@@ -172,7 +175,8 @@ def bench(target:float,  # what the ratio (theirs/ours) should be at least
           what:str,      # ours, in words
           against:str,   # the opponent, in words
           unit='s',      # of what is measured
-          name=None      # None: that of the function
+          name=None,     # None: that of the function
+          needs=None     # a package that the opponent is, if it need not be installed
          ):              # a decorator
     "Register a function `f(setting) -> (pairs, note)` as a benchmark"
     def _register(f):
@@ -180,7 +184,7 @@ def bench(target:float,  # what the ratio (theirs/ours) should be at least
         def run(s):
             pairs, note = f(s)
             return Row(key, what, against, pairs, target, unit, note)
-        run.about = f'{what} / {against}; target {target:g}'
+        run.about, run.needs = f'{what} / {against}; target {target:g}', needs
         benches[key] = run
         return run
     return _register
@@ -365,28 +369,38 @@ def gan(s):
     return duel(ours, bare_gan(s, learn)[1], s), f"{g['n_steps']} steps of {g['bs']} real images, width {g['nf']}"
 
 # %% ../nbs/06_bench.ipynb #57ccf6e5
-_PREPARE = '''
+_PEAK = '''
 import json, sys, time
-from synthrob.data import prepare
+{imports}
 def peak():
     try:
         with open('/proc/self/status') as f: return int(next(l for l in f if l.startswith('VmHWM')).split()[1])*1024
     except OSError:
         import resource
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform == 'darwin' else 1024)
+args = json.loads(sys.argv[1])
+{first}
 before, t = peak(), time.perf_counter()
-images = prepare(**json.loads(sys.argv[1]))
-print('\\n' + json.dumps(dict(n=len(images), seconds=time.perf_counter() - t, before=before, peak=peak())))
+{work}
+print('\\n' + json.dumps(dict(n=n, seconds=time.perf_counter() - t, before=before, peak=peak())))
 '''
+
+def measure_peak(imports:str, # lines of Python: what is imported
+                 work:str,    # what is measured; it finds its arguments in `args` and leaves a number `n`
+                 first='',    # what comes before, e.g. reading
+                 **args       # as JSON can hold them
+                ) -> dict:    # `n`, seconds of `work`, bytes `before` it and at the `peak`
+    "Do `work` in a fresh process"
+    code = _PEAK.format(imports=imports, first=first, work=work)
+    env = {**os.environ, 'PYTHONPATH': os.pathsep.join(o or os.getcwd() for o in sys.path)}   # the same synthrob
+    out = subprocess.run([sys.executable, '-c', code, json.dumps(args)], env=env, text=True, stdout=subprocess.PIPE, check=True)
+    return json.loads(out.stdout.splitlines()[-1])
 
 def measure_prepare(data:str, path, root) -> dict: # n images, seconds, bytes `before` and at the `peak`
     "Prepare `data` in a fresh process and a fresh folder"
     with tempfile.TemporaryDirectory(dir=root) as folder:
-        args = dict(data=data, path=path and str(path), root=folder)
-        env = {**os.environ, 'PYTHONPATH': os.pathsep.join(o or os.getcwd() for o in sys.path)}   # the same synthrob
-        out = subprocess.run([sys.executable, '-c', _PREPARE, json.dumps(args)], env=env, text=True, stdout=subprocess.PIPE,
-                             check=True)
-    return json.loads(out.stdout.splitlines()[-1])
+        return measure_peak('from synthrob.data import prepare', 'n = len(prepare(**args))',
+                            data=data, path=path and str(path), root=folder)
 
 # %% ../nbs/06_bench.ipynb #c3b43bc3
 @bench(1, 'peak memory of prepare', 'the limit of 1.5 GB', unit='GB', name='prepare')
@@ -397,6 +411,60 @@ def memory(s):
     return [(o['peak']/1e9, 1.5) for o in runs], (f"{s.data}, {runs[0]['n']:,} images, {middle('seconds'):.1f} s; "
                                                  f"{extra:.2f} GB beyond what the imports take")
 
+# %% ../nbs/06_bench.ipynb #e4bbdb85
+def usual_corruptions() -> SimpleNamespace: # `corrupt(image, severity, name)` and the `names` of the 15 that run
+    "The package `imagecorruptions`. Raises `BadInput` where it is not installed"
+    if find_spec('imagecorruptions') is None:
+        raise BadInput("imagecorruptions, the opponent, is not installed: pip install imagecorruptions.")
+    stand_in = find_spec('pkg_resources') is None
+    if stand_in:
+        folder = Path(find_spec('imagecorruptions').origin).parent
+        sys.modules['pkg_resources'] = SimpleNamespace(resource_filename=lambda _, name: str(folder/name))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')                                # it imports from places that scipy has left
+            package = importlib.import_module('imagecorruptions')
+    finally:
+        if stand_in: del sys.modules['pkg_resources']
+    return SimpleNamespace(corrupt=package.corrupt, names=_running(package))
+
+def _running(package):
+    "The names of the common corruptions that run"
+    def runs(name):
+        try: return package.corrupt(np.zeros((48, 48), np.uint8), 1, name) is not None
+        except (AttributeError, TypeError): return False                   # gone from numpy, or from scikit-image
+    return [o for o in common if runs(o)]
+
+# %% ../nbs/06_bench.ipynb #aabb8777
+def measure_corrupted(x:torch.Tensor, # images, uint8 (n,c,h,w)
+                      folder          # for a file with them
+                     ) -> dict:       # `n` corrupted images, seconds, bytes `before` and at the `peak`
+    "Corrupt `x` in 15 ways and five severities in a fresh process"
+    file = Path(folder)/'clean.npy'
+    np.save(file, x.cpu().numpy())
+    return measure_peak('import numpy, torch\nfrom synthrob.corruptions import corrupted', 'n = sum(len(b.x) for b in corrupted(x))',
+                        "x = torch.from_numpy(numpy.load(args['file']))", file=str(file))
+
+@bench(20, 'an image corrupted by corrupted(), 5 severities', 'imagecorruptions, those of the 15 that run', unit='ms',
+       name='corrupt', needs='imagecorruptions')
+def corruption(s):
+    usual, x = usual_corruptions(), s.test.x.to(s.device)
+    few = [np.asarray(im.permute(1, 2, 0)).squeeze() for im in s.test.x[:20]]
+    def ours(name): return 1e3/len(x)*stopwatch(lambda: [None for _ in corrupted(x, name)], s.device)
+    def theirs(name):
+        return 1e3/len(few)*stopwatch(lambda: [usual.corrupt(im, i, name) for i in range(1, 6) for im in few], s.device)
+    def both(names): return [(ours(o), theirs(o)) for o in names]
+    both(usual.names)                                                      # a warm-up
+    took = np.array([both(usual.names) for _ in s.rounds()])               # round, corruption, contestant
+    ratios = np.median(took[..., 1]/took[..., 0], 0)
+    rest = took[:, [o != 'frost' for o in usual.names]].sum(1)
+    peak = measure_corrupted(s.test.x, s.folder)
+    return took.sum(1).tolist(), (
+        f"{len(usual.names)} of 15 run there, {len(x):,} images here; without frost {np.median(rest[:, 1]/rest[:, 0]):.3g}; "
+        f"from {ratios.min():.2g} ({usual.names[ratios.argmin()]}) to {ratios.max():.3g} ({usual.names[ratios.argmax()]}); "
+        f"all 15 x 5: {peak['n']:,} images in {peak['seconds']:.1f} s, peak {peak['peak']/1e9:.2f} GB, "
+        f"{(peak['peak'] - peak['before'])/1e9:.2f} beyond imports and clean images")
+
 # %% ../nbs/06_bench.ipynb #c276116f
 def run_benches(names=(),       # of `benches`; none: all
                 show=print,     # called with each `Row` when it is there
@@ -405,9 +473,12 @@ def run_benches(names=(),       # of `benches`; none: all
     "Run benchmarks by name. Raises `BadInput` for one that is not there"
     for k in names:
         if k not in benches: raise BadInput(f"There is no benchmark {k!r}: choose from {', '.join(benches)}.")
+    needs = {k: f.needs for k, f in benches.items() if f.needs and find_spec(f.needs) is None}
+    for k in set(names) & set(needs): raise BadInput(f"The benchmark {k!r} needs {needs[k]}: pip install {needs[k]}.")
+    for k in needs if not names else (): print(f"{k} is left out: {needs[k]} is not installed.")
     rows = []
     with setting(**kwargs) as s:
-        for k in names or benches:
+        for k in names or [k for k in benches if k not in needs]:
             rows.append(benches[k](s))
             show(rows[-1])
     return rows
@@ -418,7 +489,7 @@ def parser() -> argparse.ArgumentParser:
     names = '\n'.join(f'  {k:11}{f.about}' for k, f in benches.items())
     about = """Measure synthrob against the usual way to do the same, in turns, in one process. A ratio of 2 means: twice
 as fast (or half of the memory that is allowed). Reported is the median of the rounds, with the smallest and
-the largest. All of it takes some ten minutes on two cores. On cores that other programs use as well, set
+the largest. All of it takes some twelve minutes on two cores. On cores that other programs use as well, set
 OMP_WAIT_POLICY=passive."""
     p = argparse.ArgumentParser('synthrob_bench', description=about, epilog=f'NAME is one of\n{names}',
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
