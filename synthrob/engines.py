@@ -4,7 +4,8 @@
 
 # %% ../nbs/03e_engines.ipynb #02223a17
 from __future__ import annotations
-import contextlib, difflib, getpass, hashlib, math, os, pickle, re, shlex, shutil, signal, subprocess, sys, tempfile, threading, time, traceback
+import contextlib, difflib, getpass, hashlib, math, os, pickle, re, shlex, shutil, signal, subprocess, sys, tempfile
+import threading, time, traceback
 from collections import Counter, deque
 from concurrent.futures import CancelledError, Executor, Future
 from dataclasses import dataclass
@@ -17,18 +18,27 @@ from fastcore.basics import patch
 from .core import BadInput, read_json, write_json
 
 # %% auto #0
-__all__ = ['GRACE', 'RUNNING', 'ENDED', 'AGAIN', 'cores', 'slot_environments', 'gpu_names', 'RemoteTraceback', 'end_children',
-           'WorkerDied', 'last_line', 'Worker', 'LocalExecutor', 'local', 'Status', 'status', 'as_executor',
-           'slurm_parameters', 'Resumable', 'read_queue', 'slurm_queue', 'SlurmJob', 'SlurmExecutor', 'scancel',
-           'slurm']
+__all__ = ['GRACE', 'RUNNING', 'AGAIN', 'ENDED', 'cores', 'free_memory', 'slot_environments', 'gpu_names', 'RemoteTraceback',
+           'end_children', 'last_line', 'WorkerDied', 'Worker', 'LocalExecutor', 'local', 'Status', 'status',
+           'as_executor', 'slurm_parameters', 'Resumable', 'read_queue', 'slurm_queue', 'SlurmJob', 'SlurmExecutor',
+           'scancel', 'slurm']
 
-# %% ../nbs/03e_engines.ipynb #b2c1912b
+# %% ../nbs/03e_engines.ipynb #4b855053
+def _limit(name) -> str:
+    "What the container's control group says; nothing where there is none"
+    try: return Path('/sys/fs/cgroup', name).read_text().strip()
+    except OSError: return ''
+
 def cores() -> int:
     "Cores that this process may use: those that it is bound to, at most as many as its container's quota allows"
     n = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    try: quota, period = Path('/sys/fs/cgroup/cpu.max').read_text().split()
-    except (OSError, ValueError): return n
-    return n if quota == 'max' else max(1, min(n, math.ceil(int(quota)/int(period))))
+    quota, _, period = _limit('cpu.max').partition(' ')
+    return max(1, min(n, math.ceil(int(quota)/int(period)))) if quota.isdigit() else n
+
+def free_memory() -> float: # GB
+    "Memory that is free: that of the machine, at most what is left to the container"
+    free, most, used = psutil.virtual_memory().available, _limit('memory.max'), _limit('memory.current')
+    return (min(free, int(most) - int(used)) if most.isdigit() and used.isdigit() else free)/2**30
 
 # %% ../nbs/03e_engines.ipynb #b32202e4
 def slot_environments(slots:int,      # trainings side by side
@@ -40,10 +50,10 @@ def slot_environments(slots:int,      # trainings side by side
     return [dict(names, CUDA_VISIBLE_DEVICES=gpus[i % len(gpus)] if gpus else '') for i in range(slots)]
 
 # %% ../nbs/03e_engines.ipynb #5219b9fa
-def gpu_names(gpus=None,       # None: all that torch sees; how many of them; or their numbers, as torch counts
-              visible:str=None,# CUDA_VISIBLE_DEVICES; None: what the environment says
-              n:int=None       # how many there are; None: torch is asked
-             ) -> list[str]:   # as CUDA_VISIBLE_DEVICES takes them
+def gpu_names(gpus=None,        # None: all that torch sees; how many of them; or their numbers, as torch counts
+              visible:str=None, # CUDA_VISIBLE_DEVICES; None: what the environment says
+              n:int=None        # how many there are; None: torch is asked
+             ) -> list[str]:    # as CUDA_VISIBLE_DEVICES takes them
     "The GPUs to be used, by the names that a worker's environment needs; raises `BadInput` for one that is not here"
     n = torch.cuda.device_count() if n is None else n
     visible = os.environ.get('CUDA_VISIBLE_DEVICES') if visible is None else visible
@@ -51,7 +61,8 @@ def gpu_names(gpus=None,       # None: all that torch sees; how many of them; or
     if gpus is None: return names
     wanted = list(range(gpus)) if isinstance(gpus, int) else list(gpus)
     if any(not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < n for i in wanted) or gpus is True:
-        raise BadInput(f"gpus={gpus!r} cannot be: torch sees {n} GPUs here; give how many to use, or a list of their numbers, counted from 0.")
+        raise BadInput(f"gpus={gpus!r} cannot be: torch sees {n} GPUs here; give how many to use, "
+                       "or a list of their numbers, counted from 0.")
     return [names[i] for i in wanted]
 
 # %% ../nbs/03e_engines.ipynb #e6def5f0
@@ -70,7 +81,7 @@ def _answer(call) -> bytes:
         if error is not None: pickle.loads(sent)
         return sent
     except Exception as e:
-        said = f'{type(error).__name__}: {error}' if error is not None else f'What was returned cannot be sent to another process: {e}'
+        said = f'{type(error).__name__}: {error}' if error is not None else f'What was returned cannot be sent: {e}'
         return pickle.dumps((None, RuntimeError(said), text or traceback.format_exc()))
 
 def _settle(future, answer:bytes):
@@ -81,8 +92,6 @@ def _settle(future, answer:bytes):
     future.set_exception(error)
 
 # %% ../nbs/03e_engines.ipynb #41715445
-GRACE = 5. # seconds to leave in good order
-
 def end_children(grace:float=1. # seconds between asking and killing
                 ):
     "End all processes that this one has started, and theirs"
@@ -93,6 +102,9 @@ def end_children(grace:float=1. # seconds between asking and killing
             except psutil.NoSuchProcess: pass
         ps = psutil.wait_procs(ps, timeout=grace)[1]
         if not ps: return
+
+# %% ../nbs/03e_engines.ipynb #a979a848
+GRACE = 5. # seconds to leave in good order
 
 def _listen(conn, tasks, parent):
     "Hand on what is to be computed, until there is nobody left to compute for"
@@ -108,7 +120,6 @@ def _listen(conn, tasks, parent):
     end_children()
     os._exit(1)
 
-# %% ../nbs/03e_engines.ipynb #41da8377
 def _compute(task):
     "Call what is in a message"
     fn, args, kwargs = pickle.loads(task)
@@ -128,10 +139,7 @@ def _work(fd, parent):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         end_children()
 
-# %% ../nbs/03e_engines.ipynb #ff391719
-class WorkerDied(RuntimeError):
-    "A process that was computing has ended without an answer; the message says how, and what it said last"
-
+# %% ../nbs/03e_engines.ipynb #c94e98c4
 def last_line(path, pattern='') -> str:
     "The last line of a log that is not empty and begins with `pattern`; nothing where there is no log"
     try:
@@ -141,6 +149,10 @@ def last_line(path, pattern='') -> str:
     except OSError: return ''
     return next((o.strip()[-300:] for o in reversed(lines) if o.strip() and re.match(pattern, o)), '')
 
+# %% ../nbs/03e_engines.ipynb #ff391719
+class WorkerDied(RuntimeError):
+    "A process that was computing has ended without an answer; the message says how, and what it said last"
+
 class Worker:
     "Another Python, which computes one thing at a time"
     def __init__(self,
@@ -149,9 +161,10 @@ class Worker:
                 ):
         self.log, self.deadline, self.lock = log, math.inf, threading.Lock()
         self.conn, theirs = Pipe()
-        code = f"import sys; sys.path[:] = {sys.path!r}; from synthrob.engines import _work; _work({theirs.fileno()}, {os.getpid()})"
+        fd = theirs.fileno()
+        code = f"import sys; sys.path[:] = {sys.path!r}; from synthrob.engines import _work; _work({fd}, {os.getpid()})"
         with open(log, 'ab') as f:
-            self.process = subprocess.Popen([sys.executable, '-c', code], env=os.environ | env, pass_fds=[theirs.fileno()],
+            self.process = subprocess.Popen([sys.executable, '-c', code], env=os.environ | env, pass_fds=[fd],
                                             stdin=subprocess.DEVNULL, stdout=f, stderr=f, start_new_session=True)
         theirs.close()
 
@@ -173,11 +186,11 @@ def ask(self:Worker, task:bytes) -> bytes:
 @patch
 def obituary(self:Worker) -> str:
     "How it ended"
-    code = self.process.wait()
-    how = f'ended with exit code {code}' if code >= 0 else f'was killed by {signal.Signals(-code).name}'
+    code, names = self.process.wait(), {o.value: o.name for o in signal.Signals}
+    how = f'ended with exit code {code}' if code >= 0 else f"was killed by {names.get(-code, f'signal {-code}')}"
+    if -code == signal.SIGKILL: how += ', as happens when memory runs out: use fewer slots'
     said = last_line(self.log)
-    return (f"The process that computed this {how}" + (', as happens when memory runs out: use fewer slots' if -code == signal.SIGKILL else '')
-            + (f". It said last: {said}" if said else '.'))
+    return f'The process that computed this {how}.' + f' It said last: {said}'*bool(said)
 
 # %% ../nbs/03e_engines.ipynb #907c7e84
 @patch
@@ -205,6 +218,20 @@ def close(self:Worker):
     except subprocess.TimeoutExpired: self.kill()
     self.process.wait()
     self.conn.close()
+
+# %% ../nbs/03e_engines.ipynb #1260e557
+def _task(fn, args, kwargs) -> bytes:
+    "The message to a worker; raises `BadInput` for what another process would not find"
+    if getattr(getattr(fn, 'func', fn), '__module__', None) == '__main__':
+        raise BadInput(f"{fn!r} is defined in __main__, where no other process finds it: put it into a module.")
+    try: return pickle.dumps((fn, args, kwargs))
+    except (pickle.PicklingError, AttributeError, TypeError) as e:
+        raise BadInput(f"{fn!r} cannot be sent to another process: {e}.") from None
+
+def _cancel(future):
+    "Cancel a future that waits, and tell those who wait for it"
+    future.cancel()
+    future.set_running_or_notify_cancel()
 
 # %% ../nbs/03e_engines.ipynb #157d226f
 class LocalExecutor(Executor):
@@ -242,19 +269,6 @@ class LocalExecutor(Executor):
             self._cv.notify_all()
         for t in self._threads if wait else (): t.join()
 
-def _cancel(future):
-    "Cancel a future that waits, and tell those who wait for it"
-    future.cancel()
-    future.set_running_or_notify_cancel()
-
-def _task(fn, args, kwargs) -> bytes:
-    "The message to a worker; raises `BadInput` for what another process would not find"
-    where = getattr(getattr(fn, 'func', fn), '__module__', None)
-    if where == '__main__': raise BadInput(f"{fn!r} is defined in __main__, where no other process finds it: put it into a module and import it.")
-    try: return pickle.dumps((fn, args, kwargs))
-    except (pickle.PicklingError, AttributeError, TypeError) as e:
-        raise BadInput(f"{fn!r} cannot be sent to another process: {e}.") from None
-
 # %% ../nbs/03e_engines.ipynb #c5e2e8f0
 @patch
 def _next(self:LocalExecutor, i):
@@ -288,7 +302,7 @@ def _serve(self:LocalExecutor, i):
     if i in self._workers: self._workers[i].close()
 
 # %% ../nbs/03e_engines.ipynb #60f0491b
-def local(slots:int=None,   # trainings side by side; None: four per GPU, or without GPUs one per core (or per `threads` cores)
+def local(slots:int=None,   # trainings side by side; None: four per GPU; without GPUs as many as cores and memory allow
           threads:int=None, # CPU threads of each; None: the cores, shared out
           gpus=None,        # None: all GPUs; how many; or a list of their numbers; 0: only the CPU
           logs=None         # folder for what the processes print
@@ -298,7 +312,7 @@ def local(slots:int=None,   # trainings side by side; None: four per GPU, or wit
         if v is not None and (not isinstance(v, int) or isinstance(v, bool) or v < 1):
             raise BadInput(f"{name}={v!r} cannot be: it must be a whole number of at least 1.")
     names, n = gpu_names(gpus), cores()
-    if slots is None: slots = max(1, min(4*len(names), n) if names else n//(threads or 1))
+    if slots is None: slots = max(1, min(n//(threads or 1), int(free_memory()/1.5), 4*len(names) or n))
     return LocalExecutor(slot_environments(slots, threads or max(1, n//slots), names), logs)
 
 # %% ../nbs/03e_engines.ipynb #3a696e43
@@ -319,49 +333,58 @@ def _state(f):
     return 'failed' if e else 'done'
 
 # %% ../nbs/03e_engines.ipynb #9a74aa40
-def as_executor(x=None, # None or 'local': `local()`; an `Executor`; a Dask client; anything with `submit` that returns `concurrent.futures.Future`
+def as_executor(x=None # None or 'local'; an `Executor`; a Dask client; anything whose `submit` returns Python's futures
                ) -> Executor:
     "The executor that is meant by `x`; raises `BadInput` for what cannot be one"
     if x is None or isinstance(x, str) and x == 'local': return local()
     if isinstance(x, str) and x == 'slurm':
-        raise BadInput("engine='slurm' needs to know what a job gets: give slurm(folder, gpus=..., minutes=...) instead of its name.")
+        raise BadInput("engine='slurm' needs to know what a job gets: give slurm(gpus=..., minutes=...) instead.")
     if isinstance(x, Executor): return x
     if callable(getattr(x, 'get_executor', None)): return x.get_executor()
     if not isinstance(x, type) and callable(getattr(x, 'submit', None)): return x
-    raise BadInput(f"{x!r} is no executor: give local(...), slurm(...) or anything that has submit as concurrent.futures.Executor has.")
+    raise BadInput(f"{x!r} is no executor: give local(...), slurm(...) or a concurrent.futures.Executor.")
 
-# %% ../nbs/03e_engines.ipynb #96ac8863
-def slurm_parameters(gpus:int=0,             # GPUs of each job
-                     cpus:int=2,             # cores of each job
-                     mem:float=None,         # GB of memory of each job; None: as the cluster says
-                     minutes:int=60,         # after these a job is cut off, goes back into the queue, and continues from its checkpoint
-                     partition:str=None,     # the queue; None: the cluster's default
-                     array_parallelism:int=256, # jobs at a time, at most
-                     setup=(), srun_args=(), # lines of shell before the job; arguments for srun
-                     additional_parameters:dict=None, # anything else that `sbatch` knows, without its dashes
-                     **more                  # what submitit has a name for: qos, account, constraint, exclude, comment ...
-                    ) -> dict:               # as submitit takes them
-    "What a job gets; raises `BadInput`"
-    lows = dict(gpus=0, cpus=1, minutes=1, array_parallelism=1)
-    for name, v in dict(gpus=gpus, cpus=cpus, minutes=minutes, array_parallelism=array_parallelism).items():
-        if not isinstance(v, int) or isinstance(v, bool) or v < lows[name]:
-            raise BadInput(f"{name}={v!r} cannot be: it must be a whole number of at least {lows[name]}.")
-    if mem is not None and not (isinstance(mem, (int, float)) and mem > 0): raise BadInput(f"mem={mem!r} cannot be: give gigabytes as a number.")
-    known = _submitit().SlurmExecutor._valid_parameters()
-    for name in more:
-        if name in known: continue
-        near = difflib.get_close_matches(name, [*known, 'cpus', 'gpus', 'minutes'], 1)
-        raise BadInput(f"submitit has no parameter {name!r}" + (f": did you mean {near[0]!r}?" if near else ": give it in additional_parameters."))
-    threads = [f'export {o}={cpus}' for o in slot_environments(1, cpus)[0] if o != 'CUDA_VISIBLE_DEVICES']
-    p = dict(job_name='synthrob', time=minutes, cpus_per_task=cpus, gpus_per_node=gpus or None, mem=mem and f'{round(mem*1024)}MB',
-             partition=partition, array_parallelism=array_parallelism, signal_delay_s=min(90, 15*minutes), setup=[*threads, *setup],
-             srun_args=[f'--cpus-per-task={cpus}', *srun_args], additional_parameters=dict(requeue=True, **(additional_parameters or {})))
-    return {k: v for k, v in {**p, **more}.items() if v is not None}
-
+# %% ../nbs/03e_engines.ipynb #2b89c48d
 def _submitit():
     try: import submitit
     except ImportError: raise BadInput("The Slurm engine needs submitit: pip install 'synthrob[slurm]'.") from None
     return submitit
+
+def _check_job(more, mem, **whole):
+    "Raise `BadInput` for the first that cannot be"
+    for name, v in whole.items():
+        if not isinstance(v, int) or isinstance(v, bool) or v < (name != 'gpus'):
+            raise BadInput(f"{name}={v!r} cannot be: it must be a whole number of at least {int(name != 'gpus')}.")
+    if mem is not None and not (isinstance(mem, (int, float)) and mem > 0):
+        raise BadInput(f"mem={mem!r} cannot be: give gigabytes as a number.")
+    known = _submitit().SlurmExecutor._valid_parameters()
+    for name in more:
+        if name in known: continue
+        near = difflib.get_close_matches(name, [*known, 'mem', *whole], 1)
+        hint = f'did you mean {near[0]!r}?' if near else 'give it in additional_parameters.'
+        raise BadInput(f'submitit has no parameter {name!r}: {hint}')
+
+# %% ../nbs/03e_engines.ipynb #96ac8863
+def slurm_parameters(gpus:int=0,                 # GPUs of each job
+                     cpus:int=2,                 # cores of each job
+                     mem:float=None,             # GB of memory of each job; None: as the cluster says
+                     minutes:int=60,             # then a job is cut off, waits anew, and goes on from its checkpoint
+                     partition:str=None,         # the queue; None: the cluster's default
+                     array_parallelism:int=256,  # jobs at a time, at most
+                     setup=(),                   # lines of shell before the job
+                     srun_args=(),               # more arguments for `srun`
+                     additional_parameters=None, # dict of anything else that `sbatch` knows, by names without dashes
+                     **more                      # what submitit has a name for: qos, account, constraint, exclude ...
+                    ) -> dict:                   # as submitit takes them
+    "What a job gets; raises `BadInput`"
+    _check_job(more, mem, gpus=gpus, cpus=cpus, minutes=minutes, array_parallelism=array_parallelism)
+    threads = [f'export {o}={cpus}' for o in slot_environments(1, cpus)[0] if o != 'CUDA_VISIBLE_DEVICES']
+    p = dict(job_name='synthrob', time=minutes, signal_delay_s=min(90, 15*minutes), cpus_per_task=cpus,
+             gpus_per_node=gpus or None, mem=mem and f'{round(mem*1024)}MB', partition=partition,
+             array_parallelism=array_parallelism, setup=[*threads, *setup],
+             srun_args=[f'--cpus-per-task={cpus}', *srun_args],
+             additional_parameters=dict(requeue=True, **(additional_parameters or {})))
+    return {k: v for k, v in {**p, **more}.items() if v is not None}
 
 # %% ../nbs/03e_engines.ipynb #dde56ed3
 class Resumable:
@@ -374,8 +397,9 @@ class Resumable:
 
     @property
     def key(self):
-        "Hash of what is called"
-        return hashlib.sha256(pickle.dumps((self.fn, self.args, self.kwargs))).hexdigest()[:16]
+        "Hash of what is called; nothing where it cannot be pickled"
+        try: return hashlib.sha256(pickle.dumps((self.fn, self.args, self.kwargs))).hexdigest()[:16]
+        except Exception: return ''
 
     def checkpoint(self):
         "What submitit is to call when the job starts anew: the same"
@@ -383,8 +407,8 @@ class Resumable:
 
 # %% ../nbs/03e_engines.ipynb #eb524717
 RUNNING = {'RUNNING', 'COMPLETING', 'SUSPENDED', 'STOPPED', 'SIGNALING', 'STAGE_OUT', 'RESIZING'}
-ENDED = {'COMPLETED', 'CANCELLED', 'FAILED', 'TIMEOUT', 'NODE_FAIL', 'PREEMPTED', 'BOOT_FAIL', 'DEADLINE', 'OUT_OF_MEMORY', 'REVOKED', 'gone'}
-AGAIN = {'TIMEOUT', 'PREEMPTED', 'NODE_FAIL', 'BOOT_FAIL', 'REVOKED'} # no fault of the job
+AGAIN = {'TIMEOUT', 'PREEMPTED', 'NODE_FAIL', 'BOOT_FAIL', 'REVOKED'} # ended by no fault of the job
+ENDED = AGAIN | {'COMPLETED', 'CANCELLED', 'FAILED', 'DEADLINE', 'OUT_OF_MEMORY', 'gone'}
 
 def read_queue(text:str) -> dict: # job -> (state, reason)
     "What `squeue` says"
@@ -417,11 +441,23 @@ class SlurmJob:
     def said(self):
         "The last line on stderr, and the last of Slurm's own"
         if not self.job or self.state not in ENDED - {'COMPLETED'}: return ''
-        own, slurm = (last_line(self.job.paths.stderr, o) for o in (r'(?!srun:|slurmstepd)', r'srun: error|slurmstepd.*error'))
-        return '; '.join(o for o in (own, slurm) if o)
+        both = [last_line(self.job.paths.stderr, o) for o in ('(?!srun:|slurmstepd)', 'srun: error|slurmstepd.*error')]
+        return '; '.join(o for o in both if o)
 
     def row(self): return dict(job=self.id, state=self.state, reason=self.reason, said=self.said)
 
+# %% ../nbs/03e_engines.ipynb #da82c136
+def _slurm_executor(folder, parameters, requeues):
+    "submitit's executor, such that a job finds the modules that this process finds, and starts kernels of its own"
+    ours = dict.fromkeys(os.path.abspath(o) for o in sys.path if not o.startswith((sys.prefix, sys.base_prefix)))
+    more = [f'export PYTHONPATH={shlex.quote(os.pathsep.join(ours))}', 'unset SYNTHROB_KERNELS']
+    # the signal may come while Python still imports, and would end it: it is ignored until submitit listens
+    python = """bash -c 'trap "" USR2; exec "$0" "$@"' """ + shlex.quote(sys.executable)
+    ex = _submitit().SlurmExecutor(folder, max_num_timeout=requeues, python=python)
+    ex.update_parameters(**parameters | dict(setup=[*parameters.get('setup', ()), *more]))
+    return ex
+
+# %% ../nbs/03e_engines.ipynb #d95022e9
 class SlurmExecutor(Executor):
     "Computes in jobs of a Slurm cluster; for what is in its folder see `slurm`"
     def __init__(self,
@@ -432,22 +468,22 @@ class SlurmExecutor(Executor):
                  patience=60.     # seconds that the result of a job which has ended may take to be seen
                 ):
         for p in 'sbatch', 'squeue', 'scancel':
-            if not shutil.which(p): raise BadInput(f"There is no {p} here: start this on a machine that may send jobs to a Slurm cluster, or use local().")
+            if not shutil.which(p):
+                raise BadInput(f"There is no {p} here: go where jobs are sent to a Slurm cluster from, or use local().")
         self.folder = Path(folder).absolute()/f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{os.urandom(2).hex()}"
-        # the signal may come while Python still imports, and would end it: until submitit listens, it is ignored
-        python = """bash -c 'trap "" USR2; exec "$0" "$@"' """ + shlex.quote(sys.executable)
-        self.submitit = _submitit().SlurmExecutor(self.folder, max_num_timeout=requeues, python=python)
-        self.submitit.update_parameters(**parameters | dict(setup=[*parameters.get('setup', ()), *_same_imports()]))
-        self.slots, self.requeues, self.delay, self.patience = parameters['array_parallelism'], requeues, delay, patience
-        self.jobs, self._open, self._last, self._closed, self._thread = [], [], 0., False, None
+        self.submitit = _slurm_executor(self.folder, parameters, requeues)
+        self.slots, self.requeues = parameters['array_parallelism'], requeues
+        self.delay, self.patience = delay, patience
+        self.jobs, self._open, self._first, self._last, self._closed, self._thread = [], [], 0., 0., False, None
         self._cv, self._sending = threading.Condition(), threading.Lock()
 
     def submit(self, fn, /, *args, **kwargs) -> Future:
         j = SlurmJob(Resumable(fn, args, kwargs), Future())
         with self._cv:
             if self._closed: raise RuntimeError('cannot schedule new futures after shutdown')
-            self.jobs.append(j); self._open.append(j)
             self._last = time.monotonic()
+            if all(o.job for o in self._open): self._first = self._last
+            self.jobs.append(j); self._open.append(j)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._watch, daemon=True)
                 self._thread.start()
@@ -467,15 +503,37 @@ class SlurmExecutor(Executor):
         if wait and thread: thread.join()
         if wait: self._gone(dropped)
 
-    @property
-    def table(self) -> pd.DataFrame: # columns: job, state, reason, said
-        "All jobs: what Slurm says of each, and the last line on stderr of those that have failed"
-        return pd.DataFrame([j.row() for j in self.jobs], columns=['job', 'state', 'reason', 'said'])
+# %% ../nbs/03e_engines.ipynb #55660ce4
+@patch(as_prop=True)
+def table(self:SlurmExecutor) -> pd.DataFrame: # columns: job, state, reason, said
+    "All jobs: what Slurm says of each, and the last line on stderr of those that have failed"
+    return pd.DataFrame([j.row() for j in self.jobs], columns=['job', 'state', 'reason', 'said'])
 
-def _same_imports() -> list:
-    "Lines of shell after which a job finds the modules that this process finds, and starts kernels of its own"
-    ours = [os.path.abspath(o) for o in sys.path if not o.startswith((sys.prefix, sys.base_prefix))]
-    return [f'export PYTHONPATH={shlex.quote(os.pathsep.join(dict.fromkeys(ours)))}', 'unset SYNTHROB_KERNELS']
+# %% ../nbs/03e_engines.ipynb #28748f25
+@contextlib.contextmanager
+def _no_job():
+    "Hide the job that this process may itself be in; what says where Slurm is, and who pays, stays"
+    keep = 'SLURM_(CONF|CLUSTERS)|SBATCH_(ACCOUNT|PARTITION|QOS|RESERVATION|CLUSTERS|CONSTRAINT)'
+    kept = {k: v for k, v in os.environ.items() if re.fullmatch(keep, k)}
+    with _submitit().helpers.clean_env():
+        os.environ.update(kept)
+        yield
+
+def _largest_array() -> int:
+    r = subprocess.run(['scontrol', 'show', 'config'], capture_output=True, text=True)
+    m = re.search(r'^MaxArraySize\s*=\s*(\d+)', r.stdout, re.M)
+    return int(m[1]) if m else 1000
+
+@patch
+def _adopt(self:SlurmExecutor, new) -> list: # those that must be sent
+    "Take over calls that a program which was killed has sent from the same folder, and that still wait or run"
+    old = [f for f in self.folder.parent.glob('*/calls.json') if f.parent != self.folder]
+    queue = old and new and slurm_queue() or {}
+    there = {k: (f.parent, i) for f in old for k, i in read_json(f).items() if queue.get(i, ('gone',))[0] not in ENDED}
+    for j in new:
+        if not j.again and (found := there.pop(j.call.key, None)):
+            j.job, j.state = _submitit().SlurmJob(*found), 'PENDING'
+    return [j for j in new if not j.job]
 
 # %% ../nbs/03e_engines.ipynb #d7457346
 @patch
@@ -483,35 +541,10 @@ def flush(self:SlurmExecutor):
     "Send what was collected, now"
     with self._sending:
         with self._cv:
-            for j in [j for j in self._open if j.job is None and j.future.cancelled()]: self._end(j)
-            new = self._adopt([j for j in self._open if j.job is None])
+            for j in [j for j in self._open if not j.job and j.future.cancelled()]: self._end(j)
+            new = self._adopt([j for j in self._open if not j.job])
         n = _largest_array() if new else 1
         for i in range(0, len(new), n): self._send(new[i:i+n])
-
-@contextlib.contextmanager
-def _no_job():
-    "Hide the job that this process may itself be in; what says where Slurm is, and who pays, stays"
-    keep = {k: v for k, v in os.environ.items()
-            if re.fullmatch('SLURM_(CONF|CLUSTERS)|SBATCH_(ACCOUNT|PARTITION|QOS|RESERVATION|CLUSTERS|CONSTRAINT)', k)}
-    with _submitit().helpers.clean_env():
-        os.environ.update(keep)
-        yield
-
-def _largest_array():
-    r = subprocess.run(['scontrol', 'show', 'config'], capture_output=True, text=True)
-    m = re.search(r'^MaxArraySize\s*=\s*(\d+)', r.stdout, re.M)
-    return int(m[1]) if m else 1000
-
-@patch
-def _adopt(self:SlurmExecutor, new) -> list: # those that must be sent
-    "Take over calls that a program which has been killed sent with the same folder, and that still wait or run"
-    old = [f for f in self.folder.parent.glob('*/calls.json') if f.parent != self.folder]
-    queue = old and new and slurm_queue() or {}
-    there = {k: (f.parent, i) for f in old for k, i in read_json(f).items() if queue.get(i, ('gone',))[0] not in ENDED}
-    for j in new:
-        if j.again == 0 and (found := there.pop(j.call.key, None)):
-            j.job, j.state = _submitit().SlurmJob(*found), 'PENDING'
-    return [j for j in new if not j.job]
 
 @patch
 def _send(self:SlurmExecutor, new):
@@ -521,60 +554,23 @@ def _send(self:SlurmExecutor, new):
     except Exception as e:
         said = next((o for o in reversed(str(e).splitlines()) if o.strip()), type(e).__name__)
         with self._cv:
-            for j in new:
-                j.state = 'refused'
-                self._end(j, WorkerDied(f'Slurm did not take the job. It said: {said}'))
+            for j in new: j.state = 'refused'; self._end(j, WorkerDied(f'Slurm did not take the job. It said: {said}'))
         return
     with self._cv:
         for j, job in zip(new, jobs): j.job, j.state = job, 'PENDING'
-    write_json(self.folder/'calls.json', {j.call.key: j.id for j in self.jobs if j.job and j.again == 0})
+    sent = {j.call.key: j.id for j in self.jobs if j.job and not j.again}
+    write_json(self.folder/'calls.json', {k: v for k, v in sent.items() if k})
 
-@patch
-def _end(self:SlurmExecutor, j, error=None):
-    "A job that has ended: with a result, or with `error`"
-    self._open.remove(j)
-    if not (j.future.running() or j.future.set_running_or_notify_cancel()): return
-    if error is not None: return j.future.set_exception(error)
-    try:
-        outcome, said = pickle.loads(j.job.paths.result_pickle.read_bytes())
-        if outcome == 'success': _settle(j.future, said)
-        else: j.future.set_exception(WorkerDied(f'Job {j.id} could not be started. It said last: {said.strip().splitlines()[-1]}'))
-    except Exception as e: j.future.set_exception(e)
-
-# %% ../nbs/03e_engines.ipynb #8a2592a9
-@patch
-def _watch(self:SlurmExecutor):
-    "Until all is done: send what was collected, look how the jobs are"
-    changed = time.monotonic()
-    try:
-        while self._stay(time.monotonic() - max(changed, self._last)):
-            with self._cv: due = any(j.job is None for j in self._open) and (self._closed or time.monotonic() - self._last >= self.delay)
-            if due: self.flush()
-            if self.look(): changed = time.monotonic()
-    except Exception as e:      # nobody would look any more: say so, do not keep them waiting
-        with self._cv:
-            for j in [*self._open]: self._end(j, e)
-            self._thread = None
-
-@patch
-def _stay(self:SlurmExecutor, quiet) -> bool: # whether there is more to do
-    "Pause, the longer the longer nothing has changed"
-    with self._cv:
-        self._cv.wait(min(max(.25, quiet/4), 30.))
-        if self._open or not self._closed and time.monotonic() - self._last < 60: return True
-        self._thread = None
-        return False
-
+# %% ../nbs/03e_engines.ipynb #cf97e271
 @patch
 def look(self:SlurmExecutor) -> bool: # whether anything has changed
     "Ask Slurm how the jobs are, and complete the futures of those that have ended"
     queue = slurm_queue()
     with self._cv:
         sent = [j for j in self._open if j.job]
-        if not sent: return False
         before = [(j.state, j.reason) for j in sent], len(self._open)
-        if dropped := [j for j in sent if j.future.cancelled()]: scancel(dropped)
-        for j in dropped: self._end(j)
+        scancel(dropped := [j for j in sent if j.future.cancelled()])
+        for j in dropped: j.state = 'CANCELLED'; self._end(j)
         files = {d: _names(d) for d in {j.job.paths.folder for j in sent}}
         for j in sent:
             if j not in dropped: self._see(j, queue, j.job.paths.result_pickle.name in files[j.job.paths.folder])
@@ -584,6 +580,11 @@ def _names(folder):
     try: return set(os.listdir(folder))
     except OSError: return set()
 
+def scancel(jobs):
+    "Have Slurm cancel jobs, whatever they do"
+    if jobs: subprocess.run(['scancel', *(j.id for j in jobs)], capture_output=True)
+
+# %% ../nbs/03e_engines.ipynb #43a9c990
 @patch
 def _see(self:SlurmExecutor, j, queue, result):
     "How one job is"
@@ -600,13 +601,54 @@ def _see(self:SlurmExecutor, j, queue, result):
     if j.state in AGAIN and j.again < self.requeues:
         j.job, j.state, j.ended, j.again = None, 'unsent', None, j.again + 1
         return
-    self._end(j, WorkerDied(f'Job {j.id} ended without a result ({j.state})' + (f'. It said last: {j.said}' if j.said else '.')))
+    last = f' It said last: {j.said}' if j.said else ''
+    self._end(j, WorkerDied(f'Job {j.id} ended without a result ({j.state}).{last}'))
 
-# %% ../nbs/03e_engines.ipynb #7245ef7b
-def scancel(jobs):
-    "Have Slurm cancel jobs, whatever they do"
-    if jobs: subprocess.run(['scancel', *(j.id for j in jobs)], capture_output=True)
+@patch
+def _end(self:SlurmExecutor, j, error=None):
+    "A job that has ended: with a result, or with `error`"
+    self._open.remove(j)
+    if not (j.future.running() or j.future.set_running_or_notify_cancel()): return
+    if error is not None: return j.future.set_exception(error)
+    try:
+        outcome, said = pickle.loads(j.job.paths.result_pickle.read_bytes())
+        if outcome == 'success': return _settle(j.future, said)
+        error = WorkerDied(f'Job {j.id} could not be started. It said last: {said.strip().splitlines()[-1]}')
+    except Exception as e: error = e
+    j.future.set_exception(error)
 
+# %% ../nbs/03e_engines.ipynb #8a2592a9
+@patch
+def _watch(self:SlurmExecutor):
+    "Until all is done: send what was collected, look how the jobs are"
+    changed = time.monotonic()
+    try:
+        while self._stay(time.monotonic() - max(changed, self._last)):
+            if self._due(): self.flush()
+            if self.look(): changed = time.monotonic()
+    except Exception as e:      # nobody would look any more: say so, do not keep them waiting
+        with self._cv:
+            for j in [*self._open]: self._end(j, e)
+            self._thread = None
+
+@patch
+def _stay(self:SlurmExecutor, quiet) -> bool: # whether there is more to do
+    "Pause, the longer the longer nothing has changed"
+    with self._cv:
+        self._cv.wait(min(max(.25, quiet/4), 30.))
+        if self._open or not self._closed and time.monotonic() - self._last < 60: return True
+        self._thread = None
+        return False
+
+@patch
+def _due(self:SlurmExecutor) -> bool:
+    "Whether to send: no call has come for a while, or the first one waits too long"
+    with self._cv:
+        now = time.monotonic()
+        waited = self._closed or now - self._last >= self.delay or now - self._first >= 10*self.delay
+        return waited and any(not j.job for j in self._open)
+
+# %% ../nbs/03e_engines.ipynb #0687b5b8
 @patch
 def _drop(self:SlurmExecutor) -> list: # those that Slurm knows of
     "Give up on all jobs that have not ended"
@@ -631,5 +673,5 @@ def slurm(folder='runs/slurm', # for scripts, logs and results; on a disk that a
           requeues:int=20,     # how often a job may run out of time and continue
           **parameters         # gpus, cpus, mem, minutes, partition, array_parallelism ...: see `slurm_parameters`
          ) -> SlurmExecutor:
-    "An executor on a Slurm cluster; raises `BadInput` for what a job cannot get, and where there is no Slurm or no submitit"
+    "An executor on a Slurm cluster; raises `BadInput` for what a job cannot get, without Slurm, and without submitit"
     return SlurmExecutor(folder, slurm_parameters(**parameters), requeues)
