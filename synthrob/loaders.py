@@ -12,6 +12,7 @@ from torch import Tensor
 from .core import BadInput, default_device, generator
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
+from fastai.data.transforms import CategoryMap
 from fastcore.basics import patch
 
 # %% auto #0
@@ -164,6 +165,9 @@ class DeviceDL(DataLoader):
     def to(self, device):
         self.device = device
         self.dataset = ImageSet(self.dataset.x.to(self.device), self.dataset.y.to(self.device), self.dataset.vocab)
+
+    @property
+    def vocab(self): return CategoryMap(self.dataset.vocab, sort=False)   # of a plain list fastai would take the last name alone
 
     def __len__(self): return self.n_steps or super().__len__()
 
