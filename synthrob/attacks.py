@@ -159,21 +159,6 @@ def _attack_block(model, x, y, name, eps, norm, steps, seed, index, todo):
         out[left], stands[left] = adv, model(adv).argmax(1) == y[left]
     return out, stands
 
-def _attack(model, x, y, name, eps, norm, steps, seed, todo=None, progress=False):
-    "`attack` without its checks, on those images that are `todo`"
-    if not isinstance(model, Predictor): model = Predictor(model)
-    device = next(model.parameters(), x).device
-    out, stands = torch.empty(x.shape), torch.zeros(len(x), dtype=torch.bool)
-    if todo is None: todo = ~stands
-    with _frozen(model):
-        blocks = range(0, len(x), BLOCK)
-        for i in progress_bar(blocks) if progress else blocks:
-            s = slice(i, i + BLOCK)
-            xb, yb, tb = (o[s].to(device) for o in (x, y, todo))
-            xb = to_float(xb) if xb.dtype == torch.uint8 else xb.float()
-            out[s], stands[s] = _attack_block(model, xb, yb, name, float(eps), str(norm), steps, seed, range(i, i + len(xb)), tb)
-    return Attacked(out, stands)
-
 # %% ../nbs/02c_attacks.ipynb #000078bc
 def attack(model:nn.Module, # images in [0,1] to logits, in eval mode: a `Predictor`, or a bare net
            x:Tensor,        # images (n,c,h,w), uint8 or floats in [0,1]
@@ -183,11 +168,22 @@ def attack(model:nn.Module, # images in [0,1] to logits, in eval mode: a `Predic
            norm='inf',      # 'inf' or '2'
            steps:int=None,  # steps, draws or queries; None: `steps_of[name]`
            seed:int=0,      # of random starts and searches
+           todo:Tensor=None,# which images still stand (n,), bool: the others count as broken; None: all
            progress=False   # a progress bar?
           ) -> Attacked:    # the images, and which of them are still named rightly
     "Attack `model` on the images `x`; raises `BadInput` for a model in train mode, a strange eps, an unknown name"
     _check(model, x, y, name, eps, norm, steps)
-    return _attack(model, x, y, name, eps, norm, steps, seed, progress=progress)
+    if not isinstance(model, Predictor): model = Predictor(model)
+    device, blocks = next(model.parameters(), x).device, range(0, len(x), BLOCK)
+    out, stands = torch.empty(x.shape), torch.zeros(len(x), dtype=torch.bool)
+    todo = ~stands if todo is None else todo
+    with _frozen(model):
+        for i in progress_bar(blocks) if progress else blocks:
+            s = slice(i, i + BLOCK)
+            xb, yb, tb = (o[s].to(device) for o in (x, y, todo))
+            xb = to_float(xb) if xb.dtype == torch.uint8 else xb.float()
+            out[s], stands[s] = _attack_block(model, xb, yb, name, float(eps), str(norm), steps, seed, range(i, i + len(xb)), tb)
+    return Attacked(out, stands)
 
 # %% ../nbs/02c_attacks.ipynb #4a124d1f
 def attack_curve(learn,               # a `Learner` from `cnn_learner`, a `Predictor` or a model
@@ -205,10 +201,10 @@ def attack_curve(learn,               # a `Learner` from `cnn_learner`, a `Predi
     of = lambda name: (steps.get(name) if isinstance(steps, dict) else steps) or steps_of.get(name)
     for name in attacks:
         for e in eps: _check(model, x, y, name, e, norm, of(name))
-    first = _attack(model, x, y, 'fgsm', 0., norm, None, seed).stands
+    first = attack(model, x, y, 'fgsm', 0.).stands
     stands, rows, todo = first, [], [(name, e) for name in attacks for e in [0., *sorted(set(eps) - {0})]]
     for name, e in progress_bar(todo) if progress else todo:
-        stands = first if e == 0 else _attack(model, x, y, name, e, norm, of(name), seed, todo=stands).stands
+        stands = first if e == 0 else attack(model, x, y, name, e, norm, of(name), seed, stands).stands
         rows.append((name, str(norm), float(e), of(name), len(y), stands.double().mean().item()))
     return pd.DataFrame(rows, columns=['attack', 'norm', 'eps', 'steps', 'n', 'accuracy'])
 
