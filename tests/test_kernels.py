@@ -114,6 +114,19 @@ print(os.environ['OMP_NUM_THREADS'], torch.get_num_threads(), {o['num_threads'] 
     for n in 1, 3: assert said(execute(nb, tmp_path/'out.ipynb', env=dict(OMP_NUM_THREADS=n))) == f'{n} {n} {{{n}}}\n'
     assert 'A' not in os.environ and said(execute(write(tmp_path/'b.ipynb', '', 'import os; print(os.environ["A"])'), tmp_path/'out.ipynb', env=dict(A=1))) == '1\n'
 
+def test_the_gpu(full, tmp_path):
+    "Hidden from the server, there in its kernels, as many as the environment says, and for two of them at once"
+    import torch
+    if not torch.cuda.is_available(): pytest.skip('there is no GPU here')
+    nb = write(tmp_path/'a.ipynb', '', """import torch
+x = torch.randn(64, 64, device='cuda', requires_grad=True); (x @ x).sum().backward()
+print(torch.cuda.device_count(), x.grad.device, torch.compile(lambda x: x.sin() + 1)(x).device)""")
+    with cf.ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(execute, nb, tmp_path/f'{i}.ipynb', env=dict(CUDA_VISIBLE_DEVICES='0')) for i in range(2)]
+        assert [said(j.result()) for j in jobs] == ['1 cuda:0 cuda:0\n']*2
+    hidden = write(tmp_path/'b.ipynb', '', 'import torch; print(torch.cuda.is_available())')
+    assert said(execute(hidden, tmp_path/'out.ipynb', env=dict(CUDA_VISIBLE_DEVICES=''))) == 'False\n'
+
 def test_exit_functions_run(light, tmp_path):
     nb = write(tmp_path/'a.ipynb', '', "import atexit, tempfile; atexit.register(lambda: open('left', 'w').write('done')); d = tempfile.TemporaryDirectory(); print(d.name)")
     folder = said(execute(nb, tmp_path/'out.ipynb', cwd=tmp_path)).strip()
@@ -253,7 +266,6 @@ def owner(tmp_path, *before):
     write(tmp_path/'a.ipynb', '', 'print("half")', SLEEPS)
     code = f"""import time
 from synthrob import kernels
-kernels.warm_modules = {LIGHT}
 kernels.KernelServer.__init__.__defaults__ = ({LIGHT},)
 """ + '\n'.join(before) + "\nkernels.execute('a.ipynb', 'out.ipynb')"
     p = subprocess.Popen([sys.executable, '-c', code], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
@@ -367,6 +379,13 @@ def test_elsewhere_than_on_linux(tmp_path, monkeypatch):
     monkeypatch.setattr(kernels.sys, 'platform', 'darwin')
     text, why = cold(write(tmp_path/'a.ipynb', '', 'import os; print(os.getppid())'), tmp_path/'out.ipynb')
     assert int(text) == os.getpid() and 'on Linux only' in why[0]
+
+def test_the_server_of_a_process_that_has_ended(light, tmp_path, monkeypatch):
+    "Its address is still in the environment; a new one is started"
+    monkeypatch.setattr(KernelServer.__init__, '__defaults__', (LIGHT,))
+    light.stop()
+    text, why = cold(write(tmp_path/'a.ipynb', '', 'import os; print(os.getppid())'), tmp_path/'out.ipynb')
+    assert int(text) == kernels._own.process.pid and not why
 
 def test_a_server_that_dies_again_and_again(tmp_path, monkeypatch):
     monkeypatch.setattr(KernelServer.__init__, '__defaults__', (LIGHT,))
