@@ -2,6 +2,7 @@
 from configparser import ConfigParser
 from pathlib import Path
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 root = Path(__file__).resolve().parent
 ini = ConfigParser(delimiters='=')
@@ -11,6 +12,12 @@ lib = cfg['lib_path']
 statuses = ['1 - Planning', '2 - Pre-Alpha', '3 - Alpha', '4 - Beta', '5 - Production/Stable', '6 - Mature',
             '7 - Inactive']
 pythons = ['3.10', '3.11', '3.12']   # those that constraints.txt was resolved for, and that the tests run on
+
+class BuildWithNotebook(build_py):
+    "A package outside its repository has no nbs/: it takes along the notebook that a sweep executes"
+    def run(self):
+        super().run()
+        if not self.editable_mode: self.copy_file(str(root/cfg['nbs_path']/'03_split.ipynb'), str(Path(self.build_lib)/lib))
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'].split(),
@@ -24,5 +31,8 @@ setup(
                  'Topic :: Scientific/Engineering :: Artificial Intelligence',
                  'Topic :: Scientific/Engineering :: Image Recognition'],
     python_requires=f">={cfg['min_python']}", packages=find_packages(include=[lib, f'{lib}.*']),
-    install_requires=cfg['requirements'].split(), extras_require=dict(dev=cfg['dev_requirements'].split()),
-    entry_points=dict(console_scripts=cfg['console_scripts'].split(), nbdev=[f'{lib}={lib}._modidx:d']), zip_safe=False)
+    install_requires=cfg['requirements'].split(),
+    extras_require={k: cfg[f'{k}_requirements'].split() for k in ('dev', 'slurm')},
+    entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f'{lib}={lib}._modidx:d'],
+                  'papermill.engine': [f'{lib}={lib}.kernels:SynthrobEngine']},
+    cmdclass=dict(build_py=BuildWithNotebook), zip_safe=False)

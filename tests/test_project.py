@@ -10,7 +10,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 LIB, NBS = ROOT/'synthrob', ROOT/'nbs'
-DISTRIBUTION = dict(sklearn='scikit-learn', PIL='pillow', plum='plum-dispatch')   # where the import has another name
+DISTRIBUTION = dict(sklearn='scikit-learn', PIL='pillow', plum='plum-dispatch', yaml='pyyaml', IPython='ipython',
+                    art='adversarial-robustness-toolbox')   # where the import has another name
 CHAPTER = {}   # of each module, the number of its notebook: a letter marks a room beside its stage
 for p in sorted(NBS.glob('*.ipynb')):
     cells = json.loads(p.read_text(encoding='utf-8'))['cells']
@@ -51,7 +52,8 @@ def test_imports_have_no_cycle():
 
 @pytest.mark.parametrize('name', MODULES)
 def test_imports_are_required(name):
-    required = {canonicalize_name(Requirement(r).name) for r in settings()['requirements'].split()}
+    ini = settings()
+    required = {canonicalize_name(Requirement(r).name) for r in (ini['requirements'] + ' ' + ini['slurm_requirements']).split()}
     missing = {o for o in imports(name)[0] if canonicalize_name(DISTRIBUTION.get(o, o)) not in required}
     assert not missing, f'synthrob.{name} imports {missing}, which settings.ini does not require'
 
