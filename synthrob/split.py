@@ -6,20 +6,22 @@
 from __future__ import annotations
 import difflib, math, numbers, os
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np, pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastcore.basics import patch
-from .core import (Artefact, BadInput, default_device, generator, hash_array, make, read_array, write_array,
-                           write_parquet, write_tensors)
+from .core import (Artefact, BadInput, default_device, generator, hash_array, make, read_array, read_tensors, seeded,
+                           write_array, write_parquet, write_tensors)
+from .classifiers import check_net
 from .cnn import Evaluation, cnn_learner, evaluate, recipe
 from .data import check_no_leak, duplicate_groups, prepare, splits
 from .gan import SampleSheet, gan_learner, load_gan, save_gan, synthesize
 from .loaders import ImageSet, image_dls
 from .nets import coarsest
+from .robust import Robustness, level_of, robustness
 
 # %% auto #0
 __all__ = ['presets', 'SplitParams', 'check_value', 'check_params', 'given_params', 'class_order', 'share_out', 'Plan', 'plan',
@@ -110,7 +112,7 @@ def check_params(given:dict # parameters by name; those that are missing have th
     p = SplitParams(**{k: check_value(k, v) for k, v in given.items()})
     for k, v in presets[p.preset].items():
         if getattr(p, k) is None: setattr(p, k, v)
-    recipe(p.cnn)
+    _check_cnn(p.cnn, p.size, p.channels or 1)
     coarsest(p.size)
     default_device(p.device)
     needs_real = p.how == 'replace' and p.ratio == 1 and p.filler != 'synthetic'
@@ -119,6 +121,9 @@ def check_params(given:dict # parameters by name; those that are missing have th
                        "their share 1; choose a smaller ratio or how='replace'.")
     if needs_real: raise BadInput(f"ratio=1 with filler={p.filler!r} cannot be: it leaves no real image; choose a smaller ratio.")
     return _one_of_a_kind(p)
+
+@cache
+def _check_cnn(name, size, channels): check_net(recipe(name).net, size, channels)
 
 def _one_of_a_kind(p):
     "Parameters that cannot matter are at their defaults, so that equal experiments have equal parameters"
@@ -396,6 +401,7 @@ class SplitData:
 class SplitRun(SplitData):
     "One split experiment, from its data to its record; each part is made, or found, when it is first asked for"
     made = None                                                   # the finished artefact
+    asked = None                                                  # the finished artefact of its robustness
 
     @cached_property
     def plan(self): return plan(self.real.y, len(self.real.vocab), self.p.ratio, self.p.how, self.p.classes, self.p.split_seed)
@@ -425,7 +431,7 @@ class SplitRun(SplitData):
 # %% ../nbs/03_split.ipynb #172cf118
 @patch(as_prop=True)
 def artefact(self:SplitRun) -> Artefact:
-    "The finished experiment's folder: made now, continued or found"
+    "The folder of the trained and evaluated classifier: made now, continued or found"
     if self.made is None: self.made = self._finish()
     return self.made
 
@@ -445,20 +451,45 @@ def _finish(self:SplitRun):
                             leak=leak_worth(evs['test'], s.audit['leaked'][s.test.numpy()]))
     return cnn_stage(self.train, max(1, len(self.real)//recipe(self.p.cnn).bs), parts, params, self.p, more)
 
-@patch(as_prop=True)
-def record(self:SplitRun) -> dict:
-    "What the finished experiment says of itself"
-    return self.artefact.record
-
 @patch
 def evaluation(self:SplitRun, part='test') -> Evaluation:
     "What is said of the classifier on a part, 'test' or 'valid'"
     return evaluation_of(pd.read_parquet(self.artefact.file('predictions.parquet')), part)
 
-# %% ../nbs/03_split.ipynb #f8afed49
+# %% ../nbs/03_split.ipynb #0e0f8f30
+@patch
+def classifier(self:SplitRun) -> nn.Module: # images in [0,1] to logits, in eval mode
+    "The trained classifier, read from its folder"
+    n, c, h, w = self.images.x.shape
+    with seeded('classifier'): net = recipe(self.p.cnn).net(h, c, len(self.images.vocab))
+    net.load_state_dict(read_tensors(self.artefact.file('cnn.safetensors')))
+    return net.to(default_device(self.p.device), memory_format=torch.channels_last).eval()     # as it was trained
+
+@patch(as_prop=True)
+def robust(self:SplitRun) -> Artefact:
+    "The folder of what is said of its robustness: made now, continued or found; None if nothing is asked"
+    if self.p.robust == 'none' or self.asked is not None: return self.asked
+    def work(art):
+        r = robustness(self.classifier(), self.part('test'), self.p.robust, self.part('valid'), path=art.path, flip=recipe(self.p.cnn).flip)
+        return r.to_dict()
+    params = dict(split=self.artefact.hash, level=asdict(level_of(self.p.robust)))
+    self.asked = make('robust', params, work, root=self.p.out, device=self.p.device)
+    return self.asked
+
+@patch(as_prop=True)
+def robustness(self:SplitRun) -> Robustness: # None if nothing is asked
+    "What is left of the classifier under corruption and attack"
+    return self.robust and Robustness.load(self.robust.path)
+
+# %% ../nbs/03_split.ipynb #04dac9f3
+@patch(as_prop=True)
+def record(self:SplitRun) -> dict:
+    "What the finished experiment says of itself; `robust` is the record of its robustness, or None"
+    return self.artefact.record | dict(robust=self.robust and self.robust.record)
+
 def run_split(**params # as in `SplitParams`
-             ) -> SplitRun: # finished: see its `record` and `evaluation`
+             ) -> SplitRun: # finished: see its `record`, `evaluation` and `robustness`
     "Check the parameters, then make or find everything of one split experiment"
     run = SplitRun(check_params(params))
-    run.artefact
+    run.record
     return run
