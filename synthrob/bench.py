@@ -4,7 +4,7 @@
 
 # %% ../nbs/06_bench.ipynb #8e8cd916
 from __future__ import annotations
-import argparse, importlib, json, os, statistics, subprocess, sys, tempfile, time, warnings
+import argparse, importlib, io, json, os, statistics, subprocess, sys, tempfile, time, warnings
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
+import matplotlib.pyplot as plt, numpy as np
 import torch
 import torch.nn.functional as F
 from .core import BadInput, default_device, device_name, generator, seeded, versions
@@ -27,18 +27,24 @@ from torchvision.transforms.functional import to_tensor
 from .cnn import cnn_learner, evaluate, recipes
 from .corruptions import common, corrupted
 from .data import Images, fer2013_path, prepare
+from .engines import local
+from .faces import draw_faces, emotions
 from .files import list_images
 from .gan import gan_learner
+from .kernels import execute, kernel_server
 from .loaders import Augment, ImageSet, image_dls, stream, to_float
 from .losses import gradient_penalty, relativistic_d, relativistic_g
 from .nets import GAN
+from .split import run_split
+from .sweep import Sweep, notebook_path
 from .training import has_bf16
 
 # %% auto #0
 __all__ = ['benches', 'Setting', 'setting', 'stopwatch', 'duel', 'fastest', 'Row', 'bench', 'FileSet', 'file_loader', 'walk',
            'loader', 'fastai_loader', 'augment', 'TrainOnly', 'our_cnn', 'bare_cnn', 'cnn', 'source_cnn', 'cnn_source',
            'our_gan', 'bare_gan', 'bare_d_step', 'bare_g_step', 'gan', 'measure_peak', 'measure_prepare', 'memory',
-           'usual_corruptions', 'measure_corrupted', 'corruption', 'run_benches', 'parser', 'main']
+           'usual_corruptions', 'measure_corrupted', 'corruption', 'tiny_cell', 'same_cells', 'cell_overhead',
+           'cells_per_hour', 'sweep', 'run_benches', 'parser', 'main']
 
 # %% ../nbs/06_bench.ipynb #26539e51
 @dataclass
@@ -464,6 +470,77 @@ def corruption(s):
         f"from {ratios.min():.2g} ({usual.names[ratios.argmin()]}) to {ratios.max():.3g} ({usual.names[ratios.argmax()]}); "
         f"all 15 x 5: {peak['n']:,} images in {peak['seconds']:.1f} s, peak {peak['peak']/1e9:.2f} GB, "
         f"{(peak['peak'] - peak['before'])/1e9:.2f} beyond imports and clean images")
+
+# %% ../nbs/06_bench.ipynb #2c4dc73b
+def tiny_cell(s:Setting) -> dict: # for `synthrob.split`
+    "The parameters of a split experiment of less than a second"
+    folder, y = s.folder/'tiny', torch.arange(100) % len(emotions)
+    for i, (x, c) in enumerate(zip(draw_faces(y, size=32, seed=5, progress=False), y)) if not folder.exists() else ():
+        (folder/emotions[c]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(x[0].numpy()).save(folder/emotions[c]/f'{i}.png')
+    return dict(data='folder', path=str(folder), size=32, gan_images=640, gan_width=16, cnn_epochs=1, robust='none',
+                ratio=.5)
+
+# %% ../nbs/06_bench.ipynb #aac59cc4
+def same_cells(params:dict) -> None:
+    "Execute what a cell of a sweep executes, here"
+    space = dict(__name__='__main__')
+    for c in json.loads(notebook_path().read_text(encoding='utf-8'))['cells']:
+        tags, source = c['metadata'].get('tags', []), ''.join(c['source'])
+        if c['cell_type'] != 'code' or 'story' in tags or 'eval: false' in source: continue
+        exec(compile(source, 'cell', 'exec'), space)
+        if 'parameters' in tags: space.update(params)
+        for n in plt.get_fignums(): plt.figure(n).savefig(io.BytesIO(), bbox_inches='tight')
+        plt.close('all')
+
+@bench(1, 'what papermill and a warm kernel add to the cells of a notebook', 'the limit of 1 s', name='cell')
+def cell_overhead(s):
+    params, pairs, bare = tiny_cell(s), [], []
+    a, b, c = (s.folder/f'{o}_runs' for o in ('kernel', 'here', 'bare'))
+    ways = [lambda p: execute(notebook_path(), s.folder/'cell.ipynb', {**p, 'out': str(a)}),
+            lambda p: same_cells({**p, 'out': str(b)}), lambda p: run_split(**p, out=str(c))]
+    plt.switch_backend('agg')
+    with redirect_stdout(io.StringIO()):
+        for w in ways: w({**params, 'cnn_seed': 0})           # data, GAN and pool are there, and all is warm
+    for i in s.rounds():
+        with redirect_stdout(io.StringIO()):
+            kernel, here, split = (stopwatch(partial(w, {**params, 'cnn_seed': i + 1}), s.device) for w in ways)
+        pairs.append((max(kernel - here, 1e-3), 1.))
+        bare.append((kernel, here, split))
+    kernel, here, split = map(statistics.median, zip(*bare))
+    return pairs, (f'{kernel:.2f} s by papermill from a warm kernel, {here:.2f} s in one process; run_split, which '
+                   f'draws no figures, takes {split:.2f} s')
+
+# %% ../nbs/06_bench.ipynb #6f5a72c6
+def cells_per_hour(s:Setting,
+                   slots:int,
+                   seeds:list, # of the classifier: the first `slots` cells warm up, and are not counted
+                   out         # the folder of everything that is kept
+                  ) -> float:
+    "How many of the smallest cells an engine of `slots` slots executes in an hour"
+    grid = lambda seeds: {**tiny_cell(s), 'cnn_seed': seeds}
+    with local(slots) as ex, redirect_stdout(sys.stderr):
+        kernel_server()
+        Sweep(grid(seeds[:slots]), out=out).run(ex)
+        return 3600*len(seeds[slots:])/stopwatch(lambda: Sweep(grid(seeds), out=out).run(ex), 'cpu')
+
+@bench(1, 'a finished sweep of 72 cells, started again', 'the limit of 10 s')
+def sweep(s):
+    out, per_hour, first = s.folder/'sweep_runs', {}, 1
+    plan = {2: 3} if not s.bar else {1: 15, 2: 16, 4: 18, 8: 22}
+    run_split(**tiny_cell(s), out=str(out))                                          # data, GAN and pool
+    for slots, n in plan.items():
+        per_hour[slots] = cells_per_hour(s, slots, list(range(first, first + n)), out)
+        first += n
+    flags = [f'--{k}={v}' for k, v in {**tiny_cell(s), 'cnn_seed': first, 'out': out}.items()]
+    cmd = [sys.executable, '-c', 'import sys; from synthrob.sweep import main; sys.exit(main())', *flags]
+    env = {**os.environ, 'PYTHONPATH': os.pathsep.join(o or os.getcwd() for o in sys.path)}    # the same synthrob
+    again = lambda: subprocess.run(cmd, env=env, check=True, stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.DEVNULL)
+    again()                                                                         # the one that is left, and the plan
+    pairs = [(stopwatch(again, 'cpu'), 10.) for _ in s.rounds(most=3)]
+    speed = ', '.join(f'{v:.0f} by {k}' for k, v in per_hour.items())
+    return pairs, f'{first} cells; of the smallest cells in an hour, by slots: {speed}; {os.cpu_count()} cores'
 
 # %% ../nbs/06_bench.ipynb #c276116f
 def run_benches(names=(),       # of `benches`; none: all

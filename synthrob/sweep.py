@@ -640,7 +640,7 @@ def summary(self:Sweep,
            ) -> str:
     "How it stands, and what comes next"
     n, failed = Counter(c.state for c in self.cells), [c for c in self.cells if c.state == 'failed']
-    lines = [f"{n['done']} of {_n(len(self), 'cell')} are done, {made} of them made now; {len(failed)} failed.",
+    lines = [f"{n['done']} of {len(self)} cells are done, {made} of them made now; {len(failed)} failed.",
              *(f"  {self.name(c)}: {c.error['error']}" for c in failed)]
     if failed: lines.append("retry=True (--retry) tries those that failed once more; their folders hold the notebooks.")
     if n['done']: lines.append(f"Next: synthrob_report {self.out}   (verdicts and figures on one page)")
@@ -666,8 +666,8 @@ def run(self:Sweep,
             if r.queue.todo: r.loop(ex, n)
     except KeyboardInterrupt:
         for f in r.running: f.cancel()
-        done = f"{r.count('done')} of {_n(len(self), 'cell')} are done"
-        r.line.say(f"Stopped: {done}. Start the same sweep again, and it goes on where it was.")
+        r.line.say(f"Stopped: {r.count('done')} of {len(self)} cells are done. "
+                   "Start the same sweep again, and it goes on where it was.")
         raise
     print(self.summary(r.made))
     return self
