@@ -124,7 +124,7 @@ def test_dry_run(faces, undisturbed, tmp_path, capsys):
     assert not (tmp_path/'new').exists()
     main([*flags(**TOY, path=faces, out=undisturbed[0], ratio='0,.4', cnn_seed=9, sd=.005), '--dry_run'])
     said = capsys.readouterr().out
-    assert re.search(r'18 cells: \d+ done', said) and re.search(r'Cost: about \d+ s', said) and 'which is enough' in said
+    assert re.search(r'18 cells: \d+ done', said) and re.search(r'Cost: about \d+ (s|min) by finished cells', said) and 'which is enough' in said
 
 @pytest.fixture
 def pretend(monkeypatch):
