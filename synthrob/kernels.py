@@ -50,9 +50,10 @@ def _calm(env) -> dict:
 # %% ../nbs/03d_kernels.ipynb #56614969
 _early = re.compile('PYTHON|LD_|DYLD_|KMP_|GOMP_|OMP_(?!NUM_THREADS)|MKL_(?!NUM_THREADS)')
 
-def _too_late(env, started) -> str: # '' if there is none
-    "A variable of `env` that differs from what the server was `started` with, where that makes a difference"
-    return next((k for k in sorted({*env, *started}) if _early.match(k) and env.get(k) != started.get(k)), '')
+def _too_late(env, started, now={}) -> str: # '' if there is none
+    "A variable of `env` that differs from what the server was `started` with, and has `now`, where that makes a difference"
+    differs = lambda k: env.get(k) not in (started.get(k), now.get(k))
+    return next((k for k in sorted({*env, *started}) if _early.match(k) and differs(k)), '')
 
 # %% ../nbs/03d_kernels.ipynb #6cf9bb0a
 def _say(conn, **message):
@@ -74,7 +75,7 @@ def _hear(conn) -> dict|None: # None when the other side has gone
 class _Server:
     "Forks a kernel for each request, tells how it ended, and ends it when the one who asked has gone"
     def __init__(self, listener, folder, started):
-        self.listener, self.folder, self.started = listener, Path(folder), started
+        self.listener, self.folder, self.started, self.me = listener, Path(folder), started, os.getpid()
         self.kernels = {}                                    # connection -> process id, folder
         self.wake, woken = self.pipe = os.pipe()
         for fd in self.pipe: os.set_blocking(fd, False)
@@ -90,6 +91,7 @@ class _Server:
                 if request := key.data(key.fileobj): return request
 
     def end(self, *_):
+        if os.getpid() != self.me: os._exit(1)               # a signal for a kernel that is not yet one
         for pid, _ in self.kernels.values(): self.signal(pid, signal.SIGKILL)
         shutil.rmtree(self.folder, ignore_errors=True)
         os._exit(0)
@@ -103,7 +105,7 @@ def refusal(self:_Server, request) -> str:
     "Why this kernel cannot be a fork of this process; '' if it can"
     here = lambda p: Path(p).parent.resolve()                # python and python3 of one environment are one
     if 'ipykernel_launcher' not in request['cmd'] or here(request['cmd'][0]) != here(sys.executable): return 'it is not this Python'
-    if name := _too_late(request['env'], self.started): return f'its {name} comes too late for its server'
+    if name := _too_late(request['env'], self.started, os.environ): return f'its {name} comes too late for its server'
     return _unfit()
 
 @patch
@@ -116,8 +118,9 @@ def fork(self:_Server, _):
         if why := self.refusal(request):
             _say(conn, refused=why)
             return conn.close()
-    except (OSError, ValueError): return conn.close()
-    if not (pid := os.fork()): return self.leave(conn) or request
+        pid = os.fork()
+    except (OSError, ValueError, KeyError): return conn.close()
+    if not pid: return self.leave(conn) or request
     with contextlib.suppress(OSError): os.setpgid(pid, pid)  # here and in the kernel: a signal may be quicker than the kernel
     self.kernels[conn] = pid, Path(request['folder'])
     self.selector.register(conn, selectors.EVENT_READ, self.told)
@@ -138,10 +141,11 @@ def leave(self:_Server, conn):
 @patch
 def told(self:_Server, conn):
     "A signal for a kernel, or the silence of the one who asked for it"
+    if conn not in self.kernels: return                      # it has ended a moment ago
     try: message = _hear(conn)
     except (OSError, ValueError): message = None
     pid, folder = self.kernels[conn]
-    self.signal(pid, message['signal'] if message else signal.SIGKILL)
+    self.signal(pid, message.get('signal', 0) if message else signal.SIGKILL)
     if message: return
     self.selector.unregister(conn)                           # `reap` does the rest
     if self.folder in folder.parents: shutil.rmtree(folder, ignore_errors=True)
@@ -210,21 +214,31 @@ def _main(fd, folder, modules):
 
 def _leave():
     "The last exit function of a kernel"
-    for f in sys.__stdout__, sys.__stderr__: f.flush()
+    for f in sys.__stdout__, sys.__stderr__:
+        with contextlib.suppress(Exception): f.flush()
     os._exit(0)
 
-# %% ../nbs/03d_kernels.ipynb #9f8da48f
-_held = weakref.WeakSet()    # what a server takes for a sign of life: a forked process must not hold on to it
-if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=lambda: [o.close() for o in list(_held)])
+# %% ../nbs/03d_kernels.ipynb #8b6eca49
+_held = weakref.WeakSet()    # what a server takes for a sign of life
 
+def _let_go():
+    "A forked process is no owner: what it held on to would keep servers and kernels alive"
+    for o in list(_held): o.close()
+
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_let_go)
+
+def _tmp() -> str:
+    "Where sockets may lie: their paths have 107 characters at most"
+    return tmp if len(tmp := tempfile.gettempdir()) < 60 else '/tmp'
+
+# %% ../nbs/03d_kernels.ipynb #9f8da48f
 class KernelServer:
     "A process that has imported `modules` and forks kernels; it ends with the process that made it, however that ends"
     def __init__(self,
         modules=warm_modules # names; those that are not installed are left out
     ):
         if sys.platform != 'linux': raise OSError('forks of a warm server are made on Linux only')
-        tmp = tempfile.gettempdir()                          # the path of a Unix socket has 107 characters at most
-        self.folder = Path(tempfile.mkdtemp(prefix='synthrob-', dir=tmp if len(tmp) < 60 else '/tmp'))
+        self.folder = Path(tempfile.mkdtemp(prefix='synthrob-', dir=_tmp()))
         self.address, self.owner = str(self.folder/'server'), os.getpid()
         with socket.socket(socket.AF_UNIX) as s:
             s.bind(self.address); s.listen(256)
@@ -289,10 +303,11 @@ class _Process:
             answer = _hear(self.conn) or dict(refused='its server has ended')
             if 'refused' in answer: raise OSError(answer['refused'])
         except BaseException: self.conn.close(); raise
-        self.pid = answer['pid']
+        self.pid, self.heard = answer['pid'], select.poll()
+        self.heard.register(self.conn, select.POLLIN)
 
     def wait(self, timeout=None): # as long as it takes, or that many seconds
-        if self.returncode is None and select.select([self.conn], [], [], timeout)[0]:
+        if self.returncode is None and self.heard.poll(timeout if timeout is None else timeout*1000):
             self.returncode = (_hear(self.conn) or dict(exit=-signal.SIGKILL))['exit']   # the server has been killed, and it with it
             self.conn.close()
         return self.returncode
@@ -348,9 +363,8 @@ class WarmKernelManager(AsyncKernelManager):
         super().__init__(**kwargs)
         self.client_factory, self.folder = _Client, None
         if not hasattr(socket, 'AF_UNIX'): return
-        try: top = Path(kernel_server()).parent
-        except OSError: top = tempfile.gettempdir() if len(tempfile.gettempdir()) < 60 else '/tmp'
-        self.folder = tempfile.mkdtemp(prefix='kernel-', dir=top)
+        try: self.folder = tempfile.mkdtemp(prefix='kernel-', dir=Path(kernel_server()).parent)
+        except OSError: self.folder = tempfile.mkdtemp(prefix='kernel-', dir=_tmp())
         self.transport, self.ip, self.connection_file = 'ipc', f'{self.folder}/k', f'{self.folder}/kernel.json'
         self.provisioner = WarmProvisioner(parent=self, kernel_spec=self.kernel_spec)
 
@@ -476,7 +490,11 @@ class NotebookFailed(RuntimeError):
         at = f', cell {self.cell}' if self.cell else ''
         return f"{Path(self.notebook).name}{at}: {self.ename}: {' '.join(self.evalue.split())[:500]}"
 
-# %% ../nbs/03d_kernels.ipynb #de4e8d09
+# %% ../nbs/03d_kernels.ipynb #53688aef
+def _bad(sentence):
+    from synthrob.core import BadInput                       # with torch, for which nobody wants to wait until then
+    return BadInput(sentence)
+
 def execute(
     notebook,           # path
     out,                # path that the executed notebook is written to
@@ -486,15 +504,14 @@ def execute(
     timeout:float=None, # seconds that all cells may take together; None: any
     progress=False      # papermill's bar
 ):                      # the executed notebook
-    "Execute a notebook in a warm kernel; raises `NotebookFailed` with the last error in one line, `out` then holds what was done"
+    "Execute a notebook in a warm kernel; raises `NotebookFailed` with the last error in one line, `out` then holds what was done, and `BadInput`"
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill import PapermillExecutionError, execute_notebook
     from papermill.engines import papermill_engines
     papermill_engines.register('synthrob', SynthrobEngine)
     source, target = Path(notebook).resolve(), Path(out).resolve()     # papermill would change the folder of the whole process
-    if not source.is_file():
-        from synthrob.core import BadInput
-        raise BadInput(f'The notebook {str(notebook)!r} is not there: give the path of an .ipynb file.')
+    if not source.is_file(): raise _bad(f'The notebook {str(notebook)!r} is not there: give the path of an .ipynb file.')
+    if cwd and not Path(cwd).is_dir(): raise _bad(f'cwd={str(cwd)!r} is no folder: make it, or give another one.')
     target.parent.mkdir(parents=True, exist_ok=True)
     fail = lambda cell, ename, evalue: NotebookFailed(str(notebook), cell, ename, evalue, str(out))
     try: return execute_notebook(str(source), str(target), dict(params or {}), engine_name='synthrob', progress_bar=progress, timeout=timeout,
@@ -502,3 +519,4 @@ def execute(
     except PapermillExecutionError as e: raise fail(e.cell_index + 1, e.ename, e.evalue) from None
     except DeadKernelError as e: raise fail(getattr(e, 'cell', None), 'DeadKernelError', 'the kernel has died, as it does when memory runs out') from None
     except CellTimeoutError as e: raise fail(getattr(e, 'cell', None), 'TimeoutError', f'not done within {timeout} seconds') from None
+    except RuntimeError as e: raise fail(None, 'RuntimeError', str(e)) from None     # there was no kernel

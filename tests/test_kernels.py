@@ -1,6 +1,6 @@
 "Warm kernels from end to end: the same as ordinary ones, many at once, interrupted, killed; and nothing stays behind"
 from __future__ import annotations
-import asyncio, concurrent.futures as cf, json, multiprocessing as mp, os, signal, subprocess, sys, textwrap, time, warnings
+import asyncio, concurrent.futures as cf, json, multiprocessing as mp, os, signal, socket, subprocess, sys, textwrap, time, warnings
 from pathlib import Path
 import nbformat, papermill, pytest
 from synthrob import kernels
@@ -351,6 +351,23 @@ def test_what_comes_too_late(light, tmp_path):
     nb = write(tmp_path/'a.ipynb', '', 'import os; print(os.getppid(), os.environ["PYTHONHASHSEED"])')
     text, why = cold(nb, tmp_path/'out.ipynb', env=dict(PYTHONHASHSEED=7))
     assert text == f'{os.getpid()} 7\n' and why == ['A kernel is started the ordinary way, and imports everything anew: its PYTHONHASHSEED comes too late for its server.']
+
+def test_what_imports_have_set_is_not_too_late(full, tmp_path):
+    "sklearn sets it when it is imported: in the server; and, later than that, in the process that asks"
+    nb = write(tmp_path/'a.ipynb', '', 'import os; print(os.getppid(), os.environ["KMP_INIT_AT_FORK"])')
+    text, why = cold(nb, tmp_path/'out.ipynb', env=dict(KMP_INIT_AT_FORK='FALSE'))
+    assert not why and text.split()[0] != str(os.getpid()) and text.split()[1] == 'FALSE'
+
+def test_a_server_survives_nonsense(light, tmp_path):
+    "Half a message, none, one of another kind, and signals for kernels that have just ended"
+    for data in b'', b'\0\0\0\5{"a"', b'\0\0\0\2{}', b'\0\0\0\1x':
+        with socket.socket(socket.AF_UNIX) as s:
+            s.connect(light.address)
+            s.sendall(data)
+    nb = write(tmp_path/'a.ipynb', '', 'print(1)')
+    def one(i): return said(execute(nb, tmp_path/f'{i}.ipynb'))
+    with cf.ThreadPoolExecutor(4) as pool: assert set(pool.map(one, range(12))) == {'1\n'}
+    assert light.alive
 
 def test_a_server_with_threads_forks_nothing(tmp_path, monkeypatch):
     (tmp_path/'threaded.py').write_text('import threading, time\nthreading.Thread(target=time.sleep, args=(600,), daemon=True).start()\n')
