@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from functools import partial
 from io import StringIO
+from itertools import count
 from pathlib import Path
 
 import matplotlib as mpl, numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq, seaborn as sns
@@ -120,7 +121,7 @@ def simulate_runs(root,                           # the folder to write to, as `
                   **more                          # further parameters of all runs, such as `margin` or `real_share`
                  ) -> int:                        # how many runs were written
     "Write *simulated* records, predictions and tables in the form of real runs: to check a report, never to fill one"
-    hard, count = {part: _normal('difficulty', part, n)(size=n) for part in ('valid', 'test')}, 0
+    hard, n_made = {part: _normal('difficulty', part, n)(size=n) for part in ('valid', 'test')}, 0
     for cnn in cnns:
         for arm in _arms(ratios, hows, fillers, classes):
             made = arm['filler'] == 'synthetic' and arm['ratio'] > 0
@@ -130,8 +131,8 @@ def simulate_runs(root,                           # the folder to write to, as `
                 for s in cnn_seeds:
                     chosen = arm | dict(cnn=cnn, gan_seed=g, cnn_seed=s) | more
                     _simulate_run(root, chosen, gan.hash if made else None, hard, effect, robust_effect, list(vocab))
-                    count += 1
-    return count
+                    n_made += 1
+    return n_made
 
 # %% ../nbs/03c_report.ipynb #0635b5e4
 SETTING = ('data', 'source', 'size', 'channels', 'real_share', 'split_seed', 'leak')  # what pairs share
@@ -368,7 +369,7 @@ def _per_run(frame, metric, part, where):
     return list(runs.assign(value=runs.run.map(f.groupby('run', observed=True).value.mean())).itertuples(index=False))
 
 def _pairs(found, base, gan_seeds, cnn_seeds):
-    "The `Pairs` of one arm: its runs `found` by (GAN seed, classifier seed), those of its baseline `base` by the latter"
+    "The `Pairs` of one arm: its runs `found` by GAN and classifier seed, those of its baseline by the latter"
     of = lambda o, k: getattr(o, k, np.nan if k == 'value' else '')
     both = ('value', 'run')
     value, runs = (np.array([[of(found.get((g, s)), k) for s in cnn_seeds] for g in gan_seeds]) for k in both)
@@ -553,7 +554,7 @@ def corruption_table(frame # from `results`
                     ) -> pd.DataFrame: # one row an arm and corruption, with `diff`: accuracy less that at ratio 0
     "Differences to ratio 0 under every corruption (averaged over severities) and attack; empty where nothing was asked"
     rows, by = [], dict(corruption=['corruption'], attack=['attack', 'norm', 'eps'])
-    radius = lambda norm, eps: f'L{norm} {eps:.3g}' if norm == '2' else f'{255*eps:.3g}/255'   # a length, or grey levels
+    radius = lambda norm, eps: f'L{norm} {eps:.3g}' if norm == '2' else f'{255*eps:.3g}/255'  # a length, or grey levels
     for kind, cols in by.items():
         said = frame[(frame.metric == f'{kind}_accuracy') & ~(frame.eps == 0)]
         for key, f in said.groupby(cols, observed=True, sort=False):
@@ -583,7 +584,7 @@ def plot_corruptions(table,     # from `corruption_table`, of one classifier, wa
 # %% ../nbs/03c_report.ipynb #3d4744d8
 def points(x, sign=True):
     "A share as points, in words"
-    return f"{100*x:{'+' if sign else ''}.1f}".replace('-', '\u2212')
+    return f"{round(100*x, 1) + 0.:{'+' if sign else ''}.1f}".replace('-', '\u2212')       # + 0. for there is no -0.0
 
 def _interval(low, high): return '' if pd.isna(low) else f'{points(low)} to {points(high)}'
 
@@ -597,7 +598,7 @@ def headline(row,        # of `conclude`
     net, d, m = f"the {row.cnn} classifier", row['diff'], points(margin, False)
     if pd.isna(d): return f"Nothing can be said about {net}: there is not one complete pair of runs."
     moved = f"from {points(row.baseline, False)} to {points(row.value, False)} %"
-    if pd.isna(row.low): return f"Undecided: with {arm}, {net} went {moved} for a single seed; nothing follows from that."
+    if pd.isna(row.low): return f"Undecided: with {arm}, {net} went {moved} for one seed; nothing follows from that."
     interval, by = f"({100*level:g} % interval {_interval(row.low, row.high)})", points(abs(d), False)
     return dict(
         better=f"Better: {arm} raised the accuracy of {net} {moved}, by {by} points {interval}.",
@@ -616,8 +617,8 @@ def _about_seeds(frame, table, alpha):
                          "trained in the same way with another seed, may be better or worse.")
     if 0 < n < (least := least_seeds(alpha)):
         yield (f"There {'is' if n == 1 else 'are'} {n} classifier seed{'s'*(n > 1)}. Below {least}, the sign-flip test "
-               f"cannot reach p = {alpha:g} (its smallest p-value here is {2.**(1 - n):.3g}), so that no difference can "
-               "be shown, however large it is.")
+               f"cannot reach p = {alpha:g} (its smallest p-value here is {2.**(1 - n):.3g}), so that no difference "
+               "can be shown, however large it is.")
     else:
         others = int((~table.chosen).groupby([table[k] for k in GROUP], dropna=False).sum().max())
         for what, m in {'classes': frame['class'].nunique(), 'other ratios': others}.items():
@@ -635,6 +636,9 @@ def _about_arms(table):
         yield "Undecided is not equal: it says that these runs cannot tell."
     if len(syn) == len(table):
         yield "No control was run. Whether repeating real images, or class weights, would do as well is not known."
+    if (k := int(table.chosen.sum())) > (h := int(table.headline.sum())):
+        yield (f"{k} arms were chosen, one for each classifier, way to mix and filler, and each is judged by itself. "
+               f"Quote the headline{'s'*(h > 1)}: of twenty others without effect, one will look as if it had one.")
     nets = table.cnn.unique()
     yield (f"There is one classifier strength ({nets[0]}). A gain on a weak classifier may vanish on a strong one."
            if len(nets) == 1 else "Each classifier is a question of its own: nothing is adjusted for their number.")
@@ -642,19 +646,20 @@ def _about_arms(table):
         tried = syn[(syn.cnn == r.cnn) & (syn.how == r.how)].ratio
         one = f"For the {r.cnn} classifier"
         if tried.nunique() == 1: yield f"{one} one ratio was tried, so none was chosen: others may be better."
-        elif r.ratio == tried.max() < 1: yield f"{one} the chosen ratio is the largest that was tried: more may be better."
+        elif r.ratio == tried.max() < 1: yield f"{one} the chosen ratio is the largest one tried; others may be better."
 
 # %% ../nbs/03c_report.ipynb #07f258a9
 def _about_runs(frame):
     "Sentences on runs that are not there, or not alike"
     if frame.simulated.any():
         yield "These runs are SIMULATED: they show what a report looks like, and nothing about synthetic images."
-    if frame.leak.any(): yield ("The protocol is the source study's, leak included: copies of training images are in the "
-                                "test part, and the GAN has seen it.")
+    if frame.leak.any():
+        yield ("The protocol is the source study's, leak included: copies of training images are in the test part, and "
+               "the GAN has seen it.")
     skipped = frame.attrs.get('skipped', {})
     names = dict(unfinished='unfinished runs', damaged='damaged runs', cells_failed='failed cells',
                  cells_open='cells not run yet', robust_unfinished='unfinished robustness tables',
-                 robust_damaged='damaged robustness tables', superseded='runs that newer ones with their parameters replace')
+                 robust_damaged='damaged robustness tables', superseded='runs that newer ones replace')
     gone = [f'{skipped[k]} {v}' for k, v in names.items() if skipped.get(k)]
     if gone: yield f"Left out: {', '.join(gone)}."
     yield from (f"A cell failed with: {e}" for e in frame.attrs.get('errors', [])[:3])
@@ -670,9 +675,9 @@ def limits(frame,    # from `results`, of one setting
     "What cannot be claimed from these runs"
     n = int(frame[(frame.metric == 'accuracy') & (frame.part == 'test')].n.max())
     return [*_about_runs(frame), *_about_seeds(frame, table, alpha), *_about_arms(table),
-            f"The intervals in figures and tables say how training again would turn out, on these {n:,} test images. For "
-            "other images of the same kind, only the sentence holds that counts their choice in; for images of another "
-            "kind, nothing here does.",
+            f"The intervals in figures and tables say how training again would turn out, on these {n:,} test images. "
+            "For other images of the same kind, only the sentence holds that counts their choice in; for images of "
+            "another kind, nothing here does.",
             "Accuracy is what was decided on. The other metrics, classes, corruptions and the cost are described, not "
             "tested, unless a p-value stands beside them."]
 
@@ -703,7 +708,7 @@ def svg(draw,           # called with axes
        ) -> Safe:       # an <svg> element
     "A figure as inline SVG whose text has the colour of the page"
     buf = StringIO()
-    with style(), mpl.rc_context({'svg.hashsalt': alt}):    # the few ids that are needed differ by figure
+    with style(), mpl.rc_context({'svg.hashsalt': 'synthrob'}):
         fig = Drawing(figsize=size, layout='constrained')
         draw(ax=fig.subplots())
         fig.savefig(buf, format='svg', transparent=True, metadata=dict.fromkeys(('Date', 'Creator', 'Format', 'Type')))
@@ -716,6 +721,14 @@ def svg(draw,           # called with axes
     s = re.sub(r'>\s+<', '><', s).replace(INK, 'currentColor').replace('xlink:href', 'href')
     alt = to_xml(Span(alt), indent=False).split('>', 1)[1].rsplit('<', 1)[0].replace('"', '&quot;')
     return Safe(f'<svg {box} role="img" aria-label="{alt}">{s.strip()}')
+
+def _own_ids(html):
+    "`html` with the ids in each <svg> made its own: equal figures on one page have equal ones"
+    n = count()
+    def own(figure):
+        new = rf'\g<1>f{next(n)}-'
+        return re.sub('<[^>]*>', lambda tag: re.sub(r'(\bid="|\bhref="#|\burl\(#)', new, tag[0]), figure[0])
+    return re.sub('<svg .*?</svg>', own, html, flags=re.S)
 
 # %% ../nbs/03c_report.ipynb #0a896a25
 CSS = """
@@ -746,6 +759,7 @@ CSS = """
 .synthrob th,.synthrob td{padding:.25rem .6rem;border-top:1px solid var(--line);text-align:right;white-space:nowrap;
  background:none;color:inherit;font-variant-numeric:tabular-nums}
 .synthrob th{font-weight:600}
+.synthrob thead th{white-space:normal;vertical-align:bottom}
 .synthrob .text{text-align:left}
 .synthrob .long{white-space:normal;min-width:14rem}
 .synthrob tr.chosen td,.synthrob tr.chosen th{background:var(--tint);font-weight:600}
@@ -875,8 +889,8 @@ def arms_table(t,     # from `conclude`
         row = {'classifier': _net_name(r, t), 'mixed': r.how, 'classes': r.classes, 'filler': r.filler,
                'ratio': f'{r.ratio:g}', 'pairs': f'{r.gan_seeds} x {r.cnn_seeds}', 'ratio 0, %': _pct(r.baseline),
                'accuracy, %': _pct(r.value), 'difference, points': _diff(r['diff']),
-               'interval': _interval(r.low, r.high), 'p': _p(r.p), 'p, equivalence': _p(r.p_equivalence), 'detectable, points': _pct(r.mde),
-               'verdict': _symbol.get(r.verdict, 'none') + ', chosen'*r.chosen}
+               'interval': _interval(r.low, r.high), 'verdict': _symbol.get(r.verdict, 'none') + ', chosen'*r.chosen,
+               'p': _p(r.p), 'p, equivalence': _p(r.p_equivalence), 'detectable, points': _pct(r.mde)}
         rows.append(row | {f'{METRICS[m]}, points': _diff(o['diff'].loc[i]) for m, o in others.items()})
     caption = ("Every arm on the test images beside ratio 0 with the same classifier seed. Pairs: GAN x classifier "
                "seeds. Where a ratio was not chosen on validation, p and verdict are adjusted over its fellows (Holm). "
@@ -917,7 +931,7 @@ def settings(frame     # from `results`
     runs, out = frame.drop_duplicates('run'), []
     vary = [k for k in (*SETTING, *MADE) if runs[k].nunique() > 1]
     for _, s in runs.groupby(list(SETTING), dropna=False, observed=True):
-        made = s[s.filler == 'synthetic'].drop_duplicates(list(MADE))
+        made = s[s.filler == 'synthetic'].drop_duplicates(list(MADE)).sort_values(list(MADE))
         for _, m in (made if len(made) else s.head(1)).iterrows():
             own = s[(s.filler != 'synthetic').fillna(True).astype(bool) | s.index.isin(_of(s, m, MADE).index)]
             f = frame[frame.run.isin(own.run)]
@@ -1050,7 +1064,7 @@ class Report:
 
     @property
     def html(self) -> str: # a page that needs no other file and no network
-        css = ':root{color-scheme:light dark}body{margin:0;background:Canvas}' + CSS
+        css = CSS + 'body{margin:0;background:#fff}@media(prefers-color-scheme:dark){body{background:#14171c}}'
         head = Head(Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'),
                     Title('synthrob report'), Style(Safe(css)))
         return '<!doctype html>\n' + to_xml(Html(head, Body(Safe(self.body)), lang='en'), indent=False)
@@ -1088,7 +1102,7 @@ def report(runs='runs',   # the folder of the runs, or a table from `results`
         except BadInput as e: said, t, html = [f'{name}: {e}'], None, [H2(f'Setting: {name}'), P(str(e), cls='warn')]
         sentences += said; parts += html
         if t is not None: tables.append(t)
-    body = to_xml(Main(*parts, cls='synthrob'), indent=False)
+    body = _own_ids(to_xml(Main(*parts, cls='synthrob'), indent=False))
     rep = Report(frame, pd.concat(tables, ignore_index=True), sentences, body)
     if out is not None: rep.save(out)
     return rep

@@ -1,0 +1,324 @@
+"The report: simulated records with a planted effect, without one, and with everything missing that can be missing"
+from __future__ import annotations
+import json, re, shutil
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+import numpy as np, pandas as pd, pytest
+from synthrob.core import Artefact, BadInput, write_json
+from synthrob.report import (SAID, conclude, corruption_table, declared_margin, differences, image_differences, limits, main,
+                             paired, report, results, settings, simulate_runs)
+from synthrob.stats import verdict
+
+def planted(o): return .035 if (o['how'], o['filler'], o['ratio']) == ('add', 'synthetic', .4) else 0.
+def fragile(o, corruption): return -.1 if corruption == 'fog' and o['how'] == 'replace' and o['ratio'] == .5 else 0.
+
+@pytest.fixture(scope='session')
+def grid(tmp_path_factory) -> Path:
+    "A whole grid: 6 ratios x 2 hows x 6 seeds x 2 classifiers, with a control. Adding 40 % is worth 3.5 points"
+    root = tmp_path_factory.mktemp('grid')
+    assert simulate_runs(root, planted, fragile, fillers=('synthetic', 'repeat'), cnns=('poster', 'strong'), n=800) == 252
+    return root
+
+@pytest.fixture(scope='session')
+def page(grid): return report(grid, progress=False)
+
+@pytest.fixture
+def few(tmp_path) -> Path:
+    "Ratios 0, .3 and .5, added, three seeds, no effect"
+    simulate_runs(tmp_path/'runs', ratios=(0, .3, .5), hows=('add',), cnn_seeds=range(3), n=200)
+    return tmp_path/'runs'
+
+def records(root): return {p.parent: json.loads(p.read_text()) for p in Path(root).glob('split/*/record.json')}
+
+def remove(root, file=None, **given):
+    "Take away the runs with these parameters, or only a file of each; how many there were"
+    gone = [d for d, r in records(root).items() if given.items() <= r['given'].items()]
+    for d in gone: (d/file).unlink() if file else shutil.rmtree(d)
+    return len(gone)
+
+def test_the_planted_effect_is_found(page):
+    t = page.table
+    assert [(r.how, r.ratio, r.filler, r.verdict) for r in t[t.headline].itertuples()] == [('add', .4, 'synthetic', 'better')]*2
+    assert len(page.sentences) == 2 and all(s.startswith('Better: 40 % synthetic images added') for s in page.sentences)
+    assert ((t[t.headline].low < .035) & (.035 < t[t.headline].high)).all(), 'the interval covers the truth'
+    others = t[~((t.how == 'add') & (t.ratio == .4) & (t.filler == 'synthetic'))]
+    found = others.verdict.isin(['better', 'worse'])
+    assert len(others) == 38 and not found[~others.chosen].any(), 'and nothing else is found among what Holm adjusts'
+    assert found.sum() <= 1 and others.chosen.sum() == 6, 'six chosen arms are judged one by one, at 5 % each'
+
+def test_a_planted_weakness_is_found(grid):
+    heat = corruption_table(results(grid))
+    worst = heat[heat.kind == 'corruption'].sort_values('diff').head(2)
+    assert set(zip(worst.corruption, worst.how, worst.ratio, worst.filler)) <= {('fog', 'replace', .5, 'synthetic'), ('fog', 'replace', .5, 'repeat')}
+    assert (worst['diff'] + .1).abs().max() < .03
+
+def test_numbers_are_those_of_the_records(grid, page):
+    "One arm computed again from the JSON files, without the library's own way there"
+    acc = {(r['given']['cnn'], r['given']['how'], r['given']['filler'], r['given']['ratio'], r['given']['cnn_seed']): r['test']['accuracy']
+           for r in records(grid).values()}
+    d = [acc['strong', 'add', 'synthetic', .4, s] - acc['strong', 'replace', 'synthetic', 0, s] for s in range(6)]
+    v, row = verdict(d), page.table[page.table.headline & (page.table.cnn == 'strong')].iloc[0]
+    assert (row['diff'], row.low, row.high, row.p) == pytest.approx((np.mean(d), v.low, v.high, v.p), abs=1e-12)
+    assert row.sentence == str(v)
+
+def test_the_choice_sees_no_test_image(grid):
+    "Test accuracies turned upside down change the verdict, not the choice; validation accuracies change the choice"
+    f = results(grid, cnn='poster')
+    def turned(part):
+        g, at = f.copy(), (f.metric == 'accuracy') & (f.part == part)
+        g.loc[at, 'value'] = 1 - g.loc[at, 'value']
+        return conclude(g)
+    a, test, valid = conclude(f), turned('test'), turned('valid')
+    assert (a.chosen == test.chosen).all() and (a.headline == test.headline).all() and (a.chosen != valid.chosen).any()
+    assert set(test[test.headline].verdict) == {'worse'}
+
+def frame(acc):
+    "A frame as from `results`, with accuracies {(part, ratio, seed): accuracy} and nothing else"
+    rows = [dict(part=p, metric='accuracy', ratio=r, cnn_seed=s, value=v, run=f'{r} {s}') for (p, r, s), v in acc.items()]
+    f = pd.DataFrame(rows).assign(data='d', source='faces', size=32, channels=None, real_share=1., split_seed=42, leak=False,
+                                  cnn='poster', cnn_epochs=20, gan_images=1, gan_bs=1, gan_width=1, pool_seed=0, gan_seed=0, margin=.02)
+    zero = f.ratio == 0
+    for k, v in dict(how='add', classes='prior', filler='synthetic').items(): f[k] = pd.Series(v, f.index, dtype=object).where(~zero)
+    for k in ('gan_images', 'gan_bs', 'gan_width', 'pool_seed', 'gan_seed'): f[k] = f[k].where(~zero)
+    return f
+
+def test_without_effect_verdicts_are_rare():
+    "100 sweeps of 4 ratios without effect: 'better' or 'worse' in the headline in 5 of 100 at most, up to chance"
+    rng, false, n = np.random.default_rng(0), 0, 100
+    for _ in range(n):
+        luck = rng.normal(0, .01, 6)
+        acc = {(p, r, s): .6 + luck[s] + rng.normal(0, .01) for p in ('valid', 'test') for r in (0, .2, .4, .6, .8) for s in range(6)}
+        t = conclude(frame(acc))
+        false += t[t.headline].verdict.isin(['better', 'worse']).item()
+    assert false <= 9, f'{false} false verdicts'                     # 97 % of binomial(100, .05)
+
+def test_a_run_is_missing(few):
+    assert remove(few, ratio=.3, cnn_seed=1) == 1
+    rep = report(few, progress=False)
+    row = rep.table.set_index('ratio').loc[.3]
+    assert (row.pairs, row.missing) == (2, 1) and '1 of 2 arms lack runs' in rep.html
+    pairs, = (p for p in paired(results(few)) if p.arm['ratio'] == .3)
+    assert pairs.missing == ['GAN seed 0, classifier seed 1'] and pairs.cnn_seeds == [0, 2]
+
+def test_a_baseline_is_missing(few):
+    assert remove(few, ratio=0, cnn_seed=2) == 1
+    assert report(few, progress=False).table.pairs.tolist() == [2, 2]
+    assert [p.missing for p in paired(results(few))] == [['baseline with classifier seed 2']]*2
+
+def test_holes_in_a_grid_of_seeds(tmp_path):
+    simulate_runs(tmp_path, ratios=(0, .5), hows=('add',), gan_seeds=range(3), cnn_seeds=range(4), n=100)
+    remove(tmp_path, ratio=.5, gan_seed=1, cnn_seed=0), remove(tmp_path, ratio=.5, gan_seed=1, cnn_seed=3)
+    p, = paired(results(tmp_path))
+    assert p.gan_seeds == [0, 2] and p.cnn_seeds == [0, 1, 2, 3] and not np.isnan(p.diffs).any()
+    assert len(p.missing) == 3 and p.missing[-1].startswith('2 whole pairs left out')
+
+def test_unfinished_and_damaged_runs_cost_only_themselves(few):
+    whole = results(few)
+    a, b, c, d = list(records(few))[:4]
+    (a/'record.json').unlink()
+    (b/'record.json').write_bytes(b'\x00\xff')
+    (c/'record.json').write_text(json.dumps(json.loads((c/'record.json').read_text()) | dict(test=None)))
+    robust = {json.loads(p.read_text())['params']['split']: p.parent for p in few.glob('robust/*/record.json')}
+    (robust[d.name]/'corruptions.parquet').write_bytes(b'not parquet')
+    f = results(few)
+    assert {k: v for k, v in f.attrs['skipped'].items() if v} == dict(unfinished=1, damaged=2, robust_damaged=1)
+    assert set(f.run) == set(whole.run) - {a.name, b.name, c.name}
+    assert d.name not in set(f[f.metric == 'corruption_accuracy'].run) and d.name in set(f[f.metric == 'accuracy'].run)
+    same = whole[whole.run.isin(f.run) & (whole.metric == 'accuracy')]
+    assert sorted(same.value) == sorted(f[f.metric == 'accuracy'].value)
+
+def test_predictions_that_cannot_be_read(grid, page, tmp_path):
+    assert page.html.count('With the choice of test images counted in: Better') == 2
+    root = tmp_path/'runs'
+    simulate_runs(root, ratios=(0, .5), hows=('add',), cnn_seeds=range(2), n=100)
+    assert remove(root, file='predictions.parquet', ratio=0) == 2
+    assert 'predictions of these runs cannot be read' in report(root, progress=False).html
+
+def test_images_are_brought_together_by_their_index(grid):
+    pairs = paired(results(grid, cnn='poster', how='add', filler='synthetic', ratio=[0, .4]))[0]
+    right = image_differences(pairs, grid)
+    assert right.shape == (1, 6, 800) and right.mean(-1)[0] == pytest.approx(pairs.diffs)
+    p = grid/'split'/pairs.runs[0, 0]/'predictions.parquet'
+    t, kept = pd.read_parquet(p), p.read_bytes()
+    try:
+        t.sample(frac=1, random_state=0).to_parquet(p)
+        assert (image_differences(pairs, grid) == right).all()
+        t[t['index'] > 0].to_parquet(p)
+        with pytest.raises(ValueError, match='different images'): image_differences(pairs, grid)
+    finally: p.write_bytes(kept)
+
+def test_one_seed(few):
+    rep = report(few, progress=False, cnn_seed=0)
+    assert rep.table.verdict.isna().all() and rep.table.low.isna().all()
+    assert rep.sentences[0].startswith('Undecided') and 'There is 1 classifier seed.' in rep.html
+
+def test_few_seeds_say_so(few):
+    rep = report(few, progress=False)
+    assert rep.sentences[0].startswith('Undecided') and 'its smallest p-value here is 0.25' in rep.html
+
+def test_one_ratio(few):
+    rep = report(few, progress=False, ratio=[0, .5])
+    assert rep.table.chosen.tolist() == [True] and 'one ratio was tried, so none was chosen' in rep.html
+
+def test_one_ratio_of_control_only(tmp_path):
+    simulate_runs(tmp_path, ratios=(0, .5), hows=('add',), fillers=('repeat',), cnn_seeds=range(2), n=100)
+    rep = report(tmp_path, progress=False)
+    assert rep.sentences == [] and 'there is no verdict' in rep.html and 'controls only' in rep.html
+
+@pytest.mark.parametrize('where, sentence', [
+    (dict(ratio=[.3, .5]), 'There is no run at ratio 0, and every verdict is a comparison with it: run ratio=0'),
+    (dict(ratio=0), 'All runs are at ratio 0: there is nothing to compare'),
+    (dict(ratio=.9), 'No run has ratio=0.9: there are 0.0, 0.3, 0.5.'),
+    (dict(raito=.3), "did you mean 'ratio'?"),
+    (dict(alpha=95), 'alpha=95'), (dict(margin=3), 'margin=3')])
+def test_one_clear_sentence(few, where, sentence):
+    with pytest.raises(BadInput) as e: report(few, progress=False, **where)
+    assert sentence in str(e.value) and '\n' not in str(e.value)
+
+def test_nothing_there(tmp_path, capsys):
+    for folder, sentence in ((tmp_path/'no', 'There is no folder'), (tmp_path, 'There is no finished run')):
+        with pytest.raises(BadInput, match=sentence): results(folder)
+        assert main([str(folder)]) == 2
+        assert capsys.readouterr().err.startswith(f'synthrob_report: {sentence}')
+    assert not list(tmp_path.iterdir()), 'nothing is written'
+
+def test_margins_that_disagree(few):
+    simulate_runs(few, ratios=(.7,), hows=('add',), cnn_seeds=range(3), n=200, margin=.01)
+    with pytest.raises(BadInput, match=r'different margins of equivalence \(0.01, 0.02\)'): report(few, progress=False)
+    assert 'given by hand' in report(few, margin=.01, progress=False).html
+    assert declared_margin(results(few, ratio=[0, .7]), .03) == .03
+
+def test_settings_never_meet(few):
+    "A tenth of the images, three epochs, another GAN: other settings, or other arms, whose runs are never paired"
+    more = dict(hows=('add',), cnn_seeds=range(3), n=200)
+    simulate_runs(few, ratios=(0, .5), real_share=.1, **more)
+    simulate_runs(few, ratios=(0, .5), cnn_epochs=3, **more)
+    simulate_runs(few, ratios=(.5,), gan_width=64, **more)
+    f, of = results(few), records(few)
+    for p in paired(f):
+        for run, zero in zip(p.runs[0], p.base_runs):
+            a, b = (of[few/'split'/h]['given'] for h in (run, zero))
+            assert [a[k] for k in ('real_share', 'cnn_epochs', 'cnn_seed')] == [b[k] for k in ('real_share', 'cnn_epochs', 'cnn_seed')]
+    assert [name for name, _ in settings(f)] == ['real share 0.1, gan width 32', 'real share 1, gan width 32', 'real share 1, gan width 64']
+    rep = report(few, progress=False)
+    assert rep.html.count('<h2>Setting: ') == 3 and 'poster, 3 epochs classifier' in rep.html
+    assert len(rep.sentences) == 4 and sum(s.startswith('real share 1, gan width 32: ') for s in rep.sentences) == 2
+
+def test_level_of_robustness(few):
+    "Three runs asked at another level as well: the level of most counts, and each can be had by name"
+    for d, r in list(records(few).items())[:3]:
+        fast, = (p.parent for p in few.glob('robust/*/record.json') if json.loads(p.read_text())['params']['split'] == r['hash'])
+        said = json.loads((fast/'record.json').read_text())
+        art = Artefact('robust', dict(split=r['hash'], level=dict(said['params']['level'], n=7)), few)
+        shutil.copytree(fast, art.path)
+        about = said['about'] | dict(level=said['about']['level'] | dict(name='full'))
+        write_json(art.file('record.json'), said | dict(hash=art.hash, params=art.params, about=about))
+    n = lambda **kw: results(few, **kw).query("metric == 'mca'").run.nunique()
+    assert (n(), n(level='fast'), n(level='full')) == (9, 9, 3)
+    with pytest.raises(BadInput, match="level 'enough'"): results(few, level='enough')
+
+def test_without_robustness(few):
+    shutil.rmtree(few/'robust')
+    rep = report(few, progress=False)
+    assert 'It was not asked about.' in rep.html and 'mean corruption accuracy' not in rep.html
+
+def test_cells_of_a_sweep(few):
+    "Only the runs that the cells led to; failed cells are counted, with their error"
+    cells = []
+    for i, (d, r) in enumerate(records(few).items()):
+        cell = Artefact('cell', dict(i=i), few)
+        if r['given']['ratio'] != .3: write_json(cell.file('record.json'), dict(hash=cell.hash, split=r['hash']))
+        elif r['given']['cnn_seed']: write_json(cell.file('error.json'), dict(error='ValueError: <no> luck'))
+        cells.append(cell)
+    f = results(few, cells=cells)
+    assert sorted(f.ratio.unique()) == [0, .5]
+    assert (f.attrs['skipped']['cells_failed'], f.attrs['skipped']['cells_open']) == (2, 1)
+    class Sweep: margin = .05
+    Sweep.cells = cells
+    html = report(few, cells=Sweep, progress=False).html
+    assert 'A cell failed with: ValueError: &lt;no&gt; luck' in html and '2 failed cells, 1 cells not run yet' in html
+    assert 'Margin of equivalence: 5 points' in html
+
+def test_controls_have_no_gan(tmp_path):
+    "Controls stand beside every GAN; against them the pairs share the ratio"
+    simulate_runs(tmp_path, ratios=(0, .5), hows=('add',), fillers=('synthetic', 'repeat'), gan_seeds=(0, 1), cnn_seeds=range(2), n=100)
+    syn, control = paired(results(tmp_path))
+    assert (syn.value.shape, control.value.shape, control.gan_seeds) == ((2, 2), (1, 2), [None])
+    against, = paired(results(tmp_path), against='repeat')
+    assert against.diffs == pytest.approx(syn.diffs - control.diffs)
+
+def test_less_is_better_for_calibration_error(grid):
+    up, ece = differences(results(grid, cnn='poster')), differences(results(grid, cnn='poster'), 'ece')
+    at = up.verdict == 'better'
+    assert at.any() and (ece[at]['diff'] < 0).all() and 'worse' not in set(ece[at].verdict)
+
+class Page(HTMLParser):
+    "What is in a page: its tags, their attributes, whether they close"
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.tags, self.attrs = [], Counter(), []
+        self.feed(html); self.close()
+        assert not self.open, f'left open: {self.open}'
+    def handle_starttag(self, tag, attrs):
+        self.tags[tag] += 1; self.attrs.append((tag, dict(attrs)))
+        if tag != 'meta': self.open.append(tag)
+    def handle_startendtag(self, tag, attrs): self.tags[tag] += 1; self.attrs.append((tag, dict(attrs)))
+    def handle_endtag(self, tag): assert self.open.pop() == tag, f'</{tag}> closes something else'
+
+def test_the_page_stands_alone(page):
+    html = page.html
+    p = Page(html)
+    assert not re.findall(r'https?:|url\((?!#)|@import', html) and not p.tags['script'] + p.tags['link'] + p.tags['img']
+    ids = [a['id'] for _, a in p.attrs if 'id' in a]
+    assert len(ids) == len(set(ids)) and set(re.findall(r'(?:href="|url\()#([\w-]+)', html)) == set(ids)
+    drawn = [a for t, a in p.attrs if t == 'svg']
+    assert len(drawn) == 2*(1 + 4 + 1 + 5 + 2) and all(a['role'] == 'img' and len(a['aria-label']) > 30 for a in drawn)
+    assert p.tags['figure'] == p.tags['figcaption'] == 2*(4 + 5 + 2) and p.tags['table'] == p.tags['caption']
+    assert 'width=device-width' in html and 'prefers-color-scheme:dark' in html and len(html) < 1_000_000
+
+def test_the_order_of_the_page(page):
+    want = ['Better: 40 %', 'What was run', 'Against the ratio', 'Recall by class', 'Under corruption and attack', 'Cost', 'Everything',
+            'What cannot be claimed']
+    at = [page.body.index(o) for o in want]
+    assert at == sorted(at)
+    assert 'These runs are simulated' in page.body and 'SIMULATED' in page.body
+
+def test_names_are_escaped(tmp_path):
+    names = ('<img src=x onerror=alert(1)>', '"quoted" & \'single\'', '$broken', 'sad')
+    simulate_runs(tmp_path, ratios=(0, .5), hows=('add',), cnn_seeds=range(2), vocab=names, n=80)
+    rep = report(tmp_path, progress=False)
+    p = Page(rep.html)
+    assert not p.tags['img'] and not any('onerror' in a for _, a in p.attrs)
+    shown = [a['aria-label'] for t, a in p.attrs if t == 'svg']
+    for name in names: assert any(f'recall of {name} ' in o for o in shown), 'and can be read'
+
+def test_many_classes(tmp_path):
+    names = tuple(f'class {i:02}' for i in range(15))
+    simulate_runs(tmp_path, ratios=(0, .5), hows=('add',), cnn_seeds=range(2), vocab=names, n=150)
+    html = report(tmp_path, progress=False).html
+    assert 'The 12 of 15 classes whose recall moved most.' in html
+    assert len({o for o in names if f'recall of {o} in per cent' in html}) == 12
+
+def test_what_is_written(few, tmp_path, capsys):
+    out = tmp_path/'page'
+    assert main([str(few), '--out', str(out), '--only', 'ratio=0,.5', 'how=add']) == 0
+    said = capsys.readouterr().out
+    assert 'Undecided' in said and str(out/'report.html') in said and 'What cannot be claimed' in said
+    f, csv, v = pd.read_parquet(out/'results.parquet'), pd.read_csv(out/'results.csv'), pd.read_csv(out/'verdicts.csv')
+    assert sorted(f.ratio.unique()) == [0, .5] and len(f) == len(csv) and v.ratio.tolist() == [.5]
+    assert not f.duplicated(['run', *SAID[:-2]]).any(), 'a row per run and metric'
+    assert csv.value.to_numpy() == pytest.approx(f.value.to_numpy(), nan_ok=True)
+    assert (out/'report.html').read_text(encoding='utf-8').startswith('<!doctype html>')
+    assert main([str(few), '--only', 'ratio']) == 2 and 'write a name and its values' in capsys.readouterr().err
+
+def test_what_cannot_be_claimed(grid, few):
+    f = results(grid)
+    said = limits(f, conclude(f))
+    for part in ('one trained GAN', '5 classes at once', '4 other ratios at once', 'on these 800 test images', 'Each classifier is a question'):
+        assert sum(part in o for o in said) == 1, part
+    f = results(few)
+    said = limits(f, conclude(f))
+    for part in ('No control was run', 'one classifier strength (poster)', 'Undecided is not equal'): assert any(part in o for o in said), part
+    f = f.assign(device=np.where(f.ratio == 0, 'cpu', 'cuda'))
+    assert any('2 kinds of hardware' in o for o in limits(f, conclude(f)))
