@@ -238,7 +238,7 @@ class KernelServer:
         modules=warm_modules # names; those that are not installed are left out
     ):
         if sys.platform != 'linux': raise OSError('forks of a warm server are made on Linux only')
-        self.folder = Path(tempfile.mkdtemp(prefix='synthrob-', dir=_tmp()))
+        self.folder = Path(tempfile.mkdtemp(prefix='synthrob-kernels-', dir=_tmp()))
         self.address, self.owner = str(self.folder/'server'), os.getpid()
         with socket.socket(socket.AF_UNIX) as s:
             s.bind(self.address); s.listen(256)

@@ -148,6 +148,16 @@ def test_channels_are_no_ports(light):
     assert km.transport == 'ipc' and all(found) and max(map(len, paths)) < 104
     assert not list(light.folder.glob('kernel-*')), 'the folder goes with the kernel'
 
+def test_a_long_path_to_temporary_files(tmp_path, monkeypatch):
+    "The path of a socket has 107 characters at most"
+    deep = tmp_path/('x'*100)
+    deep.mkdir()
+    monkeypatch.setenv('TMPDIR', str(deep))
+    monkeypatch.setattr(kernels.tempfile, 'tempdir', None)
+    monkeypatch.setattr(KernelServer.__init__, '__defaults__', (LIGHT,))
+    text, why = cold(write(tmp_path/'a.ipynb', '', 'import tempfile; print(tempfile.gettempdir())'), tmp_path/'out.ipynb')
+    assert text == f'{deep}\n' and not why
+
 # --- the engine ---
 
 def test_importing_papermill_imports_no_torch():
