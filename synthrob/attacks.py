@@ -47,7 +47,7 @@ def predictor(learn,     # a `Learner` from `cnn_learner`, or a model
     return Predictor(learn.model if isinstance(learn, Learner) else learn, flip).eval()
 
 # %% ../nbs/02c_attacks.ipynb #a6274b04
-steps_of = dict(noise=50, fgsm=1, pgd=20, apgd=100, dlr=100, deepfool=50, square=5000, autoattack=100) # where none are given
+steps_of = dict(noise=50, fgsm=1, pgd=20, apgd=100, dlr=100, deepfool=50, square=5000, autoattack=100) # if none are given
 BLOCK = 256   # images that are attacked together: part of the definition, for the random starts are drawn for a block
 
 def _library():
@@ -65,16 +65,16 @@ def _attacker(name, model, shape, k, eps, norm, steps, device):
     if name == 'fgsm': return art.FastGradientMethod(est, eps_step=eps, **ball)
     if name == 'deepfool': return art.DeepFool(est, max_iter=steps, epsilon=.02, batch_size=BLOCK, verbose=False)
     if name == 'square': return art.SquareAttack(est, max_iter=steps, p_init=.8, nb_restarts=1, verbose=False, **ball)
-    if name == 'pgd': return art.ProjectedGradientDescent(est, eps_step=2.5*eps/steps, max_iter=steps, num_random_init=1,
-                                                          verbose=False, **ball)
+    more = dict(max_iter=steps, verbose=False, **ball)
+    if name == 'pgd': return art.ProjectedGradientDescent(est, eps_step=2.5*eps/steps, num_random_init=1, **more)
     loss = dict(apgd='cross_entropy', dlr='difference_logits_ratio')[name]
-    return art.AutoProjectedGradientDescent(est, eps_step=2*eps, max_iter=steps, nb_random_init=1, loss_type=loss, verbose=False, **ball)
+    return art.AutoProjectedGradientDescent(est, eps_step=2*eps, nb_random_init=1, loss_type=loss, **more)
 
 # %% ../nbs/02c_attacks.ipynb #28a74164
 def inside(adv:Tensor,  # images (n,c,h,w)
            x:Tensor,    # the images they were made from, in [0,1]
            eps:float,   # the ball's radius
-           norm='inf'   # 'inf': every pixel changes by at most `eps`; '2': the root of the sum of squared changes is at most `eps`
+           norm='inf'   # 'inf': no pixel changes by more than `eps`; '2': the changes have a Euclidean length of at most `eps`
           ) -> Tensor:  # the nearest images (ℓ2: along the ray) in the ball around `x` and in [0,1]
     "Bring `adv` back into the ball of radius `eps` around `x`, and into [0,1]"
     if norm == 'inf': return torch.minimum(torch.maximum(adv, x - eps), x + eps).clamp(0, 1)
@@ -86,16 +86,17 @@ def inside(adv:Tensor,  # images (n,c,h,w)
 def _check(model, x, y, name, eps, norm, steps):
     "Raise `BadInput` for what cannot be attacked, or not in this way"
     if any(m.training for m in model.modules()):
-        raise BadInput("The model is in train mode, where it answers differently from batch to batch: call model.eval() first.")
-    if x.ndim != 4 or (x.dtype != torch.uint8 and not (x.is_floating_point() and 0 <= float(x.min()) and float(x.max()) <= 1)):
-        raise BadInput(f"Images to attack are (n,c,h,w), uint8 or floats in [0,1], not {x.dtype} of shape {tuple(x.shape)}"
-                       + (f" from {x.min():.3g} to {x.max():.3g}." if x.is_floating_point() else "."))
+        raise BadInput("The model is in train mode, where its answer to an image depends on the others: call model.eval().")
+    if len(x) == 0: raise BadInput("There is no image to attack: choose another part or class.")
+    span = '' if x.dtype == torch.uint8 else f' from {x.min():.3g} to {x.max():.3g}'
+    if x.ndim != 4 or (span and not (x.is_floating_point() and x.min() >= 0 and x.max() <= 1)):
+        raise BadInput(f"Images to attack are (n,c,h,w), uint8 or floats in [0,1], not {x.dtype} {tuple(x.shape)}{span}.")
     if len(x) != len(y): raise BadInput(f"{len(x)} images and {len(y)} labels: there must be one label an image.")
     if name not in steps_of: raise BadInput(f"There is no attack {name!r}: choose from {', '.join(steps_of)}.")
     if str(norm) not in ('inf', '2'): raise BadInput(f"norm={norm!r} is not there: choose 'inf' or '2'.")
     most = 1 if str(norm) == 'inf' else math.sqrt(x[0].numel())
     if isinstance(eps, bool) or not isinstance(eps, numbers.Real) or not 0 <= eps <= most:
-        raise BadInput(f"eps={eps!r} must be a number from 0 to {most:.4g}: images are in [0,1], so 8 levels of grey are 8/255.")
+        raise BadInput(f"eps={eps!r} must be a number from 0 to {most:.4g}: images are in [0,1], so 8 grey levels are 8/255.")
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, numbers.Integral) or steps < 1):
         raise BadInput(f"steps={steps!r} must be a whole number of at least 1.")
 
@@ -111,15 +112,15 @@ def _frozen(model):
 # %% ../nbs/02c_attacks.ipynb #eda527f3
 def _noise(model, x, y, eps, norm, steps, seed, index):
     "The first of `steps` draws of noise that breaks an image; the draws of an image depend on its place `index` only"
-    out, left = x.clone(), torch.arange(len(x))
-    draw = lambda i: torch.randn(steps, *x.shape[1:], generator=generator('noise attack', seed, i)) if norm == '2' else \
-        torch.rand(steps, *x.shape[1:], generator=generator('noise attack', seed, i))*2 - 1
-    draws = torch.stack([draw(i) for i in index], 1)
-    if norm == '2': draws /= draws.flatten(2).norm(dim=2)[..., None, None, None]
-    for d in draws.to(x.device):
-        out[left] = inside(x[left] + eps*d[left], x[left], eps, norm)
-        left = left[(model(out[left]).argmax(1) == y[left]).cpu()]
-        if not len(left): break
+    out, left = x.clone(), list(range(len(x)))
+    draw = torch.randn if norm == '2' else torch.rand
+    for step in range(steps):
+        d = torch.stack([draw(x.shape[1:], generator=generator('noise attack', seed, index[i], step)) for i in left])
+        d = d/d.flatten(1).norm(dim=1)[:, None, None, None] if norm == '2' else 2*d - 1
+        out[left] = inside(x[left] + eps*d.to(x.device), x[left], eps, norm)
+        stands = model(out[left]).argmax(1) == y[left]
+        left = [i for i, s in zip(left, stands.tolist()) if s]
+        if not left: break
     return out
 
 def _found(name, model, x, y, eps, norm, steps, seed, index):
@@ -131,7 +132,8 @@ def _found(name, model, x, y, eps, norm, steps, seed, index):
     with context, seeded('attack', name, seed, index[0]//BLOCK), np.errstate(divide='ignore', invalid='ignore'), \
          warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter('ignore')
-        adv = _attacker(name, model, x.shape[1:], k, eps, norm, steps, x.device).generate(x.cpu().numpy(), y.cpu().numpy())
+        attacker = _attacker(name, model, x.shape[1:], k, eps, norm, steps, x.device)
+        adv = attacker.generate(x.cpu().numpy(), y.cpu().numpy())
     return torch.from_numpy(adv).to(x.device).nan_to_num(0)
 
 # %% ../nbs/02c_attacks.ipynb #617c24bd
@@ -145,7 +147,8 @@ class Attacked(NamedTuple):
 def _parts(name, steps):
     "The attacks that `name` is made of, with their steps"
     n = steps or steps_of[name]
-    return [('apgd', n), ('dlr', n), ('deepfool', min(n, 50)), ('square', 50*n)] if name == 'autoattack' else [(name, n)]
+    if name != 'autoattack': return [(name, n)]
+    return [('apgd', n), ('dlr', n), ('deepfool', min(n, 50)), ('square', 50*n)]
 
 @torch.no_grad()
 def _attack_block(model, x, y, name, eps, norm, steps, seed, index, todo):
@@ -154,9 +157,10 @@ def _attack_block(model, x, y, name, eps, norm, steps, seed, index, todo):
     for part, n in _parts(name, steps):
         left = stands.nonzero()[:, 0]
         if not len(left) or eps == 0: break
-        adv = inside(_found(part, model, x[left], y[left], eps, norm, n, seed, [index[i] for i in left.tolist()]), x[left], eps, norm)
+        xb, yb, at = x[left], y[left], [index[i] for i in left.tolist()]
+        adv = inside(_found(part, model, xb, yb, eps, norm, n, seed, at), xb, eps, norm)
         assert adv.min() >= 0 and adv.max() <= 1
-        out[left], stands[left] = adv, model(adv).argmax(1) == y[left]
+        out[left], stands[left] = adv, model(adv).argmax(1) == yb
     return out, stands
 
 # %% ../nbs/02c_attacks.ipynb #000078bc
@@ -181,8 +185,8 @@ def attack(model:nn.Module, # images in [0,1] to logits, in eval mode: a `Predic
         for i in progress_bar(blocks) if progress else blocks:
             s = slice(i, i + BLOCK)
             xb, yb, tb = (o[s].to(device) for o in (x, y, todo))
-            xb = to_float(xb) if xb.dtype == torch.uint8 else xb.float()
-            out[s], stands[s] = _attack_block(model, xb, yb, name, float(eps), str(norm), steps, seed, range(i, i + len(xb)), tb)
+            xb, at = to_float(xb) if xb.dtype == torch.uint8 else xb.float(), range(i, i + len(xb))
+            out[s], stands[s] = _attack_block(model, xb, yb, name, float(eps), str(norm), steps, seed, at, tb)
     return Attacked(out, stands)
 
 # %% ../nbs/02c_attacks.ipynb #4a124d1f
@@ -195,7 +199,7 @@ def attack_curve(learn,               # a `Learner` from `cnn_learner`, a `Predi
                  flip=None,           # average over mirror images? None: as the learner's recipe says
                  seed:int=0,          # of random starts and searches
                  progress=True        # a progress bar?
-                ) -> pd.DataFrame:    # columns attack, norm, eps, steps, n, accuracy; eps=0 is the accuracy without attack
+                ) -> pd.DataFrame:    # columns attack, norm, eps, steps, n, accuracy; eps 0: without attack
     "Robust accuracy by attack and radius"
     model, x, y = predictor(learn, flip), images.x, torch.as_tensor(images.y).cpu()
     of = lambda name: (steps.get(name) if isinstance(steps, dict) else steps) or steps_of.get(name)
@@ -224,9 +228,10 @@ def plot_attacks(table:pd.DataFrame,  # from `attack_curve`, of one norm
     norm, n, unit = table.norm.iloc[0], table.n.iloc[0], 255 if table.norm.iloc[0] == 'inf' else 1
     for (name, t), mark, style in zip(table.groupby('attack', sort=False), 'os^Dvx*P', ['-', '--', ':', '-.']*2):
         low, high = zip(*[proportion_interval(*o) for o in zip(t.accuracy, t.n)])
-        line, = ax.plot(t.eps*unit, t.accuracy, style, marker=mark, ms=4, lw=1.3, label=name if t.steps.iloc[0] == 1 else f'{name}, {t.steps.iloc[0]} steps')
+        label = name if (steps := t.steps.iloc[0]) == 1 else f'{name}, {steps} steps'
+        line, = ax.plot(t.eps*unit, t.accuracy, style, marker=mark, ms=4, lw=1.3, label=label)
         ax.fill_between(t.eps*unit, low, high, color=line.get_color(), alpha=.15, lw=0)
-    ax.set(ylim=(0, 1), ylabel='robust accuracy', xlabel='ε (levels of grey, of 255)' if norm == 'inf' else 'ε (ℓ2)')
+    ax.set(ylim=(0, 1), ylabel='robust accuracy', xlabel='ε (grey levels, of 255)' if norm == 'inf' else 'ε (ℓ2)')
     ax.legend(frameon=False, fontsize=8)
     ax.set_title(title or f'n = {n}, 95 % intervals', fontsize=10)
     return ax
@@ -245,11 +250,13 @@ def check_masking(model:nn.Module, # as in `attack`, in eval mode
     "Signs that a model's gradient is hidden rather than its boundary far away"
     ask = lambda name, e, n=None: attack(model, x, y, name, e, norm, n, seed).accuracy
     pgd, most = ask('pgd', eps, steps), 1. if str(norm) == 'inf' else math.sqrt(x[0].numel())
-    rows = [('more steps never help the defender', f'pgd {steps}', pgd, f'pgd {4*steps}', ask('pgd', eps, 4*steps)),
-            ('one step does not beat many', 'fgsm', ask('fgsm', eps), f'pgd {steps}', pgd),
-            ('a random search does not beat the gradient', f'square {queries}', ask('square', eps, queries), f'pgd {steps}', pgd),
-            ('noise does not beat the gradient', f'noise {queries}', ask('noise', eps, queries), f'pgd {steps}', pgd),
-            ('a larger ball never helps the defender', f'eps {eps:.3g}', pgd, f'eps {2*eps:.3g}', ask('pgd', min(2*eps, most), steps)),
-            ('a ball without limit leaves nothing', 'nothing', 0., f'eps {most:.3g}', ask('pgd', most, 4*steps))]
+    fgsm, square, noise = ask('fgsm', eps), ask('square', eps, queries), ask('noise', eps, queries)
+    long, wide, free = ask('pgd', eps, 4*steps), ask('pgd', min(2*eps, most), steps), ask('pgd', most, 4*steps)
+    rows = [('more steps never help the defender', f'pgd {steps}', pgd, f'pgd {4*steps}', long),
+            ('one step does not beat many', 'fgsm', fgsm, f'pgd {steps}', pgd),
+            ('a random search does not beat the gradient', f'square {queries}', square, f'pgd {steps}', pgd),
+            ('noise does not beat the gradient', f'noise {queries}', noise, f'pgd {steps}', pgd),
+            ('a larger ball never helps the defender', f'eps {eps:.3g}', pgd, f'eps {2*eps:.3g}', wide),
+            ('a ball without limit leaves nothing', 'nothing', 0., f'eps {most:.3g}', free)]
     t = pd.DataFrame(rows, columns=['check', 'weaker', 'weaker_leaves', 'stronger', 'stronger_leaves'])
     return t.assign(passed=t.stronger_leaves <= t.weaker_leaves + tol)

@@ -34,7 +34,7 @@ def overconfidence(self:Evaluation) -> float: # -1 to 1
 # %% ../nbs/02d_calibration.ipynb #0c846031
 def reliability(ev:Evaluation, # what a classifier said
                 n_bins:int=15  # bins of equal width between 0 and 1
-               ) -> pd.DataFrame: # a row a bin: low, high, n, confidence and accuracy (means; NaN where there is no image)
+               ) -> pd.DataFrame: # a row a bin: low, high, n, mean confidence, accuracy (NaN where there is no image)
     "Accuracy by confidence (Guo et al. 2017, arXiv 1706.04599, fig. 1)"
     if n_bins < 1: raise BadInput(f"n_bins={n_bins} must be at least 1.")
     edges = torch.linspace(0, 1, n_bins + 1)
@@ -51,14 +51,15 @@ def plot_reliability(ev:Evaluation, # what a classifier said
                      ax=None,       # axes to draw on
                      title=None     # None: n, accuracy and calibration error
                     ):              # the axes
-    "Reliability diagram: accuracy by confidence with 95 % intervals (Wilson); figures are images in a bin, the line is perfection"
+    "Reliability diagram: accuracy by confidence with Wilson's 95 % intervals, images in each bin; the line is perfection"
     import matplotlib.pyplot as plt
     if ax is None: ax = plt.subplots(figsize=(3.8, 3), dpi=80)[1]
     t = reliability(ev, n_bins).query('n > 0')
     width = (t.high - t.low).to_numpy()
     ci = np.array([binomtest(round(a*n), n).proportion_ci(method='wilson')[:] for a, n in zip(t.accuracy, t.n)])
+    gap = np.abs(ci.T - t.accuracy.to_numpy())
     ax.bar(t.low, t.accuracy, width, align='edge', color='.75', edgecolor='.2', lw=.8)
-    ax.errorbar(t.low + width/2, t.accuracy, np.abs(ci.T - t.accuracy.to_numpy()), fmt='none', ecolor='.2', elinewidth=.9, capsize=2)
+    ax.errorbar(t.low + width/2, t.accuracy, gap, fmt='none', ecolor='.2', elinewidth=.9, capsize=2)
     ax.plot([0, 1], [0, 1], 'k--', lw=1)
     ax.plot(t.confidence, t.confidence, 'k.', ms=4)            # where each bin should end
     for x, n in zip(t.low + width/2, t.n): ax.text(x, .015, n, ha='center', fontsize=7)
@@ -70,7 +71,8 @@ def plot_reliability(ev:Evaluation, # what a classifier said
 def _log_probs(p):
     "Log-probabilities (n,k), float64, of probabilities or logits"
     p = torch.as_tensor(p).detach().cpu().double()
-    if p.ndim != 2 or not p.isfinite().all(): raise BadInput(f"Probabilities or logits are finite, of shape (n,k), not {tuple(p.shape)}.")
+    if p.ndim != 2 or not p.isfinite().all():
+        raise BadInput(f"Probabilities or logits are finite, of shape (n,k); these are {tuple(p.shape)}.")
     is_p = (p >= 0).all() and ((p.sum(1) - 1).abs() < 1e-3).all()
     return p.clamp_min(torch.finfo(torch.float32).tiny).log() if is_p else p.log_softmax(1)
 
@@ -101,9 +103,10 @@ def fit_temperature(p,             # probabilities or logits of validation image
                     y,             # their true classes (n,)
                     low=.05, high=20. # T is sought between these
                    ) -> Temperature:
-    "The temperature of the least negative log-likelihood, by Brent's method on log T; its likelihood is never worse than T = 1"
+    "The temperature of the least negative log-likelihood, by Brent's method on log T; never one that is worse than 1"
     y = torch.as_tensor(y).cpu()
-    if len(y) == 0 or len(y) != len(p): raise BadInput(f"{len(p)} answers and {len(y)} labels: give one a validation image, and one at least.")
+    if len(y) == 0 or len(y) != len(p):
+        raise BadInput(f"{len(p)} answers and {len(y)} labels: give one of each for every validation image, and one at least.")
     z, (lo, hi) = _log_probs(p), np.log([low, high])
     f = lambda log_T: nll(z, y, float(np.exp(log_T)))
     best = minimize_scalar(f, bounds=(lo, hi), method='bounded', options=dict(xatol=1e-5))

@@ -1,0 +1,97 @@
+"What is left of a classifier under corruption and attack: monotone, resumable after a kill, the same for what it predicts with"
+from __future__ import annotations
+import json, signal, subprocess, sys, time
+import numpy as np, pandas as pd, pytest, torch
+from synthrob.cnn import cnn_learner, evaluate, recipe
+from synthrob.core import BadInput, seeded, write_tensors
+from synthrob.classifiers import StrongNet
+from synthrob.faces import draw_faces, emotions
+from synthrob.loaders import Augment, ImageSet, image_dls
+from synthrob.robust import Level, Robustness, Tested as Run, common, compare, extra, robustness
+
+def faces(n, seed, channels=1):
+    y = torch.arange(n) % 5
+    return ImageSet(draw_faces(y, size=32, seed=seed, progress=False).expand(-1, channels, -1, -1), y, emotions)
+
+@pytest.fixture(scope='module')
+def learn():
+    "A net that has learnt to bear faces that are moved, turned and lit differently"
+    r = recipe('poster', epochs=20, augment=Augment())
+    learn = cnn_learner(image_dls(faces(2000, 1), faces(200, 2), bs=50, device='cpu'), r, seed=1)
+    with learn.no_bar(), learn.no_logging(): learn.fit_recipe()
+    return learn
+
+def test_severity_hurts(learn):
+    "All nineteen: severity 5 leaves no more than severity 1, to within two standard errors of the difference on the same images"
+    r = robustness(learn, faces(1000, 3), Level(common + extra, (1, 5), None, 100), progress=False)
+    assert r.clean['accuracy'] > .4
+    for c in common + extra:
+        mild, severe = (np.asarray(r.answers[f'{c} {s}'] == r.answers.true, float) for s in (1, 5))
+        d = severe - mild
+        assert d.mean() <= 2*d.std()/len(d)**.5, f'{c}: {mild.mean():.3f} at severity 1, {severe.mean():.3f} at 5'
+    for _, t in r.attacks.groupby(['attack', 'norm']): assert t.accuracy.is_monotonic_decreasing
+    assert set(r.corruptions.group) == {'common', 'extra'} and r.summary['mca_extra'] > 0
+
+CODE = """import json, sys, torch
+from synthrob.classifiers import StrongNet
+from synthrob.core import read_tensors
+from synthrob.faces import draw_faces, emotions
+from synthrob.loaders import ImageSet
+from synthrob.robust import Level, robustness
+y = torch.arange(60) % 5
+images = ImageSet(draw_faces(y, size=32, seed=3, progress=False), y, emotions)
+net = StrongNet(32, nf=8)
+net.load_state_dict(read_tensors(sys.argv[1]))
+level = Level(('gaussian_noise', 'fog', 'pixelate'), (1, 5), None, 40, (('pgd', 'inf', 60, (1/255, 2/255)),))
+robustness(net, images, level, images, path=sys.argv[2], flip=True, every=0, progress=False)"""
+
+def test_killed_and_started_again(tmp_path):
+    "SIGKILL in the middle; then the tables are those of an undisturbed run"
+    with seeded('test'): net = StrongNet(32, nf=8)
+    write_tensors(tmp_path/'net.safetensors', net.state_dict())
+    start = lambda out: subprocess.Popen([sys.executable, '-W', 'ignore', '-c', CODE, str(tmp_path/'net.safetensors'), str(tmp_path/out)],
+                                         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    p, end = start('killed'), time.monotonic() + 300
+    while not (tmp_path/'killed'/'partial.safetensors').exists() and p.poll() is None and time.monotonic() < end: time.sleep(.005)
+    assert p.poll() is None, p.stderr.read().decode()[-2000:]
+    p.send_signal(signal.SIGKILL); p.wait()
+    assert not (tmp_path/'killed'/'robust.json').exists(), 'it was killed in time'
+    for out in 'killed', 'whole':
+        p = start(out)
+        _, err = p.communicate(timeout=600)
+        assert p.returncode == 0, err.decode()[-2000:]
+    again, whole = (Robustness.load(tmp_path/o) for o in ('killed', 'whole'))
+    for k in 'corruptions', 'attacks', 'answers': pd.testing.assert_frame_equal(getattr(again, k), getattr(whole, k))
+    assert json.dumps(again.to_dict()) == json.dumps(whole.to_dict())
+    assert not (tmp_path/'killed'/'partial.safetensors').exists()
+    changed = {k: v*1.01 for k, v in net.state_dict().items() if v.is_floating_point()}
+    net.load_state_dict({**net.state_dict(), **changed})
+    level = Level(('gaussian_noise', 'fog', 'pixelate'), (1, 5), None, 40, (('pgd', 'inf', 60, (1/255, 2/255)),))
+    with pytest.raises(BadInput, match='another model'):
+        robustness(net, faces(60, 3), level, faces(60, 3), path=tmp_path/'whole', flip=True, progress=False)
+
+def test_three_channels(learn):
+    "Grey faces as colour ones: the same noise for every channel, so the same answers of a net that takes the mean of its channels"
+    class Grey(torch.nn.Module):
+        def __init__(self): super().__init__(); self.net = learn.model
+        def forward(self, x): return self.net(x[:, :1])
+    level = Level(common + extra, (3,), None, 60, (('fgsm', 'inf', 1, (1/255,)),))
+    one, three = (robustness(m, faces(100, 4, c), level, progress=False) for m, c in ((learn.model, 1), (Grey(), 3)))
+    pd.testing.assert_frame_equal(one.answers, three.answers)
+    pd.testing.assert_frame_equal(one.attacks, three.attacks)
+
+def test_compare_over_seeds(learn):
+    "A way with itself: no difference, mCE 1; and the interval over seeds is that of a t-test"
+    from scipy.stats import ttest_1samp
+    images, level = faces(300, 5), Level(('fog', 'contrast'), (3,), 100, 20, (('fgsm', 'inf', 1, (1/255,)),))
+    runs = [Run(evaluate(learn, faces(300, 5)), robustness(learn, images, level, seed=0, progress=False))]
+    for k in range(3):                                       # stand-ins for other trainings
+        noisy = ImageSet((images.x.float() + 12*k*torch.randn(images.x.shape, generator=torch.Generator().manual_seed(k)))
+                         .clamp(0, 255).to(torch.uint8), images.y, emotions)
+        runs.append(Run(evaluate(learn, noisy), runs[0].robustness))
+    c = compare(one=runs[0], many=runs)
+    row = c.table.query("run == 'many' and measure == 'accuracy'").iloc[0]
+    ci = ttest_1samp([r.evaluation.accuracy for r in runs], 0).confidence_interval()
+    assert row.low == pytest.approx(ci.low) and row.high == pytest.approx(ci.high) and row.seeds == 4
+    assert (c.differences('many').to_numpy() == 0).all()
+    assert c.table.query("measure == 'mce'").value.tolist() == pytest.approx([1, 1])
