@@ -21,7 +21,7 @@ from .data import check_no_leak, duplicate_groups, prepare, splits
 from .gan import SampleSheet, gan_learner, load_gan, save_gan, synthesize
 from .loaders import ImageSet, image_dls
 from .nets import coarsest
-from .robust import Robustness, level_of, robustness
+from .robust import Robustness, level_of, robustness as ask_about
 
 # %% auto #0
 __all__ = ['presets', 'SplitParams', 'check_value', 'check_params', 'given_params', 'class_order', 'share_out', 'Plan', 'plan',
@@ -470,7 +470,7 @@ def robust(self:SplitRun) -> Artefact:
     "The folder of what is said of its robustness: made now, continued or found; None if nothing is asked"
     if self.p.robust == 'none' or self.asked is not None: return self.asked
     def work(art):
-        r = robustness(self.classifier(), self.part('test'), self.p.robust, self.part('valid'), path=art.path, flip=recipe(self.p.cnn).flip)
+        r = ask_about(self.classifier(), self.part('test'), self.p.robust, self.part('valid'), path=art.path, flip=recipe(self.p.cnn).flip)
         return r.to_dict()
     params = dict(split=self.artefact.hash, level=asdict(level_of(self.p.robust)))
     self.asked = make('robust', params, work, root=self.p.out, device=self.p.device)
