@@ -49,7 +49,7 @@ levels = dict(
     fast=Level(),
     full=Level(common + extra, (1, 2, 3, 4, 5), None, 1000, (
         ('fgsm', 'inf', 1, _grey(.5, 1, 2, 4, 8)), ('pgd', 'inf', 40, _grey(.5, 1, 2, 4, 8)),
-        ('pgd', '2', 40, (.125, .25, .5, 1.)), ('autoattack', 'inf', 100, _grey(.5, 1, 2)))))
+        ('pgd', '2', 40, (.125, .25, .5, 1.)), ('autoattack', 'inf', 100, _grey(1, 2)))))
 
 def level_of(level # 'fast', 'full' or a `Level`
             ) -> Level:
