@@ -220,7 +220,7 @@ def _robust(root, runs, level):
 
 def _with_run(file, run):
     "The table in `file` with a column `run`"
-    t = pq.read_table(file).replace_schema_metadata(None)
+    t = pq.read_table(file, use_threads=False).replace_schema_metadata(None)        # small files: threads cost more
     if not {'n', 'accuracy'} <= set(t.column_names): raise ValueError(f'{file} is no table of accuracies')
     return t.append_column('run', pa.array([run]*len(t)))
 
@@ -255,28 +255,40 @@ def _stage_seconds(root, runs):
         if s := pools.get((r.gan, r.pool_seed)): rows.append((r.run, 'pool_seconds', float(s)))
     return pd.DataFrame(rows, columns=['run', 'metric', 'value'])
 
+# %% ../nbs/03c_report.ipynb #e6d4ad3d
+def _sweep(root, cells):
+    "Hashes of the cells that are meant, and what was declared with them"
+    name = cells if isinstance(cells, str) else cells.art.hash if hasattr(cells, 'art') else ''
+    try: said = read_json(root/'sweep'/name/'sweep.json')
+    except (OSError, ValueError):
+        if not isinstance(cells, str): return {getattr(c, 'hash', c) for c in getattr(cells, 'cells', cells)}, {}
+        have = ', '.join(p.parent.name for p in sorted((root/'sweep').glob('*/sweep.json'))) or 'none'
+        raise BadInput(f"There is no sweep {cells!r} in {str(root)!r}: there are {have}.") from None
+    told = ('hash', 'margin', 'declared', 'finished_before')
+    return {c['hash'] for c in said['cells']}, {k: said.get(k) for k in told}
+
 def _cells(root, cells):
-    "Hashes of the runs that the `cells` of a sweep led to, None for all; how many cells failed or wait; their errors"
-    if cells is None: return None, {}, []
-    wanted = {getattr(c, 'hash', c) for c in getattr(cells, 'cells', cells)}
+    "Hashes of the runs that `cells` led to, None for all; how many failed or wait; their errors; what was declared"
+    if cells is None: return None, {}, [], {}
+    wanted, declared = _sweep(root, cells)
     found = {r['hash']: r.get('split') for r in _folder(root, 'cell')[0] if r['hash'] in wanted}
     errors = []
     for h in sorted(wanted - set(found)):
         try: errors.append(str(read_json(root/'cell'/h/'error.json')['error']))
         except (OSError, *_broken): pass
     n = dict(cells_failed=len(errors), cells_open=len(wanted) - len(found) - len(errors))
-    return set(found.values()), n, sorted(set(errors))
+    return set(found.values()), n, sorted(set(errors)), declared
 
 # %% ../nbs/03c_report.ipynb #8efc86d1
 def results(runs='runs', # the folder that runs are kept in (`out` of `SplitParams`)
-            cells=None,  # a sweep, or hashes of its cells: only the runs that they led to; None: all runs
+            cells=None,  # only the runs of a sweep: a `Sweep`, its hash, or hashes of cells; None: all runs
             level=None,  # of robustness, 'fast' or 'full'; None: that of most runs
             **where      # values that parameters must have, `cnn='strong', ratio=[0, .3]`, where they apply to a run
            ) -> pd.DataFrame: # a row per run and metric; `attrs['skipped']` counts what could not be used
     "All finished runs as one tidy table; raises `BadInput` where there is none"
     root = Path(runs)
     if not root.is_dir(): raise BadInput(f"There is no folder {str(root)!r}: name the one that holds the runs.")
-    only, missing, errors = _cells(root, cells)
+    only, missing, errors, declared = _cells(root, cells)
     params, said, skipped = _splits(root, only)
     if not len(params):
         raise BadInput(f"There is no finished run in {str(root)!r}" + (' among those cells.' if cells is not None else
@@ -284,10 +296,11 @@ def results(runs='runs', # the folder that runs are kept in (`out` of `SplitPara
     params, n_old = _newest(_where(params, where))
     *tables, level, bad = _robust(root, set(params.run), level)
     said = said[said.run.isin(set(params.run))]
-    rows = pd.concat([said, *_long(*tables), _stage_seconds(root, params)], ignore_index=True)
-    frame = _typed(rows.reindex(columns=['run', *SAID]), params.assign(level=level))
-    frame.attrs = dict(root=str(root), errors=errors, skipped=dict(**skipped, robust_damaged=bad['damaged'],
-                       robust_unfinished=bad['unfinished'], superseded=n_old, **missing))
+    rows = [o for o in (said, *_long(*tables), _stage_seconds(root, params)) if len(o)]
+    rows = pd.concat(rows, ignore_index=True).reindex(columns=['run', *SAID])
+    frame = _typed(rows, params.assign(level=level))
+    skipped |= dict(robust_damaged=bad['damaged'], robust_unfinished=bad['unfinished'], superseded=n_old, **missing)
+    frame.attrs = dict(root=str(root), errors=errors, declared=declared, skipped=skipped)
     return frame
 
 # %% ../nbs/03c_report.ipynb #1c99eb5e
@@ -452,7 +465,8 @@ def differences(frame, metric='accuracy', part='test', margin=.02, alpha=.05, ag
 def declared_margin(frame,      # from `results`
                     margin=None # overrules the records, where a baseline from an older sweep says something else
                    ) -> float:
-    "The margin of equivalence that the runs declare; raises `BadInput` if they disagree or declare none"
+    "The margin of equivalence that the sweep declares, or its runs; raises `BadInput` if they disagree or declare none"
+    if margin is None: margin = frame.attrs.get('declared', {}).get('margin')
     if margin is not None:
         if 0 < margin < 1: return float(margin)
         raise BadInput(f"margin={margin}: the margin is a difference of accuracies, .02 for 2 points.")
@@ -1025,7 +1039,13 @@ def _figures(frame, table, metrics, recalls, margin, alpha, progress):
     for k, job in _bar(todo, progress): drawn[k].append(job())
     return drawn
 
-# %% ../nbs/03c_report.ipynb #89aaadd7
+# %% ../nbs/03c_report.ipynb #a0f0143e
+def _declared(frame, margin):
+    "When the margin was declared, if a sweep has done that"
+    d = frame.attrs.get('declared', {})
+    if not d.get('declared') or d.get('margin') != margin: return ''
+    return f", declared on {d['declared'][:10]} by the sweep {d['hash']}, when {d['finished_before']} cells were done"
+
 def _setting(frame, name, margin, alpha, progress):
     "Headlines, conclusion and HTML of one setting, in the order in which a reader asks"
     table = conclude(frame, margin, alpha)
@@ -1036,8 +1056,8 @@ def _setting(frame, name, margin, alpha, progress):
     tables = [recall_table(r, recalls) for _, r in table[table.headline & table['diff'].notna()].iterrows()]
     maps = [o for (w, _), figs in drawn.items() if w == 'maps' for o in figs]
     ran = html_table([dict(what=k, value=v) for k, v in what_was_run(frame).items()],
-                     f'Margin of equivalence: {100*margin:g} points of accuracy. Level of the tests: {100*alpha:g} %.',
-                     ('what', 'value'))
+                     f'Margin of equivalence: {100*margin:g} points of accuracy{_declared(frame, margin)}. Level of '
+                     f'the tests: {100*alpha:g} %.', ('what', 'value'))
     others = {k: t for k, t in metrics.items() if k != 'accuracy'}
     parts = {'What was run': [ran], 'Against the ratio': lines('metrics'),
              'Recall by class': [*([P(remark)] if remark else []), *lines('recall'), *tables],
@@ -1084,7 +1104,7 @@ class Report:
 # %% ../nbs/03c_report.ipynb #4d7171a5
 def report(runs='runs',   # the folder of the runs, or a table from `results`
            out=None,      # a folder to write the page and its data to; None: nothing is written
-           cells=None,    # a sweep, or hashes of its cells: only the runs that they led to; None: all runs
+           cells=None,    # only the runs of a sweep: a `Sweep`, its hash, or hashes of cells; None: all runs
            margin=None,   # of equivalence; None: what the sweep or the runs declare
            alpha=.05,     # level of the tests
            progress=True, # show a progress bar?
@@ -1093,7 +1113,7 @@ def report(runs='runs',   # the folder of the runs, or a table from `results`
     "From finished runs to a page with verdicts; raises `BadInput` where there is nothing to compare or no one margin"
     if not 0 < alpha <= .5: raise BadInput(f"alpha={alpha}: the level of tests lies between 0 and .5; .05 is usual.")
     frame = runs if isinstance(runs, pd.DataFrame) else results(runs, cells, **where)
-    margin = declared_margin(frame, getattr(cells, 'margin', None) if margin is None else margin)
+    margin = declared_margin(frame, margin)
     paired(frame)                                                        # is there anything to compare at all?
     sentences, tables, parts = [], [], [H1('synthrob report: do synthetic images help?')]
     if frame.simulated.any(): parts.append(P('These runs are simulated: nothing was trained.', cls='warn'))
@@ -1126,6 +1146,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument('--out', help='the folder to write to (RUNS/report)')
     p.add_argument('--only', nargs='+', default=[], metavar='NAME=VALUE',
                    help='only runs with these parameters; several values with commas')
+    p.add_argument('--sweep', metavar='HASH', help='only the runs of this sweep (a folder in RUNS/sweep), its margin')
     p.add_argument('--margin', type=float, help='accuracies that differ by less are equivalent (what the runs declare)')
     p.add_argument('--alpha', type=float, default=.05, help='level of the tests (.05)')
     return p
@@ -1146,7 +1167,7 @@ def main(args=None # list of arguments; None: those of the command line
         for o in a.only:
             if '=' not in o: raise BadInput(f"--only {o} cannot be: write a name and its values, as in ratio=0,.3.")
         where = {k: [_value(o) for o in v.split(',')] for k, v in (o.split('=', 1) for o in a.only)}
-        rep = report(a.runs, out, margin=a.margin, alpha=a.alpha, **where)
+        rep = report(a.runs, out, a.sweep, a.margin, a.alpha, **where)
     except BadInput as e:
         print(f'synthrob_report: {e}', file=sys.stderr)
         return 2

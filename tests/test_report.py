@@ -234,11 +234,29 @@ def test_cells_of_a_sweep(few):
     f = results(few, cells=cells)
     assert sorted(f.ratio.unique()) == [0, .5]
     assert (f.attrs['skipped']['cells_failed'], f.attrs['skipped']['cells_open']) == (2, 1)
-    class Sweep: margin = .05
-    Sweep.cells = cells
-    html = report(few, cells=Sweep, progress=False).html
+    html = report(few, cells=[c.hash for c in cells], progress=False).html
     assert 'A cell failed with: ValueError: &lt;no&gt; luck' in html and '2 failed cells, 1 cells not run yet' in html
-    assert 'Margin of equivalence: 5 points' in html
+    said = dict(hash='abc', declared='2026-02-03T04:05:06+00:00', finished_before=0, margin=.05, cells=[dict(hash=c.hash) for c in cells])
+    write_json(few/'sweep'/'abc'/'sweep.json', said)
+    rep = report(few, cells='abc', progress=False)
+    assert rep.frame.run.nunique() == 6, 'and the margin of a sweep goes before that of runs from an older one'
+    assert 'Margin of equivalence: 5 points of accuracy, declared on 2026-02-03 by the sweep abc, when 0 cells were done' in rep.html
+    with pytest.raises(BadInput, match="There is no sweep 'xyz' in .*: there are abc."): results(few, cells='xyz')
+    assert main([str(few), '--sweep', 'abc', '--out', str(few/'page')]) == 0
+
+def test_a_real_sweep(tmp_path):
+    "Cells as `synthrob_sweep` leaves them lead to their runs; what was declared with them counts"
+    from synthrob.sweep import Sweep
+    few = dict(ratios=(0, .3), hows=('add',), cnn_seeds=range(2), n=100)
+    simulate_runs(tmp_path, **few)
+    sweep = Sweep(dict(ratio=[0, .3], how='add', cnn_seed=2), out=str(tmp_path), margin=.04)
+    runs = {(r['given']['ratio'], r['given']['cnn_seed']): r['hash'] for r in records(tmp_path).values()}
+    for c in sweep.cells[:-1]:
+        write_json(c.art.file('record.json'), dict(hash=c.hash, split=runs[c.given['ratio'], c.given['cnn_seed']]))
+    sweep.declare()
+    rep = report(tmp_path, cells=sweep, progress=False)
+    assert rep.frame.run.nunique() == len(sweep.cells) - 1 == 3 and rep.frame.attrs['skipped']['cells_open'] == 1
+    assert declared_margin(rep.frame) == .04 and set(rep.frame.margin) == {.02}
 
 def test_controls_have_no_gan(tmp_path):
     "Controls stand beside every GAN; against them the pairs share the ratio"
