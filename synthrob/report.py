@@ -528,6 +528,11 @@ def style():
              'axes.facecolor': 'none', 'svg.fonttype': 'none', 'font.sans-serif': ['DejaVu Sans']}
     return mpl.rc_context({**sns.axes_style('ticks'), **ink, **size, **plain})
 
+def _figure(*size):
+    "A figure that a notebook shows; made outside `style`, which would undo what a notebook sets with its first figure"
+    import matplotlib.pyplot as plt
+    return plt.figure(figsize=size, dpi=80, layout='constrained')
+
 def _plain(text): return str(text).replace('$', r'\$')      # a dollar sign would begin a formula
 
 # %% ../nbs/03c_report.ipynb #a887a1ab
@@ -538,11 +543,10 @@ def plot_ratio(table,       # from `differences`, of one classifier
                ax=None      # axes to draw on
               ):            # the axes
     "A metric against the ratio, in per cent: synthetic arms with intervals, controls as lines, ratio 0 dotted"
-    import matplotlib.pyplot as plt
-    t = table[table['diff'].notna()]
+    t, fig = table[table['diff'].notna()], None if ax else _figure(4.2, 3.3)
     zero, many = 100*t.baseline.mean(), t.classes.nunique() > 1
     with style():
-        if ax is None: ax = plt.subplots(figsize=(4.2, 3.3), dpi=80, layout='constrained')[1]
+        ax = ax or fig.subplots()
         if margin: ax.axhspan(zero - 100*margin, zero + 100*margin, color='#8888', lw=0, alpha=.25)
         ax.axhline(zero, color=INK, ls=':', lw=1)
         for i, ((filler, how, classes), g) in enumerate(t.groupby(['filler', 'how', 'classes'], sort=False)):
@@ -583,11 +587,11 @@ def plot_corruptions(table,     # from `corruption_table`, of one classifier, wa
                      ax=None    # axes to draw on
                     ):          # the axes
     "A heat map, corruption x ratio: difference in accuracy to ratio 0, in points"
-    import matplotlib.pyplot as plt
     m = 100*table.pivot_table(index='corruption', columns='ratio', values='diff', sort=False).sort_index(axis=1)
     m, most = m.round(1) + 0., most or max(2., m.abs().max().max())         # + 0. for there is no -0.0
+    fig = None if ax else _figure(3.9, .9 + .2*len(m))
     with style():
-        if ax is None: ax = plt.subplots(figsize=(3.9, .9 + .2*len(m)), dpi=80, layout='constrained')[1]
+        ax = ax or fig.subplots()
         sns.heatmap(m, vmin=-most, vmax=most, cmap='PuOr_r', annot=True, fmt='+.1f', annot_kws=dict(size=8), cbar=False,
                     ax=ax, lw=.5, linecolor='#8884')
         ax.set(xlabel='ratio: share of synthetic images', ylabel='', xticklabels=[f'{r:g}' for r in m.columns],

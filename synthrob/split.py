@@ -115,6 +115,8 @@ def check_params(given:dict # parameters by name; those that are missing have th
     _check_cnn(p.cnn, p.size, p.channels or 1)
     coarsest(p.size)
     default_device(p.device)
+    if p.robust != 'none' and p.size < 32:
+        raise BadInput(f"size={p.size} with robust={p.robust!r} cannot be: corruptions need 32 px; choose a larger size or robust='none'.")
     needs_real = p.how == 'replace' and p.ratio == 1 and p.filler != 'synthetic'
     if p.how == 'add' and p.ratio == 1:
         raise BadInput("ratio=1 with how='add' cannot be: with all real images kept, no finite number of synthetic ones makes "

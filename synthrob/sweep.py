@@ -149,7 +149,7 @@ def combinations(grid:dict # axis -> value or values, as for `values`
     "Write out a grid. Raises `BadInput` for a value that cannot be, or if no combination can"
     from synthrob.split import check_params
     grid = {k: values(k, v) for k, v in grid.items()}
-    first = {k: v[0] for k, v in grid.items() if k in ('preset', 'data', 'path')}
+    first = {k: v[0] for k, v in grid.items() if k in ('preset', 'data', 'path', 'robust')}
     for k, vs in grid.items():
         for v in vs: check_params({**first, k: v})     # by itself: only what follows from a combination is left out
     good, bad = [], Counter()
