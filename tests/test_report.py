@@ -6,8 +6,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from synthrob.core import Artefact, BadInput, write_json
-from synthrob.report import (SAID, conclude, corruption_table, declared_margin, differences, image_differences, limits, main,
-                             paired, report, results, settings, simulate_runs)
+from synthrob.report import (INK, SAID, conclude, corruption_table, declared_margin, differences, image_differences, limits,
+                             main, paired, plot_corruptions, plot_ratio, report, results, settings, simulate_runs)
 from synthrob.stats import verdict
 
 def planted(o): return .035 if (o['how'], o['filler'], o['ratio']) == ('add', 'synthetic', .4) else 0.
@@ -270,6 +270,20 @@ def test_less_is_better_for_calibration_error(grid):
     up, ece = differences(results(grid, cnn='poster')), differences(results(grid, cnn='poster'), 'ece')
     at = up.verdict == 'better'
     assert at.any() and (ece[at]['diff'] < 0).all() and 'worse' not in set(ece[at].verdict)
+
+def test_figures_leave_the_notebook_as_it_was(grid, monkeypatch):
+    "A notebook sets `interactive` with its first figure: undone by our style, no later figure would be shown"
+    import matplotlib as mpl, matplotlib.pyplot as plt
+    f = results(grid, cnn='poster', how='add')
+    def first(*args, real=plt.figure, **kwargs):
+        mpl.rcParams['interactive'] = True
+        return real(*args, **kwargs)
+    monkeypatch.setattr(plt, 'figure', first)
+    for plot, t in ((plot_ratio, differences(f)), (plot_corruptions, corruption_table(f))):
+        try:
+            plot(t)
+            assert mpl.rcParams['interactive'] and mpl.rcParams['text.color'] != INK
+        finally: mpl.rcParams['interactive'] = False; plt.close('all')
 
 class Page(HTMLParser):
     "What is in a page: its tags, their attributes, whether they close"
