@@ -5,6 +5,7 @@
 # %% ../nbs/03c_report.ipynb #15e5f346
 from __future__ import annotations
 import argparse, ast, math, re, sys
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from functools import partial
@@ -1171,7 +1172,7 @@ def main(args=None # list of arguments; None: those of the command line
         for o in a.only:
             if '=' not in o: raise BadInput(f"--only {o} cannot be: write a name and its values, as in ratio=0,.3.")
         where = {k: [_value(o) for o in v.split(',')] for k, v in (o.split('=', 1) for o in a.only)}
-        rep = report(a.runs, out, a.sweep, a.margin, a.alpha, **where)
+        with redirect_stdout(sys.stderr): rep = report(a.runs, out, a.sweep, a.margin, a.alpha, **where)   # its progress
     except BadInput as e:
         print(f'synthrob_report: {e}', file=sys.stderr)
         return 2

@@ -1,6 +1,6 @@
 "The report: simulated records with a planted effect, without one, and with everything missing that can be missing"
 from __future__ import annotations
-import json, re, shutil
+import json, re, shutil, subprocess, sys
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -343,6 +343,12 @@ def test_what_is_written(few, tmp_path, capsys):
     assert csv.value.to_numpy() == pytest.approx(f.value.to_numpy(), nan_ok=True)
     assert (out/'report.html').read_text(encoding='utf-8').startswith('<!doctype html>')
     assert main([str(few), '--only', 'ratio']) == 2 and 'write a name and its values' in capsys.readouterr().err
+
+def test_reading_runs_needs_no_training_library():
+    "A finished sweep is reported without waiting for fastai"
+    code = "import sys; import synthrob.report; sys.exit(' '.join({'fastai', 'torchvision', 'torchmetrics'} & set(sys.modules)))"
+    r = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr
 
 def test_what_cannot_be_claimed(grid, few):
     f = results(grid)
