@@ -1172,7 +1172,8 @@ def main(args=None # list of arguments; None: those of the command line
         for o in a.only:
             if '=' not in o: raise BadInput(f"--only {o} cannot be: write a name and its values, as in ratio=0,.3.")
         where = {k: [_value(o) for o in v.split(',')] for k, v in (o.split('=', 1) for o in a.only)}
-        with redirect_stdout(sys.stderr): rep = report(a.runs, out, a.sweep, a.margin, a.alpha, **where)   # its progress
+        with redirect_stdout(sys.stderr):                                # progress is no result
+            rep = report(a.runs, out, a.sweep, a.margin, a.alpha, **where)
     except BadInput as e:
         print(f'synthrob_report: {e}', file=sys.stderr)
         return 2
