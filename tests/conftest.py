@@ -1,10 +1,28 @@
 "What the tests from end to end share"
 from __future__ import annotations
-import os
+import os, signal
 from pathlib import Path
-import pytest
+import pytest, torch
+from PIL import Image
+from synthrob.faces import draw_faces, emotions
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# in the background of a script SIGINT is ignored, and what the tests start would inherit that and never hear Ctrl-C
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# the smallest cell: nothing comes of it, and all is there
+TOY = dict(data='folder', size=32, gan_images=640, gan_width=16, cnn_epochs=1, robust='none')
+
+@pytest.fixture(scope='session')
+def faces(tmp_path_factory) -> str:
+    "A folder of twenty faces of each expression"
+    top = tmp_path_factory.mktemp('faces')
+    y = torch.arange(100) % 5
+    for i, (x, c) in enumerate(zip(draw_faces(y, size=32, seed=5, progress=False), y)):
+        (top/emotions[c]).mkdir(exist_ok=True)
+        Image.fromarray(x[0].numpy()).save(top/emotions[c]/f'{i}.png')
+    return str(top)
 
 @pytest.fixture(scope='session')
 def repo() -> Path:

@@ -1,8 +1,7 @@
 "Corruptions against the code that others use, on other processors, and FER-2013-C"
 from __future__ import annotations
-import importlib, importlib.util, json, math, os, subprocess, sys, warnings
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
+import importlib, importlib.util, json, math, os, subprocess, sys
+from types import SimpleNamespace
 import numpy as np, pytest, torch
 from PIL import Image
 from synthrob import corruptions as C

@@ -3,10 +3,9 @@ from __future__ import annotations
 import json, os, shutil, signal, subprocess, sys, time
 from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from pathlib import Path
-import psutil, pytest, torch
-from PIL import Image
+import psutil, pytest
+from conftest import TOY
 from synthrob.engines import (ENDED, GRACE, LocalExecutor, WorkerDied, slot_environments, slurm, slurm_queue, status)
-from synthrob.faces import draw_faces, emotions
 from synthrob.sweep import Sweep
 
 slow = pytest.mark.skipif(not os.environ.get('SYNTHROB_SLOW'), reason='takes minutes: SYNTHROB_SLOW=1 runs it')
@@ -265,18 +264,6 @@ time.sleep(600)"""
     assert list(ex.table.job[:3]) == jobs and ex.table.job[3] not in jobs
 
 # --- a sweep on Slurm ---
-
-TOY = dict(data='folder', size=32, gan_images=640, gan_width=16, cnn_epochs=1, robust='none')
-
-@pytest.fixture(scope='module')
-def faces(tmp_path_factory) -> str:
-    "A folder of twenty faces of each expression"
-    top = tmp_path_factory.mktemp('faces')
-    y = torch.arange(100) % 5
-    for i, (x, c) in enumerate(zip(draw_faces(y, size=32, seed=5, progress=False), y)):
-        (top/emotions[c]).mkdir(exist_ok=True)
-        Image.fromarray(x[0].numpy()).save(top/emotions[c]/f'{i}.png')
-    return str(top)
 
 def records(out, kind): return [json.loads(p.read_text()) for p in Path(out).glob(f'{kind}/*/record.json')]
 

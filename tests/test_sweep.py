@@ -4,27 +4,15 @@ import json, os, random, re, signal, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import nbformat, pandas as pd, psutil, pytest, torch
-from PIL import Image
 import synthrob.sweep
+from conftest import TOY
 from synthrob.core import read_tensors
-from synthrob.faces import draw_faces, emotions
 from synthrob.sweep import Sweep, main, sweep
 
-TOY = dict(data='folder', size=32, gan_images=640, gan_width=16, cnn_epochs=1, robust='none')
 # `SYNTHROB_SLOW=1 pytest tests/test_sweep.py -k killed` kills a sweep of 72 cells and their 6 baselines twenty times: some ten minutes
 SLOW = bool(os.environ.get('SYNTHROB_SLOW'))
 GRID, KILLS = (dict(ratio='0,.1,.2,.4,.6,.8,.9', how='replace,add', cnn_seed=6), 20) if SLOW else (dict(ratio='0,.4', cnn_seed=3), 3)
 N = 78 if SLOW else 6             # ratio 0 is the same cell both ways
-
-@pytest.fixture(scope='module')
-def faces(tmp_path_factory) -> str:
-    "A folder of twenty faces of each expression"
-    top = tmp_path_factory.mktemp('faces')
-    y = torch.arange(100) % 5
-    for i, (x, c) in enumerate(zip(draw_faces(y, size=32, seed=5, progress=False), y)):
-        (top/emotions[c]).mkdir(exist_ok=True)
-        Image.fromarray(x[0].numpy()).save(top/emotions[c]/f'{i}.png')
-    return str(top)
 
 def flags(**grid): return [o for k, v in grid.items() for o in (f'--{k}', str(v))]
 
