@@ -92,9 +92,12 @@ class Checkpoint(Callback):
 def _opts(self:Checkpoint): return {'opt': self.learn.opt.opt, **getattr(self.learn, 'more_opts', {})}
 
 @patch
+def _nets(self:Checkpoint): return {'model': self.learn.model, **getattr(self.learn, 'more_state', {})}
+
+@patch
 def save(self:Checkpoint):
     "Write the state after the current epoch"
-    tensors = {f'model.{k}': v for k, v in self.learn.model.state_dict().items()}
+    tensors = {f'{nm}.{k}': v for nm, net in self._nets().items() for k, v in net.state_dict().items()}
     groups = {}
     for nm, opt in self._opts().items():
         more, groups[nm] = optimizer_tensors(opt, nm)
@@ -113,7 +116,8 @@ def _load(self:Checkpoint):
                        f"{self.tag!r}, {self.n_epoch}): delete it to start anew.")
     device = next(self.learn.model.parameters()).device
     tensors = read_tensors(self.path, device)
-    self.learn.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith('model.')})
+    for nm, net in self._nets().items():
+        net.load_state_dict({k[len(nm)+1:]: v for k, v in tensors.items() if k.startswith(f'{nm}.')})
     for nm, opt in self._opts().items(): load_optimizer(opt, tensors, meta['groups'][nm], nm)
     s = self.recorder.smooth_loss
     (s.count, val), self.start, self.rows = meta['smooth'], meta['epoch'], meta['rows']
