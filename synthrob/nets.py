@@ -65,7 +65,8 @@ class Discriminator(nn.Module):
         layers, looks = [], attend(levels(size, nf), attention)[-2::-1]
         for i, o, look in zip(widths, widths[1:], looks):
             layers += [nn.Conv2d(i, o, 4, 2, 1), nn.LeakyReLU(.2)] + [look]*(not isinstance(look, nn.Identity))
-        self.features = nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1]*side**2, n_features), nn.LeakyReLU(.2))
+        layers += [nn.Flatten(), nn.Linear(widths[-1]*side**2, n_features), nn.LeakyReLU(.2)]
+        self.features = nn.Sequential(*layers)
         self.linear, self.embed = nn.Linear(n_features, 1), nn.Embedding(n_classes, n_features)
         nn.init.normal_(self.embed.weight, std=.02)
 
@@ -93,8 +94,8 @@ class SourceGenerator(nn.Module):
         sizes, self.nz, self.n_classes = levels(size, nf)[:-1], nz, n_classes
         looks, layers, ni = attend(levels(size, nf), attention), [], nz + n_classes
         for i, ((side, no), look) in enumerate(zip(sizes, looks)):
-            conv = nn.ConvTranspose2d(ni, no, 4, 2, 1, bias=False) if i else nn.ConvTranspose2d(ni, no, side, bias=False)
-            layers += [conv, nn.BatchNorm2d(no), nn.ReLU(), look]
+            up = nn.ConvTranspose2d(ni, no, *((4, 2, 1) if i else (side,)), bias=False)
+            layers += [up, nn.BatchNorm2d(no), nn.ReLU(), look]
             ni = no
         self.layers = nn.Sequential(*layers, nn.ConvTranspose2d(ni, channels, 4, 2, 1), nn.Tanh()).apply(plain_weights)
 
@@ -143,9 +144,10 @@ class GAN(nn.Module):
                  attention=()  # sides of the grids, in pixels, on which both nets have self-attention
                 ):
         super().__init__()
-        if net not in architectures: raise BadInput(f"net={net!r} is not known: choose from {', '.join(architectures)}.")
+        if net not in architectures: raise BadInput(f"net={net!r} is unknown: choose from {', '.join(architectures)}.")
         attention = sorted({int(o) for o in attention})
-        self.params = dict(size=size, channels=channels, n_classes=n_classes, nz=nz, nf=nf, net=net, attention=attention)
+        self.params = dict(size=size, channels=channels, n_classes=n_classes, nz=nz, nf=nf)
+        self.params.update(net=net, attention=attention)
         G, D = architectures[net]
         with seeded('gan', seed):
             self.generator = G(size, channels, n_classes, nz, nf, attention=attention)
@@ -171,7 +173,8 @@ def summary(gan:GAN          # a pair
     "What the nets of `gan` cost: parameters to learn, and multiply-adds of one image on its way forward"
     p, rows = gan.params, {}
     device = next(gan.parameters()).device
-    y, x = torch.zeros(1, dtype=torch.long, device=device), torch.zeros(1, p['channels'], p['size'], p['size'], device=device)
+    x = torch.zeros(1, p['channels'], p['size'], p['size'], device=device)
+    y = x.new_zeros(1, dtype=torch.long)
     for name, net, first in (('G', gan.ema, x.new_zeros(1, p['nz'])), ('D', gan.discriminator, x)):
         net = copy.deepcopy(net).eval()
         with FlopCounterMode(display=False) as count: net(first, y)
