@@ -1,0 +1,107 @@
+"Every net of the menu does what a GAN's training asks of it: penalties, learning, saving, and no memory of other nets"
+from __future__ import annotations
+import pytest, torch
+import torch.nn.functional as F
+from torch import nn
+from synthrob.core import generator, read_tensors, seeded, write_tensors
+from synthrob.losses import adversarial, gradient_penalty, interpolated_penalty
+from synthrob.nets import GAN, architectures
+
+every_net = pytest.mark.parametrize('net', architectures)
+y = torch.arange(8) % 5
+
+def pair(net, **kwargs):
+    with seeded('images'): x = F.interpolate(torch.rand(8, 1, 4, 4)*2 - 1, size=32, mode='bilinear')
+    return GAN(32, nf=16, net=net, attention=(8,), **kwargs), x
+
+def awake(gan):
+    "Weights that start at zero, of attention and of residual blocks, are given something to do"
+    with seeded('awake'), torch.no_grad():
+        for p in gan.parameters():
+            if not p.any(): p.normal_(std=.1)
+    return gan
+
+@every_net
+@pytest.mark.parametrize('penalty', ['r1', 'between'])
+def test_a_penalty_is_differentiated_exactly(net, penalty, monkeypatch):
+    "Along its own gradient a penalty rises as steeply as the gradient says: no part of the second derivative is lost"
+    gan, real = pair(net)
+    soft = lambda x, *_: F.softplus(4*x)/4                                   # across a kink the slope would jump
+    for place, name in ((F, 'relu'), (F, 'leaky_relu')): monkeypatch.setattr(place, name, soft)
+    for layer in (nn.ReLU, nn.LeakyReLU): monkeypatch.setattr(layer, 'forward', lambda self, x: soft(x))
+    D = awake(gan).discriminator.eval()
+    def value():
+        if penalty == 'between': return interpolated_penalty(D, real, real.flip(0), y, generator('t'))
+        x = real.clone().requires_grad_()
+        return gradient_penalty(D(x, y), x)
+    ps = list(D.parameters())
+    grads = torch.autograd.grad(value(), ps, allow_unused=True)
+    grads = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, ps)]
+    norm = sum(g.square().sum() for g in grads).sqrt()
+    way = [g/norm for g in grads]
+    def at(step):
+        with torch.no_grad(): torch._foreach_add_(ps, way, alpha=step)
+        v = value().item()
+        with torch.no_grad(): torch._foreach_add_(ps, way, alpha=-step)
+        return v
+    assert (at(.01) - at(-.01))/.02 == pytest.approx(norm.item(), rel=.02)
+
+@every_net
+def test_the_discriminator_learns_a_batch(net):
+    gan, real = pair(net)
+    D, fake = gan.discriminator.train(), -real.roll(5, -1)                    # sizes and places, not signs alone
+    opt = torch.optim.Adam(D.parameters(), 1e-3, betas=(0., .99))
+    for _ in range(60):
+        loss = adversarial['hinge'].d(D(real, y), D(fake, y))
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+    best = 1. if net == 'source' else 0.                                     # its logits end at 1: sigmoid
+    assert loss.item() < best + .35
+
+@every_net
+def test_the_generator_learns_a_batch(net):
+    gan, _ = pair(net)
+    G, want = gan.generator.train(), torch.linspace(-.8, .8, 8)[:, None, None, None].expand(8, 1, 32, 32)
+    z, opt = torch.randn(8, G.nz, generator=generator('z')), torch.optim.Adam(G.parameters(), 2e-3, betas=(.5, .99))
+    for _ in range(80):
+        loss = F.mse_loss(G(z, y), want)
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+    assert loss.item() < .1*want.var().item()
+
+@every_net
+def test_a_saved_pair_is_the_same(net, tmp_path):
+    gan, real = pair(net)
+    awake(gan).train()
+    gan.discriminator(real, y)                                               # moves what is not a parameter, too
+    write_tensors(tmp_path/'gan.safetensors', gan.state_dict())
+    again = GAN(**gan.params, seed=7)
+    again.load_state_dict(read_tensors(tmp_path/'gan.safetensors'))
+    z = torch.randn(8, 100, generator=generator('z'))
+    for a, b in ((gan, again), (again, gan)):                                # training mode, and once more
+        torch.testing.assert_close(a.discriminator(real, y), b.discriminator(real, y), rtol=0, atol=0)
+    torch.testing.assert_close(gan.eval()(z, y), again.eval()(z, y), rtol=0, atol=0)
+
+@every_net
+def test_making_a_pair_leaves_the_random_numbers_alone(net):
+    torch.manual_seed(3)
+    want = torch.rand(1)
+    torch.manual_seed(3)
+    pair(net)
+    assert torch.equal(torch.rand(1), want)
+
+@pytest.mark.parametrize('net', [n for n in architectures if n != 'source'])
+def test_no_image_sees_its_neighbours(net):
+    gan, x = pair(net)
+    D = awake(gan).discriminator.eval()
+    with torch.no_grad(): torch.testing.assert_close(D(x, y)[:3], D(x[:3], y[:3]), rtol=1e-4, atol=1e-5)
+
+def test_two_calls_before_a_backward():
+    "Spectral norm moves on at each call: the graph of the first must not be spoilt by the second"
+    gan, x = pair('resnet')
+    D = gan.discriminator.train()
+    (D(x, y).mean() - D(-x, y).mean()).backward()
+    assert all(p.grad.isfinite().all() for p in D.parameters() if p.grad is not None)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in D.modules())
