@@ -155,19 +155,20 @@ def training_curve(learn:Learner # from `gan_learner`, after or in the middle of
     return df
 
 def plot_training(learn:Learner, # from `gan_learner`, after or in the middle of a training
-                  axs=None       # three axes: losses, outputs of the discriminator, sample sheet; None: new ones
+                  axs=None       # axes for losses, outputs of the discriminator, sample sheet, quality; None: new ones
                  ):              # the axes
-    "Losses, outputs of the discriminator and a sample sheet of a GAN in training"
+    "Losses, outputs of the discriminator, a sample sheet and, where `KeepBest` measures it, the quality of a GAN in training"
     df, was = training_curve(learn), learn.model.training
-    if axs is None: _, axs = plt.subplots(1, 3, figsize=(11, 2.8), dpi=80, width_ratios=[1, 1, 1.2], layout='constrained')
+    if axs is None:
+        wide = [1, 1, 1.2, 1] if hasattr(learn, 'keep_best') and len(learn.keep_best.curve) else [1, 1, 1.2]
+        _, axs = plt.subplots(1, len(wide), figsize=(3.4*sum(wide), 2.8), dpi=80, width_ratios=wide, layout='constrained')
     for ax, what, title in zip(axs, (dict(loss='generator', loss_d='discriminator'), dict(d_real='real', d_fake='synthetic')),
                                ('losses', "the discriminator's logits")):
         for k, label in what.items(): ax.plot(df.images, df[k], label=label)
         ax.set(xlabel='images seen', title=title)
         ax.legend(frameon=False)
-    best = getattr(learn, 'keep_best', None)
-    if best is not None and len(best.curve): _plot_quality(axs[0].twinx(), best)
     sample_sheet(learn.model, 6, learn.dls.vocab, ax=axs[2])
+    if len(axs) > 3: learn.keep_best.plot_curve(axs[3])
     learn.model.train(was)
     return axs
 

@@ -232,7 +232,7 @@ class Peak(nn.Module):
 
 class Watch(Callback):
     "Stop a GAN's training that diverges or collapses, with its last good state and one sentence in `learn.failure`"
-    order, run_valid = 68, False          # after the last step of an epoch, before the checkpoint
+    order, run_valid = 67, False          # after the last step of an epoch, before anyone keeps its result
     def __init__(self,
                  low=.05, # diversity, as a share of that of real images, below which the generator has collapsed
                  up=.15   # ... if it has been above this
