@@ -120,10 +120,10 @@ def own_confidence(model:nn.Module, # a classifier: images in [0,1] to logits (n
 # %% ../nbs/01d_pools.ipynb #6ecfa36a
 def thresholds(model:nn.Module, # the classifier that is to filter
                valid,           # real validation images: `x`, `y`, `vocab`
-               share=.5,        # of the validation images of a class that would pass, above 0 to 1
+               share=.9,        # of the validation images of a class that would pass, above 0 to 1
                least=0.         # no threshold is below this
               ) -> Tensor:      # (k,), 0 to 1
-    "For each class how sure `model` must be of an image: as sure as of the best `share` of real ones"
+    "For each class how sure `model` must be of an image: as sure as of the surest `share` of real ones"
     if not 0 < share <= 1: raise BadInput(f"share={share} must be above 0 and at most 1.")
     if not 0 <= least <= 1: raise BadInput(f"least={least} is a probability: choose it from 0 to 1.")
     conf, y, t = own_confidence(model, valid), valid.y.cpu(), []
@@ -176,7 +176,7 @@ def _blocks(gan, c, n, seed, spread):
 def _accepted(gan, c, n, judge, least, spread, seed, most):
     "The first `n` images of class `c` of which `judge` is sure, on the CPU, and how many were looked at"
     kept, have, looked = [], 0, 0
-    for x in _blocks(gan, c, n*most, seed, spread) if n else ():
+    for x in _blocks(gan, c, max(n*most, 10*BLOCK), seed, spread) if n else ():
         ok = torch.arange(BLOCK) if judge is None else (_probabilities(judge, x)[:, c] >= least).nonzero()[:, 0].cpu()
         ok = ok[:n - have]
         kept.append(x.cpu()[ok])
@@ -213,7 +213,7 @@ def draw(gan:GAN,        # the trained pair; its averaged generator is used
          threshold=None, # how sure it must be: one number, or one a class, from `thresholds`
          spread=1.,      # the noise is multiplied by it
          seed=0,         # of the noise: an integer or text
-         most=50,        # candidates looked at for each image that is wanted, at most
+         most=50,        # candidates looked at for each image that is wanted, at most; never fewer than 2,560 a class
          vocab=None,     # class names; None: numbers
          progress=True   # a progress bar?
         ) -> Pool:       # ordered by class
@@ -326,7 +326,7 @@ def refine(gan:GAN,      # the trained pair
            valid,        # real validation images
            n,            # synthetic images a class: an int or a list
            rounds=3,     # at most
-           share=.5,     # see `thresholds`
+           share=.9,     # see `thresholds`
            score=None,   # score(model, valid) -> what is to grow; None: accuracy
            seed=0,       # of the draws
            **how         # for `draw`: spread, most
