@@ -4,7 +4,7 @@
 
 # %% ../nbs/06_bench.ipynb #8e8cd916
 from __future__ import annotations
-import argparse, importlib, io, json, os, statistics, subprocess, sys, tempfile, time, warnings
+import argparse, importlib, io, json, math, os, statistics, subprocess, sys, tempfile, time, warnings
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -17,11 +17,16 @@ import torch
 import torch.nn.functional as F
 from .core import BadInput, default_device, device_name, generator, seeded, versions
 from fastai.callback.core import Callback, CancelValidException
+from fastai.optimizer import OptimWrapper
 from fastai.vision.augment import aug_transforms
 from fastai.vision.core import PILImage, PILImageBW
 from fastai.vision.data import ImageDataLoaders
+from fastai.vision.gan import GANLearner
 from fastprogress.fastprogress import progress_bar
 from PIL import Image
+from torch import nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
 from torchvision.transforms.functional import to_tensor
 
 from .cnn import cnn_learner, evaluate, recipes
@@ -30,20 +35,22 @@ from .data import Images, fer2013_path, prepare
 from .engines import local
 from .faces import draw_faces, emotions
 from .files import list_images
-from .gan import gan_learner
+from .gan import gan_learner, gan_recipes
 from .kernels import execute, kernel_server
-from .loaders import Augment, ImageSet, image_dls, stream, to_float
-from .losses import gradient_penalty, relativistic_d, relativistic_g
+from .loaders import Augment, ImageSet, balanced_stream, image_dls, stream, to_float, to_uint8
+from .losses import AdaptiveStrength, DiffAugment, LeCam, adversarial, gradient_penalty, interpolated_penalty
 from .nets import GAN
+from .quality import features, fid, judge, kid
 from .split import run_split
 from .sweep import Sweep, notebook_path
-from .training import has_bf16
+from .training import Autocast, has_bf16
 
 # %% auto #0
 __all__ = ['benches', 'Setting', 'setting', 'stopwatch', 'duel', 'fastest', 'Row', 'bench', 'FileSet', 'file_loader', 'walk',
            'loader', 'fastai_loader', 'augment', 'TrainOnly', 'our_cnn', 'bare_cnn', 'cnn', 'source_cnn', 'cnn_source',
-           'our_gan', 'bare_gan', 'bare_d_step', 'bare_g_step', 'gan', 'measure_peak', 'measure_prepare', 'memory',
-           'usual_corruptions', 'measure_corrupted', 'corruption', 'tiny_cell', 'same_cells', 'cell_overhead',
+           'our_gan', 'bare_parts', 'bare_gan', 'bare_d_step', 'bare_g_step', 'gan', 'OneInput', 'NoiseToImage',
+           'fastai_gan', 'gan_fastai', 'AsTheyAre', 'usual_distances', 'quality', 'measure_peak', 'measure_prepare',
+           'memory', 'usual_corruptions', 'measure_corrupted', 'corruption', 'tiny_cell', 'same_cells', 'cell_overhead',
            'cells_per_hour', 'sweep', 'run_benches', 'parser', 'main']
 
 # %% ../nbs/06_bench.ipynb #26539e51
@@ -109,8 +116,8 @@ def setting(data:str=None,    # 'fer2013' or 'faces'; None: FER-2013 if it is fo
             return images.subset(i[::max(1, len(i)//400)][:400] if quick else i)
         train, test = part('train'), part('test')
         names = list(train.names) if path is not None and str(train.names[0]).lower().endswith('.jpg') else None
-        small = dict(bs=64, gan=dict(bs=16, n_steps=8, nf=16))
-        full = dict(gan=dict(bs=64, n_steps=24, nf=48))
+        small = dict(bs=64, gan=dict(bs=16, n_steps=6, nf=16))
+        full = dict(gan=dict(bs=64, n_steps=20, nf=48) if device.type == 'cuda' else dict(bs=32, n_steps=20, nf=32))
         yield Setting(ImageSet(train.x.clone(), train.y, train.vocab), test, Path(folder), device, data, path, names,
                       repeats=repeats or (2 if quick else 5), bar=not quick, **(small if quick else full))
 
@@ -312,67 +319,180 @@ def cnn_source(s):
     return duel(our_cnn(s)[1], ways[k], s), f'{s.n:,} images in batches of {s.bs}; num_workers={k}'
 
 # %% ../nbs/06_bench.ipynb #db2a0ce6
-def our_gan(s:Setting):
+def our_gan(s:Setting,
+            recipe='default', # one of `gan_recipes`, or a `GANRecipe`
+            **changes         # to the recipe
+           ):
     "Our GAN `Learner`, and a function that trains it for some steps"
-    learn = gan_learner(s.dls(bs=s.gan['bs'], n_steps=s.gan['n_steps']), nf=s.gan['nf'])
+    learn = gan_learner(s.dls(bs=s.gan['bs'], n_steps=s.gan['n_steps']), recipe, nf=s.gan['nf'], **changes)
+    learn.remove_cb(learn.watch)
     def steps():
         with learn.no_bar(), learn.no_logging(): learn.fit(1)
         return s.gan['n_steps']
     return learn, steps
 
+def bare_parts(s:Setting,
+               like # the `Learner` whose recipe is taken
+              ) -> SimpleNamespace:
+    "What a bare loop needs: nets, optimizers, loss, augmentation"
+    r, dev = like.recipe, s.device
+    gan = GAN(**like.model.params).to(dev).train()
+    adam = partial(torch.optim.Adam, betas=r.betas, fused=True)
+    ada = AdaptiveStrength().to(dev) if r.augment == 'ada' else None
+    named = {'diff': DiffAugment(), 'ada': ada and DiffAugment(strength=ada.p), None: lambda x, rng: x}
+    return SimpleNamespace(
+        r=r, gan=gan, G=gan.generator, D=gan.discriminator, loss=adversarial[r.loss], ada=ada,
+        opt_g=adam(gan.generator.parameters(), lr=r.lr), opt_d=adam(gan.discriminator.parameters(), lr=r.lr_d or r.lr),
+        augment=r.augment if callable(r.augment) else named[r.augment], lecam=LeCam().to(dev) if r.lecam else None,
+        nets=partial(torch.autocast, dev.type, torch.bfloat16, enabled=has_bf16(dev) and r.nf % 16 == 0))
+
+# %% ../nbs/06_bench.ipynb #94cfb8de
 def bare_gan(s:Setting,
-             like # the `Learner` whose settings are taken
+             like # the `Learner` whose recipe is taken
             ):
     "The same in bare PyTorch: the pair of nets, and the function that trains it for some steps"
-    t, bs, n_steps, dev = like.gan_trainer, s.gan['bs'], s.gan['n_steps'], s.device
-    gan = GAN(**like.model.params).to(dev)
-    G, D, E = gan.generator, gan.discriminator, gan.ema
+    b, r, bs, n_steps, dev = bare_parts(s, like), like.recipe, s.gan['bs'], s.gan['n_steps'], s.device
     x, y = to_float(s.train.x.to(dev))*2 - 1, s.train.y.to(dev)
-    adam = partial(torch.optim.Adam, lr=like.lr, betas=(0., .99), fused=True)
-    opt_g, opt_d = adam(G.parameters()), adam(D.parameters())
-    trained, average = ([o for o in m.state_dict().values() if o.is_floating_point()] for m in (G, E))
-    nets = partial(torch.autocast, dev.type, torch.bfloat16, enabled=has_bf16(dev) and s.gan['nf'] % 16 == 0)
+    trained, average = ([o for o in m.state_dict().values() if o.is_floating_point()] for m in (b.G, b.gan.ema))
     def steps():
-        gan.train()
         rng = generator('gan', 0, 0, device=dev)
-        noise = lambda: torch.randn(bs, E.nz, generator=rng, device=dev)
-        for step, i in enumerate(stream(len(y), 0, bs*n_steps).to(dev).split(bs)):
+        noise = lambda: torch.randn(bs, r.nz, generator=rng, device=dev)
+        order = balanced_stream(s.train.y, 0, bs*n_steps) if r.balanced else stream(len(y), 0, bs*n_steps)
+        for step, i in enumerate(order.to(dev).split(bs)):
             real, yb = x[i], y[i]
-            bare_d_step(G, D, opt_d, real, yb, t, nets, noise, rng, penalise=step % t.lazy == 0)
-            bare_g_step(G, D, opt_g, real, yb, t, nets, noise, rng)
-            keep = .5**(bs/min(t.half_life, max((step + 1)*bs/8, 1)))
+            bare_d_step(b, r, real, yb, noise, rng, step, step/n_steps)
+            if step % r.n_critic == 0: bare_g_step(b, real, yb, noise, rng)
+            keep = .5**(bs/min(r.half_life, max((step + 1)*bs/8, 1))) if r.half_life else 0.
             torch._foreach_lerp_(average, trained, 1 - keep)
         return n_steps
-    return gan, steps
+    return b.gan, steps
 
 # %% ../nbs/06_bench.ipynb #c00b520b
-def bare_d_step(G, D, opt, real, y, t, nets, noise, rng, penalise):
+def bare_d_step(b, r, real, y, noise, rng, step, done):
     "A step of the discriminator in bare PyTorch"
-    with torch.no_grad(), nets(): fake = G(noise(), y).float()
-    both = t.augment(torch.cat([real, fake]), rng).requires_grad_(penalise)
-    with nets(): logits = D(both, torch.cat([y, y]))
-    loss = relativistic_d(*logits.chunk(2))
-    if penalise: loss = loss + t.lazy*t.gamma*gradient_penalty(logits, both)
-    opt.zero_grad(set_to_none=True)
+    with torch.no_grad(), b.nets(): fake = b.G(noise(), y).float()
+    x = b.augment(torch.cat([real, fake]), rng)
+    penalise = r.penalty is not None and r.gamma > 0 and step % r.lazy == 0
+    x.requires_grad_(penalise and r.penalty != 'gp')
+    with b.nets(): on_real, on_fake = (logits := b.D(x, torch.cat([y, y]))).chunk(2)
+    loss = b.loss.d(on_real, on_fake)
+    if penalise:
+        gamma = r.gamma if r.gamma_end is None else r.gamma_end + (r.gamma - r.gamma_end)*(1 + math.cos(math.pi*done))/2
+        if r.penalty == 'gp':
+            with b.nets(): slope = interpolated_penalty(b.D, *x.chunk(2), y, rng)
+        else: slope = gradient_penalty(dict(r1=on_real, r2=on_fake, r1r2=logits)[r.penalty], x)
+        loss = loss + r.lazy*gamma*slope
+    if b.lecam: loss = loss + r.lecam*b.lecam(on_real, on_fake)
+    b.opt_d.zero_grad(set_to_none=True)
     loss.backward()
-    opt.step()
+    b.opt_d.step()
+    if b.ada: b.ada.update(on_real.detach())
 
-def bare_g_step(G, D, opt, real, y, t, nets, noise, rng):
+def bare_g_step(b, real, y, noise, rng):
     "A step of the generator in bare PyTorch"
-    D.requires_grad_(False)
-    with nets():
-        with torch.no_grad(): logits = D(t.augment(real, rng), y)
-        loss = relativistic_g(logits, D(t.augment(G(noise(), y).float(), rng), y))
-    opt.zero_grad(set_to_none=True)
+    b.D.requires_grad_(False)
+    with b.nets():
+        on_real = None
+        if b.loss.needs_real:
+            with torch.no_grad(): on_real = b.D(b.augment(real, rng), y)
+        loss = b.loss.g(on_real, b.D(b.augment(b.G(noise(), y).float(), rng), y))
+    b.opt_g.zero_grad(set_to_none=True)
     loss.backward()
-    opt.step()
-    D.requires_grad_(True)
+    b.opt_g.step()
+    b.D.requires_grad_(True)
 
-@bench(.95, 'steps of the GAN by gan_learner, loading included', 'bare PyTorch with the same nets, loss, penalties, EMA')
+# %% ../nbs/06_bench.ipynb #bf50a552
+@bench(.95, 'steps of the GAN by gan_learner, the worst of the recipes', 'bare PyTorch with the same nets, loss, penalties, EMA')
 def gan(s):
-    learn, ours = our_gan(s)
-    g = s.gan
-    return duel(ours, bare_gan(s, learn)[1], s), f"{g['n_steps']} steps of {g['bs']} real images, width {g['nf']}"
+    took, g = {}, s.gan
+    for name in gan_recipes:
+        learn, ours = our_gan(s, name)
+        took[name] = duel(ours, bare_gan(s, learn)[1], s)
+    ratio = {k: statistics.median(b/a for a, b in pairs) for k, pairs in took.items()}
+    each = [f"{k} {ratio[k]:.3f} ({1e3*statistics.median(a for a, _ in took[k])/g['n_steps']:.0f} ms a step)" for k in took]
+    worst = min(ratio, key=ratio.get)
+    return took[worst], f"{', '.join(each)}; {g['n_steps']} steps of {g['bs']} real images, width {g['nf']}"
+
+# %% ../nbs/06_bench.ipynb #3c8d4778
+class OneInput(nn.Module):
+    "A net that is called with noise or images alone, as `fastai.vision.gan` does; the classes lie in `side`"
+    def __init__(self, net, side):
+        super().__init__()
+        self.net, self.side = net, side
+    def forward(self, x): return self.net(x, self.side.y)
+
+class NoiseToImage(Callback):
+    "Make of a batch of images and classes one of noise and images, as `fastai.vision.gan` wants it"
+    order = -5                                                  # before fastai's `GANTrainer` exchanges the two
+    def __init__(self, nz, side): self.nz, self.side = nz, side
+    def before_batch(self):
+        self.side.y = self.y
+        self.learn.yb, self.learn.xb = (self.x*2 - 1,), (torch.randn(len(self.y), self.nz, device=self.x.device),)
+
+def fastai_gan(s:Setting,
+               like # the `Learner` whose nets and recipe are taken
+              ):
+    "A `GANLearner` of fastai's with the same nets and loss, and a function that trains it for as many steps of each"
+    r, side, n_steps = like.recipe, SimpleNamespace(), s.gan['n_steps']
+    pair, loss = GAN(**like.model.params), adversarial[r.loss]
+    dls = s.dls(bs=s.gan['bs'], n_steps=2*n_steps)
+    opt_func = lambda params, lr: OptimWrapper(params, torch.optim.Adam, lr=lr, betas=r.betas, fused=True)
+    learn = GANLearner(dls, OneInput(pair.generator, side), OneInput(pair.discriminator, side),
+                       lambda fake, *_: loss.g(None, fake), loss.d, switch_eval=False, show_img=False,
+                       opt_func=opt_func, lr=r.lr, cbs=[TrainOnly(), NoiseToImage(r.nz, side), Autocast()])
+    def steps():
+        with learn.no_bar(), learn.no_logging(), warnings.catch_warnings():
+            warnings.simplefilter('ignore')                     # fastai warns of names in its own callback
+            learn.fit(1)
+        return n_steps
+    return learn, steps
+
+@bench(1, 'steps of a plain GAN by gan_learner', 'fastai.vision.gan with the same nets, loss and optimizer')
+def gan_fastai(s):
+    learn, ours = our_gan(s, loss='nonsaturating', penalty=None, augment=None, half_life=0, balanced=False)
+    return duel(ours, fastai_gan(s, learn)[1], s), f"{s.gan['n_steps']} steps of {s.gan['bs']} images, width {s.gan['nf']}"
+
+# %% ../nbs/06_bench.ipynb #52fcec8d
+class AsTheyAre(nn.Module):
+    "For torchmetrics: features that are features already"
+    def __init__(self, d):
+        super().__init__()
+        self.num_features = d
+    def forward(self, f): return f
+
+def usual_distances(a, b, bs=512):
+    "FID and KID of features by torchmetrics"
+    n, d = a.shape
+    out = []
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')                                     # it keeps all features, and warns of it
+        both = FrechetInceptionDistance(AsTheyAre(d)), KernelInceptionDistance(AsTheyAre(d), subsets=1, subset_size=n)
+    for m in both:
+        m.to(a.device)
+        for f, real in ((a, True), (b, False)):
+            for fb in f.split(bs): m.update(fb, real=real)
+        out.append(m.compute())
+    return out[0].item(), out[1][0].item()
+
+# %% ../nbs/06_bench.ipynb #85918894
+@bench(1, 'FID and KID of as many real and other images', 'torchmetrics, on the same features, one subset')
+def quality(s):
+    n = min(5000, len(s.train)//3)
+    part = lambda i: ImageSet(s.train.x[i:3*n:3], s.train.y[i:3*n:3], s.train.vocab)
+    real, held, other = map(part, range(3))
+    noise = .3*torch.randn(other.x.shape, generator=generator('noise'))
+    other.x = to_uint8(to_float(other.x) + noise)
+    learn, epoch = our_cnn(s)
+    epoch()
+    model = learn.model.eval()
+    a, b = (features(model, o.x)[0] for o in (real, other))
+    said, usual = (fid(a, b), kid(a, b)), usual_distances(a, b)
+    off = [abs(o/u - 1) for o, u in zip(said, usual)]
+    if max(off) > 1e-3: raise RuntimeError(f'not the same distances: {said} and {usual}')
+    pairs = duel(lambda: len((fid(a, b), kid(a, b))), lambda: len(usual_distances(a, b)), s)
+    whole = stopwatch(lambda: judge(other, real, held, model, progress=False), s.device)
+    return pairs, (f'{n:,} + {n:,} vectors of {a.shape[1]}; FID {said[0]:.4g} and KID {said[1]:.4g}, off by {off[0]:.1g} and '
+                   f'{off[1]:.1g}; judge, with features, neighbours and copies: {whole:.1f} s')
 
 # %% ../nbs/06_bench.ipynb #57ccf6e5
 _PEAK = '''
@@ -566,7 +686,7 @@ def parser() -> argparse.ArgumentParser:
     names = '\n'.join(f'  {k:11}{f.about}' for k, f in benches.items())
     about = """Measure synthrob against the usual way to do the same, in turns, in one process. A ratio of 2 means: twice
 as fast (or half of the memory that is allowed). Reported is the median of the rounds, with the smallest and
-the largest. All of it takes some twelve minutes on two cores. On cores that other programs use as well, set
+the largest. All of it takes some fifteen minutes on two cores. On cores that other programs use as well, set
 OMP_WAIT_POLICY=passive."""
     p = argparse.ArgumentParser('synthrob_bench', description=about, epilog=f'NAME is one of\n{names}',
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
