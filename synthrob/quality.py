@@ -6,6 +6,7 @@
 from __future__ import annotations
 import json, math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -124,11 +125,13 @@ def moments(f:Tensor # features (n,d)
     "Number, mean and covariance of features; raises `BadInput` for fewer than two or for NaN"
     if f.ndim != 2 or len(f) < 2:
         raise BadInput(f"Features of shape {tuple(f.shape)} have no covariance: give (n,d), n at least 2.")
-    if not f.isfinite().all(): raise BadInput("Some features are not finite: the classifier or the images are broken.")
-    f = f.double()
-    mean = f.mean(0)
-    f = f - mean
-    return Moments(len(f), mean, f.T @ f/(len(f) - 1))
+    mean = f.mean(0, dtype=torch.float64)
+    if not mean.isfinite().all(): raise BadInput("Some features are not finite: the classifier or images are broken.")
+    cov = torch.zeros(2*mean.shape, dtype=torch.float64, device=f.device)
+    for part in f.split(1024):                                             # without a copy of everything in float64
+        part = part - mean
+        cov.addmm_(part.T, part)
+    return Moments(len(f), mean, cov.div_(len(f) - 1))
 
 def fid(a, # features (n,d), or their `Moments`
         b  # features (m,d), or their `Moments`
@@ -144,14 +147,14 @@ def fid(a, # features (n,d), or their `Moments`
 # %% ../nbs/01c_quality.ipynb #970d9822
 def _kernel_sum(a, b, degree, gamma, coef):
     "Sum of the polynomial kernel over all pairs of rows; where `b` is `a`, without those of a row with itself"
-    same, total = b is a, torch.zeros((), dtype=torch.float64, device=a.device)
-    kernel = lambda s: s.mul_(gamma).add_(coef).pow_(degree)
+    kernel = lambda x, y: (x @ y.T).add_(coef).pow_(degree)
+    total, scaled = torch.zeros((), dtype=torch.float64, device=a.device), a*gamma
     for i in _blocks(len(a), len(b)):
-        if not same: total += kernel(a[i] @ b.T).sum()
+        if a is not b: total += kernel(scaled[i], b).sum()
         else:                                                    # the matrix is symmetric: half of it is enough
-            own = kernel(a[i] @ a[i].T)
+            own = kernel(scaled[i], a[i])
             total += own.sum() - own.diagonal().sum()
-            if i.stop < len(a): total += 2*kernel(a[i] @ a[i.stop:].T).sum()
+            if i.stop < len(a): total += 2*kernel(scaled[i], a[i.stop:]).sum()
     return total
 
 def kid(a:Tensor,    # features (n,d)
@@ -269,8 +272,9 @@ class Memorisation:
     @property
     def sentence(self) -> str:
         "The same for people"
-        said = (f"{self.share:.1%} of the synthetic images are nearer to a training image than {1 - self.expected:.0%} of "
-                f"fresh real ones are ({self.expected:.0%} by chance, p = {self.p:.1g}; C_T = {self.c_t:.1f})")
+        usual = f"{1 - self.expected:.0%} of fresh real ones are ({self.expected:.0%} by chance"
+        said = (f"{self.share:.1%} of the synthetic images are nearer to a training image than {usual}, "
+                f"p = {self.p:.1g}; C_T = {self.c_t:.1f})")
         if self.memorises: return f"The generator memorises: {said}."
         if self.p < 1e-4: return f"Some images may be copies, look at the nearest pairs: {said}."
         typical = "; near to training and held-out images alike, they are typical rather than copied"
@@ -301,8 +305,8 @@ def memorisation(train:Tensor,      # what training images look like: `appearanc
     at = {c: {k: _class_rows(y, c) for k, (_, y) in sets.items()} for c in sets['fake'][1].unique().tolist()}
     for c, rows in at.items():
         if len(rows['train']) < 1 or len(rows['held']) < 2:
-            raise BadInput(f"Class {vocab[c] if vocab else c} has {len(rows['train'])} training and {len(rows['held'])} "
-                           "held-out images: copies can be told from chance with one and two of them at least.")
+            n = f"{len(rows['train'])} training and {len(rows['held'])} held-out images"
+            raise BadInput(f"Class {vocab[c] if vocab else c} has {n}: to find copies it needs one and two of them.")
     if not at: raise BadInput("There is no synthetic image to look at: give at least one.")
     found = {c: _ratios(*(v[rows[k].to(v.device)] for k, (v, _) in sets.items())) for c, rows in at.items()}
     return _memorisation(found, at, len(fake), vocab, level)
@@ -431,13 +435,14 @@ def judge(pool,          # synthetic images: anything with `x` uint8 (n,c,h,w), 
     look = [appearance(o.x, device=f.device) for o in (train, held, pool)]
     memory = memorisation(*look, train.y, held.y, pool.y, list(pool.vocab))
     test, real, used = _score(z, pool), _score(zh, held), cas(fit, pool, held, bs) if fit else None
-    summary = dict(n_pool=len(pool.y), n_train=len(train.y), n_held=len(held.y), n_real=len(beside), n_features=f.shape[1],
-                   **s, **{f'{m}_real': v for m, v in r.items()}, gan_test=test.accuracy, accuracy_real=real.accuracy,
-                   cas=used and used.accuracy, memorises=memory.memorises, near_copies=memory.share,
-                   near_copies_p=memory.p, c_t=memory.c_t)
-    in_order = {k: [d[c] for c in range(len(pool.vocab))] for k, d in dict(fid=by, fid_real=by_real, kid=by_kid).items()}
+    summary = dict(n_pool=len(pool.y), n_train=len(train.y), n_held=len(held.y), n_real=len(beside),
+                   n_features=f.shape[1], **s, **{f'{m}_real': v for m, v in r.items()},
+                   gan_test=test.accuracy, accuracy_real=real.accuracy, cas=used and used.accuracy,
+                   memorises=memory.memorises, near_copies=memory.share, near_copies_p=memory.p, c_t=memory.c_t)
+    in_order = lambda d: [d[c] for c in range(len(pool.vocab))]
     table = memory.by_class.rename(columns=dict(n_fake='n_pool')).assign(
-        **in_order, gan_test=test.by_class, accuracy_real=real.by_class)
+        fid=in_order(by), fid_real=in_order(by_real), kid=in_order(by_kid), gan_test=test.by_class,
+        accuracy_real=real.by_class)
     if used: table['cas'] = used.by_class
     return Quality(summary, table, memory, (pool, train, held))
 
@@ -451,12 +456,13 @@ def plot(self:Quality,
     if axs is None: axs = plt.subplots(1, 3, figsize=(9.6, 2.6), dpi=80, sharey=True)[1]
     t = self.by_class.iloc[::-1]
     named = dict(fid='synthetic', fid_real='real', gan_test='GAN-test', cas='GAN-train (CAS)', accuracy_real='real')
-    colours = dict(fid='#c65b4e', fid_real='.75', gan_test='#c65b4e', cas='#e8a33d', accuracy_real='.75', near_copies='#c65b4e')
+    colours = dict(fid_real='.75', accuracy_real='.75', cas='#e8a33d')
     panels = {'FID within the class': ['fid', 'fid_real'], 'accuracy': ['gan_test', 'cas', 'accuracy_real'],
               'share of near copies': ['near_copies']}
     for ax, (title, cols) in zip(axs, panels.items()):
         cols = [c for c in cols if c in t][::-1]
-        t[cols].rename(columns=named).plot.barh(ax=ax, color=[colours[c] for c in cols], width=.8, legend=len(cols) > 1)
+        bars = dict(color=[colours.get(c, '#c65b4e') for c in cols], width=.8, legend=len(cols) > 1)
+        t[cols].rename(columns=named).plot.barh(ax=ax, **bars)
         ax.set_title(title, fontsize=9); ax.spines[['top', 'right']].set_visible(False)
         if len(cols) > 1: ax.legend(*(o[::-1] for o in ax.get_legend_handles_labels()), fontsize=7, frameon=False)
     axs[2].axvline(self.memory.expected, color='.5', lw=.8, ls='--')
@@ -483,7 +489,7 @@ class KeepBest(Callback):
                  restore=True,       # put the best weights back at the end?
                  seed:int=0          # of the noise
                 ):
-        if measure not in measures: raise BadInput(f"There is no measure {measure!r}: choose from {', '.join(measures)}.")
+        if measure not in measures: raise BadInput(f"measure={measure!r} is unknown: choose from {', '.join(measures)}")
         if every < 1 or n < 2: raise BadInput(f"every={every} must be at least 1, and n={n} at least 2.")
         self.net, self.real, self.every, self.n, self.measure = _net(model), real, every, n, measure
         self.path, self.restore, self.seed = path and Path(path), restore, seed
@@ -500,7 +506,7 @@ def before_fit(self:KeepBest):
     makes = p['channels'], p['size'], p['size']
     if shape != makes: raise BadInput(f"The GAN makes images of {makes}, validation has {shape}: prepare them alike.")
     if len(k) != p['n_classes'] or k.min() < 2:
-        raise BadInput(f"The GAN has {p['n_classes']} classes, validation {k.tolist()} images of each: it needs two of each.")
+        raise BadInput(f"The GAN has {p['n_classes']} classes, validation {k.tolist()} images of each: it needs two.")
     self.rows, self.best, self.weights, self.ready = [], None, None, False
     self.features = features(self.net, self.real.x)[0]
     self.tag = hash_of([p, self.measure, self.every, self.n, self.seed, hash_array(self.features)])
@@ -566,9 +572,9 @@ def inception_features(path # torchvision's inception_v3 weights: a state dict a
     "Inception v3 with weights from a file; nothing is downloaded. Raises `BadInput` where they miss or do not fit"
     path = Path(path)
     if not path.is_file():
-        raise BadInput(f"There are no Inception weights at {path}: put torchvision's inception_v3 state dict there, or judge "
-                       "by your own classifier.")
-    load = read_tensors if path.suffix == '.safetensors' else lambda p: torch.load(p, map_location='cpu', weights_only=True)
+        raise BadInput(f"There are no Inception weights at {path}: put torchvision's inception_v3 state dict there, or "
+                       "judge by your own classifier.")
+    load = read_tensors if path.suffix == '.safetensors' else partial(torch.load, map_location='cpu', weights_only=True)
     try: state = load(path)
     except Exception as e: raise BadInput(f"{path} cannot be read as weights: {str(e)[:120]}.") from e
     net = inception_v3(weights=None, aux_logits=any(k.startswith('AuxLogits') for k in state), init_weights=False)
