@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np, pandas as pd
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from .core import BadInput, generator, hash_array, hash_of, read_array, read_json, write_array, write_json
@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from fastprogress.fastprogress import progress_bar
 
 from .data import Images, duplicate_groups, prepare
-from .gan import class_noise
+from .gan import class_noise, shaped
 from .loaders import ImageSet, to_float, to_uint8
 from .nets import GAN
 
@@ -38,11 +38,13 @@ class Pool(ImageSet):
                 ):
         super().__init__(torch.as_tensor(x), torch.as_tensor(y).long(), vocab)
         if len(self) and not 0 <= int(self.y.min()) <= int(self.y.max()) < self.c:
-            raise BadInput(f"Labels run from {int(self.y.min())} to {int(self.y.max())}, and the pool has {self.c} classes.")
+            low, high = int(self.y.min()), int(self.y.max())
+            raise BadInput(f"Labels run from {low} to {high}, and the pool has {self.c} classes.")
         hash_of(provenance)                                 # raises BadInput for what JSON cannot hold
         self.provenance = dict(provenance or {})
 
-    def __repr__(self): return f"Pool({len(self):,} images, {self.counts.to_dict()}, by {self.provenance.get('made_by', '?')})"
+    def __repr__(self):
+        return f"Pool({len(self):,} images, {self.counts.to_dict()}, by {self.provenance.get('made_by', '?')})"
 
     @property
     def counts(self) -> pd.Series:
@@ -84,12 +86,13 @@ def save_pool(pool:Pool, folder):
 def load_pool(folder) -> Pool: # its images are mapped from the disk
     "The pool that `save_pool` wrote; raises `BadInput` where there is none, or another than its hash says"
     folder = Path(folder)
-    if not (folder/'pool.json').is_file(): raise BadInput(f"{folder} holds no pool (pool.json is not there): check the path.")
-    about = read_json(folder/'pool.json')
+    f = folder/'pool.json'
+    if not f.is_file(): raise BadInput(f"{folder} holds no pool ({f.name} is not there): check the path.")
+    about = read_json(f)
     x, y = (torch.from_numpy(read_array(folder/f'{o}.npy')) for o in ('images', 'labels'))
     pool = Pool(x, y, about['vocab'], about['provenance'])
     if pool.hash != about['content']:
-        raise BadInput(f"The images in {folder} are not those that were saved there: delete the folder and make the pool again.")
+        raise BadInput(f"The images in {folder} are not those that were saved there: make the pool again.")
     return pool
 
 # %% ../nbs/01d_pools.ipynb #f65f5b87
@@ -114,7 +117,8 @@ def own_confidence(model:nn.Module, # a classifier: images in [0,1] to logits (n
     if not len(pool.y): return torch.empty(0)
     p = _probabilities(model, pool.x).cpu()
     if p.shape[1] != len(pool.vocab):
-        raise BadInput(f"The classifier knows {p.shape[1]} classes, and the images have {len(pool.vocab)}: use one trained on these classes.")
+        raise BadInput(f"The classifier knows {p.shape[1]} classes, and the images have {len(pool.vocab)}: "
+                       "use one that was trained on these classes.")
     return p.gather(1, pool.y.cpu()[:, None])[:, 0]
 
 # %% ../nbs/01d_pools.ipynb #6ecfa36a
@@ -147,7 +151,7 @@ def filtered(pool:Pool,
              **more       # what else the provenance is to say of this filter
             ) -> Pool:
     "The images of `pool` that reach their threshold, and in the provenance how many did"
-    if len(conf) != len(pool): raise BadInput(f"{len(conf)} confidences and {len(pool)} images: ask the classifier about this pool.")
+    if len(conf) != len(pool): raise BadInput(f"{len(conf)} confidences and {len(pool)} images: ask about this pool.")
     t = _limits(threshold, pool.c)
     ok = conf.cpu() >= t[pool.y]
     count = lambda y: y.bincount(minlength=pool.c).tolist()
@@ -168,7 +172,7 @@ BLOCK = 256   # images drawn and judged at a time: part of the definition of a p
 @torch.no_grad()
 def _blocks(gan, c, n, seed, spread):
     "At least `n` images of class `c` in full blocks of uint8 (256,c,h,w), on the device of `gan`"
-    z = class_noise(math.ceil(n/BLOCK)*BLOCK, gan.params['nz'], c, seed)*spread
+    z = shaped(class_noise(math.ceil(n/BLOCK)*BLOCK, gan.params['nz'], c, seed), spread)
     with _evaluating(gan) as device:
         y = torch.full((BLOCK,), c, device=device)
         for zb in z.split(BLOCK): yield to_uint8((gan(zb.to(device), y) + 1)/2)
@@ -189,7 +193,7 @@ def _accepted(gan, c, n, judge, least, spread, seed, most):
 def _numbers(n, k):
     "Images of each class, a list of `k`"
     n = [int(n)]*k if isinstance(n, int) else [int(o) for o in n]
-    if len(n) != k or min(n) < 0: raise BadInput(f"n={n}: give one number of images, or {k}, one a class, none negative.")
+    if len(n) != k or min(n) < 0: raise BadInput(f"n={n}: give one number, or {k}, one a class, none negative.")
     return n
 
 def _fingerprint(net):
@@ -201,7 +205,7 @@ def _check_draw(gan, model, threshold, spread, most, vocab):
     k = gan.params['n_classes']
     vocab = [str(c) for c in range(k)] if vocab is None else list(vocab)
     if len(vocab) != k: raise BadInput(f"The GAN has {k} classes, and vocab names {len(vocab)}.")
-    if (model is None) != (threshold is None): raise BadInput("A filter is a model and a threshold: give both or neither.")
+    if (model is None) != (threshold is None): raise BadInput("A filter is model and threshold: give both or neither.")
     if not 0 < spread < math.inf: raise BadInput(f"spread={spread} multiplies the noise: it must be above 0.")
     if most < 1: raise BadInput(f"most={most}: at least one candidate an image must be looked at.")
     return vocab, None if model is None else _limits(threshold, k)
@@ -223,19 +227,19 @@ def draw(gan:GAN,        # the trained pair; its averaged generator is used
     for c in progress_bar(range(len(vocab)), display=progress):
         x, have, k = _accepted(gan, c, n[c], model, None if t is None else t[c].item(), spread, seed, most)
         if have < n[c]:
-            raise BadInput(f"Of {k:,} images drawn as {vocab[c]!r} only {have} reach the threshold {t[c]:.2f}, and {n[c]} are wanted: "
-                           "lower the threshold, or train the GAN for longer.")
+            raise BadInput(f"Of {k:,} images drawn as {vocab[c]!r} only {have} reach the threshold {t[c]:.2f}, and "
+                           f"{n[c]} are wanted: lower the threshold, or train the GAN for longer.")
         looked.append(k)
         if x is not None: xs.append(x)
     side = gan.params['size']
-    x = torch.cat(xs) if xs else torch.empty(0, gan.params['channels'], side, side, dtype=torch.uint8)
+    x = torch.cat(xs).contiguous() if xs else torch.empty(0, gan.params['channels'], side, side, dtype=torch.uint8)
     filters = [] if t is None else [dict(judge=_fingerprint(model), threshold=t.tolist(), looked=looked, kept=n)]
-    about = dict(made_by='GAN', generator=_fingerprint(gan.ema), gan=gan.params, seed=seed, spread=spread, filters=filters)
-    return Pool(x, torch.repeat_interleave(torch.arange(len(n)), torch.tensor(n)), vocab, about)
+    about = dict(made_by='GAN', generator=_fingerprint(gan.ema), gan=gan.params, seed=seed, spread=spread)
+    return Pool(x, torch.repeat_interleave(torch.arange(len(n)), torch.tensor(n)), vocab, {**about, 'filters': filters})
 
 # %% ../nbs/01d_pools.ipynb #7ff34b1c
 class Fresh(Callback):
-    "Replace the synthetic images of a `DeviceDL`'s training set every `every` epochs (arXiv 2305.10118, dataset recycle)"
+    "New synthetic images in a `DeviceDL`'s training set every `every` epochs (arXiv 2305.10118, dataset recycle)"
     order, run_valid = 6, False                            # after `Repeatable`, before anything reads an image
     def __init__(self,
                  source,         # a `GAN` to draw from, or a `Pool` larger than what is used of it at a time
@@ -247,44 +251,45 @@ class Fresh(Callback):
                  seed=0,         # of the draws
                  most=50         # candidates for each image, at most
                 ):
-        if not isinstance(every, int) or every < 1: raise BadInput(f"every={every} counts epochs: it must be at least 1.")
-        if isinstance(source, Pool):
-            if model is not None or threshold is not None or spread != 1: raise BadInput("A pool is filtered before: see `filtered`.")
-        else: _check_draw(source, model, threshold, spread, most, None)
+        if not isinstance(every, int) or every < 1: raise BadInput(f"every={every} counts epochs: it is at least 1.")
+        plain = model is None and threshold is None and spread == 1
+        if not isinstance(source, Pool): _check_draw(source, model, threshold, spread, most, None)
+        elif not plain: raise BadInput("A pool is filtered before it is given to `Fresh`: see `filtered`.")
         self.source, self.filled, self.every, self.seed = source, torch.as_tensor(filled).cpu(), every, seed
         self.how = dict(model=model, threshold=threshold, spread=spread, most=most)
 
     @property
     def params(self) -> dict: # what determines the images, as JSON can hold it: for the hash of a run
-        t, pool, h = self.how['threshold'], isinstance(self.source, Pool), self.how
-        where = self.source.hash if pool else _fingerprint(self.source.ema)
-        return dict(every=self.every, seed=self.seed, source=where, judge=_fingerprint(h['model']), spread=h['spread'], most=h['most'],
-                    threshold=None if t is None else torch.as_tensor(t).tolist())
+        t = self.how['threshold']
+        source = self.source.hash if isinstance(self.source, Pool) else _fingerprint(self.source.ema)
+        how = dict(model=_fingerprint(self.how['model']), threshold=t if t is None else torch.as_tensor(t).tolist())
+        return {**self.how, **how, 'every': self.every, 'seed': self.seed, 'source': source}
 
     @property
-    def set(self): return self.dls.train.dataset
+    def train_set(self): return self.dls.train.dataset
 
     def before_train(self):
         r = self.epoch//self.every
-        if r != self.round: self.set.x = self.given if r == 0 else self.redrawn(r)
+        if r != self.round: self.train_set.x = self.given if r == 0 else self.redrawn(r)
         self.round = r
 
-    def after_fit(self): self.set.x = self.given
+    def after_fit(self): self.train_set.x = self.given
 
 # %% ../nbs/01d_pools.ipynb #8e45444f
 @patch
 def before_fit(self:Fresh):
     "Look at everything before the first step"
-    if self.how['model'] is self.learn.model: raise BadInput("A classifier in training cannot filter its own images: give another one.")
-    if len(self.filled) != len(self.set): raise BadInput(f"filled marks {len(self.filled)} images, and {len(self.set)} are trained on.")
-    y = self.set.y.cpu()
-    self.rows = [(self.filled & (y == c)).nonzero()[:, 0] for c in range(self.set.c)]
+    ds = self.train_set
+    if self.how['model'] is self.learn.model: raise BadInput("A classifier in training is no judge: give another one.")
+    if (n := len(self.filled)) != len(ds): raise BadInput(f"filled marks {n} images, and {len(ds)} are trained on.")
     if not self.filled.any(): raise BadInput("No training image is synthetic: leave `Fresh` out.")
+    y = ds.y.cpu()
+    self.rows = [(self.filled & (y == c)).nonzero()[:, 0] for c in range(ds.c)]
     if isinstance(self.source, Pool):
-        for c, (rows, have) in enumerate(zip(self.rows, self.source.counts)):
-            if have < len(rows): raise BadInput(f"The pool holds {have} images of {self.set.vocab[c]!r}, and {len(rows)} are used.")
-    self.set.given = getattr(self.set, 'given', self.set.x)   # a training that was stopped may have left others in `x`
-    self.given, self.round = self.set.given, None
+        for name, rows, have in zip(ds.vocab, self.rows, self.source.counts):
+            if have < (n := len(rows)): raise BadInput(f"The pool has {have} images of class {name!r}, and {n} are used.")
+    ds.given = getattr(ds, 'given', ds.x)     # a training that was stopped may have left others in `x`
+    self.given, self.round = ds.given, None
 
 @patch
 def redrawn(self:Fresh,
@@ -293,9 +298,9 @@ def redrawn(self:Fresh,
     "The training images of round `r`: the real ones, and new synthetic ones"
     x, n = self.given.clone(), [len(o) for o in self.rows]
     if isinstance(self.source, Pool):
-        own = lambda c: (self.source.y == c).nonzero()[:, 0]
-        pick = [o[torch.randperm(len(o), generator=generator('fresh', self.seed, r, c))[:k]] for c, k in enumerate(n) for o in [own(c)]]
-        new = self.source.x[torch.cat(pick)]
+        own = [(self.source.y == c).nonzero()[:, 0] for c in range(len(n))]
+        order = lambda c: torch.randperm(len(own[c]), generator=generator('fresh', self.seed, r, c))
+        new = self.source.x[torch.cat([own[c][order(c)[:k]] for c, k in enumerate(n)])]
     else: new = draw(self.source, n, seed=f'{self.seed}, round {r}', progress=False, **self.how).x
     x[torch.cat(self.rows).to(x.device)] = new.to(x.device)
     return x
@@ -313,11 +318,13 @@ class Refined:
     def helps(self) -> bool: # does the best round beat real images alone, on validation?
         return bool(self.history.score[self.best] > self.history.score[0])
 
-def _accuracy(model, images): return (_probabilities(model, images.x).argmax(1).cpu() == images.y.cpu()).double().mean().item()
+def _accuracy(model, images):
+    said = _probabilities(model, images.x).argmax(1).cpu()
+    return (said == images.y.cpu()).double().mean().item()
 
 def _joined(real, pool):
     "Real images and those of `pool` in one training set"
-    return ImageSet(torch.cat([torch.as_tensor(real.x), pool.x]), torch.cat([real.y, pool.y]), real.vocab)
+    return ImageSet(torch.cat([torch.as_tensor(real.x).cpu(), pool.x]), torch.cat([real.y.cpu(), pool.y]), real.vocab)
 
 # %% ../nbs/01d_pools.ipynb #90b3e94a
 def refine(gan:GAN,      # the trained pair
@@ -329,6 +336,7 @@ def refine(gan:GAN,      # the trained pair
            share=.9,     # see `thresholds`
            score=None,   # score(model, valid) -> what is to grow; None: accuracy
            seed=0,       # of the draws
+           progress=True,# a progress bar over the rounds?
            **how         # for `draw`: spread, most
           ) -> Refined:
     "Classifier-guided refinement: filter, train, filter by what was trained, until validation no longer improves"
@@ -336,11 +344,11 @@ def refine(gan:GAN,      # the trained pair
     score = score or _accuracy
     model, found = fit(real), []
     rows = [dict(score=float(score(model, valid)), accepted=float('nan'))]
-    for r in progress_bar(range(1, rounds + 1)):
+    for r in progress_bar(range(1, rounds + 1), display=progress):
         t = thresholds(model, valid, share)
         try: pool = draw(gan, n, model, t, seed=f'{seed}, refinement {r}', vocab=real.vocab, progress=False, **how)
         except BadInput:
-            if r == 1: raise                    # later, a judge too strict for the generator ends the rounds, not the work
+            if r == 1: raise                    # later, a judge too strict for the generator only ends the rounds
             break
         model = fit(_joined(real, pool))
         found.append((pool, model))
@@ -352,17 +360,17 @@ def refine(gan:GAN,      # the trained pair
     return Refined(Pool(pool.x, pool.y, pool.vocab, {**pool.provenance, 'refined': best}), model, history, best)
 
 # %% ../nbs/01d_pools.ipynb #e79f4440
-def pool_from_folder(path,          # a folder or zip, `class/image`; a part above (`train/class/image`) makes no difference
+def pool_from_folder(path,          # a folder or zip, `class/image` or `part/class/image`: all parts are taken
                      vocab,         # class names of the real images; other classes in the folder are left out
                      size:int,      # side of the images in pixels, as the real ones have
                      channels:int=1,# 1 or 3, as the real ones have
                      made_by=None,  # who or what made the images, e.g. 'Stable Diffusion 1.5, prompt ...'; must be said
-                     against=None,  # real images, uint8 (n,c,h,w) or with such an `x`, or a list of these: none may be in the folder
+                     against=None,  # real images, uint8 (n,c,h,w), or what has such an `x`, or a list of these
                      out='runs'     # the folder of all artefacts: the decoded images are kept there
                     ) -> Pool:      # its images are mapped from the disk
     "A pool of images from elsewhere; raises `BadInput` for a class that is missing and for copies of real images"
     if not isinstance(made_by, str) or not made_by.strip():
-        raise BadInput("made_by is missing: say who or what made these images, for example made_by='Stable Diffusion 1.5'.")
+        raise BadInput("made_by is missing: say who or what made these images, as in made_by='Stable Diffusion 1.5'.")
     images, vocab = prepare('folder', path, 'all', size, channels, out), list(vocab)
     for c in vocab:
         if c not in images.vocab:
@@ -370,7 +378,8 @@ def pool_from_folder(path,          # a folder or zip, `class/image`; a part abo
     extra = {c: int((images.y == i).sum()) for i, c in enumerate(images.vocab) if c not in vocab}
     broken, content = len(images.about['broken']), images.about['hash']
     images = images.select(vocab)
-    for real in against if isinstance(against, (list, tuple)) else [] if against is None else [against]: _refuse_copies(images, real, path)
+    if not isinstance(against, (list, tuple)): against = [] if against is None else [against]
+    for real in against: _refuse_copies(images, real, path)
     about = dict(made_by=made_by.strip(), path=str(path), data=content, left_out=extra, broken=broken, filters=[])
     return Pool(images.x, images.y, images.vocab, about)
 
@@ -378,9 +387,11 @@ def _refuse_copies(images, real, path):
     "Raise `BadInput` if one of `images` equals one of `real`"
     real = torch.as_tensor(getattr(real, 'x', real))
     if real.shape[1:] != images.x.shape[1:]:
-        raise BadInput(f"The real images are {tuple(real.shape[1:])} and the pool's {tuple(images.x.shape[1:])}: give their size and channels.")
+        a, b = tuple(real.shape[1:]), tuple(images.x.shape[1:])
+        raise BadInput(f"The real images are {a} and the pool's {b}: give their size and channels.")
     g = duplicate_groups(torch.cat([real, images.x]))
     copies = torch.isin(g[len(real):], g[:len(real)]).nonzero()[:, 0]
     if len(copies):
-        raise BadInput(f"{len(copies)} of the {len(images):,} images in {path} are copies of real ones (the first: {images.names[int(copies[0])]}): "
-                       "remove them, a pool must be synthetic.")
+        first = images.names[int(copies[0])]
+        raise BadInput(f"{len(copies)} of the {len(images):,} images in {path} are copies of real ones (the first: "
+                       f"{first}): remove them, a pool is synthetic.")
