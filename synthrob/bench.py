@@ -486,7 +486,7 @@ def quality(s):
     epoch()
     model = learn.model.eval()
     a, b = (features(model, o.x)[0] for o in (real, other))
-    said, usual = (fid(a, b), kid(a, b)), usual_distances(a, b)
+    said, usual = (fid(a, b), kid(a, b)), usual_distances(a.double(), b.double())
     off = [abs(o/u - 1) for o, u in zip(said, usual)]
     if max(off) > 1e-3: raise RuntimeError(f'not the same distances: {said} and {usual}')
     pairs = duel(lambda: len((fid(a, b), kid(a, b))), lambda: len(usual_distances(a, b)), s)
