@@ -54,7 +54,12 @@ def nearest(a:Tensor,        # vectors (n,d)
         found.append(d.min(1))
     return torch.cat([o.values for o in found]).sqrt(), torch.cat([o.indices for o in found])
 
-# %% ../nbs/01c_quality.ipynb #f7afb933
+# %% ../nbs/01c_quality.ipynb #1f18401f
+def _check_images(x):
+    "Raise `BadInput` unless `x` holds images as this project stores them"
+    if x.dtype != torch.uint8 or x.ndim != 4 or len(x) == 0:
+        raise BadInput(f"Images are uint8 of shape (n,c,h,w), one at least, not {x.dtype} of shape {tuple(x.shape)}.")
+
 def _net(model): return model.model if isinstance(model, Learner) else model
 
 class _LastLinear:
@@ -75,7 +80,7 @@ def features(model,          # a classifier, or its `Learner`: takes images in [
             ) -> tuple:      # features (n,d) and logits (n,k), float32, on the device of the model
     "What `model`, in eval mode, sees in images before its last `nn.Linear`, and what it says"
     model = _net(model)
-    if len(x) == 0: raise BadInput("There is no image to look at: give at least one.")
+    _check_images(x)
     device, mode, out = next(model.parameters()).device, model.training, []
     try:
         with _LastLinear(model.eval()) as last:
@@ -167,7 +172,7 @@ def kid(a:Tensor,    # features (n,d)
     n, m = len(a), len(b)
     if min(n, m) < 2: raise BadInput(f"KID of {n} and {m} images is asked for: it needs two of each at least.")
     a, b = a.double(), b.double()
-    how = degree, gamma or 1/a.shape[1], coef
+    how = degree, 1/a.shape[1] if gamma is None else gamma, coef
     own = _kernel_sum(a, a, *how)/(n*(n - 1)) + _kernel_sum(b, b, *how)/(m*(m - 1))
     return (own - 2*_kernel_sum(a, b, *how)/(n*m)).item()
 
@@ -197,9 +202,9 @@ def prdc(real:Tensor, # features of real images (n,d)
 # %% ../nbs/01c_quality.ipynb #53503003
 def _by_class(measure, fa, ya, fb, yb):
     "`measure` of the features of each class, and the mean over classes"
-    classes = torch.cat([ya, yb]).unique().tolist()
+    classes = torch.cat([ya.cpu(), yb.cpu()]).unique().tolist()
     pick = lambda f, y, c: f[(y == c).to(f.device)]
-    values = [measure(pick(fa, ya.cpu(), c), pick(fb, yb.cpu(), c)) for c in classes]
+    values = [measure(pick(fa, ya, c), pick(fb, yb, c)) for c in classes]
     return sum(values)/len(values), dict(zip(classes, values))
 
 def intra_fid(fa:Tensor, # features (n,d)
@@ -221,6 +226,7 @@ def appearance(x:Tensor,    # images uint8 (n,c,h,w)
               device=None  # where to compute; None: where `x` is
               ) -> Tensor:  # (n,c*side*side), float32, of length 1 (0 for a flat image)
     "What an image looks like at first sight: small, of mean 0 and length 1, its lighter half on the right"
+    _check_images(x)
     device, out = device or x.device, []
     ramp = torch.linspace(-1, 1, side, device=device)
     for xb in x.split(bs):
@@ -228,7 +234,7 @@ def appearance(x:Tensor,    # images uint8 (n,c,h,w)
         v = v - v.mean((1, 2, 3), keepdim=True)
         v = torch.where(((v*ramp).sum((1, 2, 3)) < 0)[:, None, None, None], v.flip(-1), v)
         out.append(F.normalize(v.flatten(1), dim=1))
-    return torch.cat(out) if out else torch.empty(0, x.shape[1]*side**2)
+    return torch.cat(out)
 
 # %% ../nbs/01c_quality.ipynb #920cfbc4
 def copying_z(fake, # distances of synthetic images to their nearest training images (m,)
@@ -273,8 +279,9 @@ class Memorisation:
     def sentence(self) -> str:
         "The same for people"
         usual = f"{1 - self.expected:.0%} of fresh real ones are ({self.expected:.0%} by chance"
-        said = (f"{self.share:.1%} of the synthetic images are nearer to a training image than {usual}, "
-                f"p = {self.p:.1g}; C_T = {self.c_t:.1f})")
+        p = 'p < 0.0001' if self.p < 1e-4 else f'p = {self.p:.2g}'
+        said = (f"{self.share:.1%} of the synthetic images are nearer to a training image than {usual}, {p}; "
+                f"C_T = {self.c_t:.1f})")
         if self.memorises: return f"The generator memorises: {said}."
         if self.p < 1e-4: return f"Some images may be copies, look at the nearest pairs: {said}."
         typical = "; near to training and held-out images alike, they are typical rather than copied"
@@ -493,6 +500,7 @@ class KeepBest(Callback):
         if every < 1 or n < 2: raise BadInput(f"every={every} must be at least 1, and n={n} at least 2.")
         self.net, self.real, self.every, self.n, self.measure = _net(model), real, every, n, measure
         self.path, self.restore, self.seed = path and Path(path), restore, seed
+        self.rows, self.best, self.weights = [], None, None
 
     @property
     def curve(self) -> pd.DataFrame: # epoch (from 1), images seen, value

@@ -34,7 +34,9 @@ class Given(nn.Module):
     def forward(self, x): return x.flatten(1).float()
 
 def theirs(metric, a, b, **kwargs):
-    with warnings.catch_warnings(action='ignore'): m = metric(Given(a.shape[1]), normalize=True, **kwargs)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        m = metric(Given(a.shape[1]), normalize=True, **kwargs)
     for o, real in ((a, True), (b, False)): m.update(o[:, None, None], real=real)
     return m.compute()
 
@@ -87,9 +89,14 @@ def test_features_of_any_net(net, d):
     for u, v in zip((f, z), again): torch.testing.assert_close(u, v, rtol=1e-4, atol=1e-4)
     with torch.no_grad(): torch.testing.assert_close(z, net.eval()(x/255), rtol=1e-4, atol=1e-4)
 
-def test_nets_without_features():
+def test_what_has_no_features():
     with pytest.raises(BadInput, match='does not end in an nn.Linear'): features(Torchvision('squeezenet1_0')(64, 1, 5), faces(2, 1, 64).x)
-    with pytest.raises(BadInput, match='no image'): features(PosterNet(32), faces(2, 1).x[:0])
+    x = faces(2, 1).x
+    with pytest.raises(BadInput, match='one at least'): features(PosterNet(32), x[:0])
+    floats = x/255
+    for look_at in (lambda o: features(PosterNet(32), o), appearance):       # not divided by 255 again, in place
+        with pytest.raises(BadInput, match='uint8'): look_at(floats)
+    assert torch.equal(floats, x/255)
 
 def look(*sets): return [appearance(o.x) for o in sets], [o.y for o in sets]
 
