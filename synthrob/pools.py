@@ -186,7 +186,8 @@ def _accepted(gan, c, n, judge, least, spread, seed, most):
         kept.append(x.cpu()[ok])
         have += len(ok)
         looked += int(ok[-1]) + 1 if have == n else BLOCK
-        if have == n: break
+        hopeless = looked >= 10*BLOCK and have*2*most < looked      # better said now than after hours
+        if have == n or hopeless: break
     return (torch.cat(kept) if kept else None), have, looked
 
 # %% ../nbs/01d_pools.ipynb #d8162c0c

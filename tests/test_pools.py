@@ -119,6 +119,20 @@ def test_unfillable_class_is_one_sentence():
         draw(Stripes(), 3, Reader(), 1., vocab=emotions, progress=False)
     assert '\n' not in str(e.value)
 
+def test_hopeless_classes_are_given_up_soon_and_hard_ones_are_not():
+    looked = []
+    class Counting(Reader):
+        def forward(self, x):
+            looked.append(len(x))
+            return super().forward(x)
+    with pytest.raises(BadInput, match='Of 2,560 images'): draw(Stripes(), 5000, Counting(), 1., progress=False)
+    assert sum(looked) == 2560
+    share = (class_noise(30_000, 4, 0)[:, 0].abs() > 1.8).double().mean()
+    assert .06 < share < .08                                                             # of the images of the next generator
+    class Rare(Stripes):
+        def forward(self, z, y): return super().forward(torch.where(z[:, :1].abs() > 1.8, 0., 2.)*torch.ones_like(z), y)
+    assert len(draw(Rare(), 700, Reader(), .6, progress=False)) == 3500
+
 @pytest.mark.parametrize('share', [.1, .25, .5, .9, 1.])
 def test_thresholds_pass_the_share(judge, share):
     "At least `share` of the real images of each class, and no more than ties demand"
