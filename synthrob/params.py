@@ -47,6 +47,7 @@ class SplitParams:
     gan_seed: int = 0             # of the GAN's training
     pool_seed: int = 0            # of the pool's noise
     cnn_seed: int = 0             # of the classifier's training
+    quality: str = 'none'         # 'fast': judge the pool, too, beside real images; 'none'
     robust: str = 'fast'          # how much is asked about robustness: 'none', 'fast' or 'full'
     margin: float = .02           # accuracies that differ by less are called equivalent; declared before anything is seen
     device: str = None            # 'cpu', 'cuda'; None: the GPU if there is one
@@ -73,7 +74,7 @@ _choices = dict(
     real_share=_Choice(float, low=.001, high=1), preset=_Choice(options=tuple(presets)),
     gan_pick=_Choice(options=('last', 'best')), reject=_Choice(float, low=0, high=.99), spread=_Choice(float, low=.01, high=10),
     fresh=_Choice(int, low=0), gan_images=_Choice(int, low=1), gan_bs=_Choice(int, low=2), gan_width=_Choice(int, low=4, high=512), cnn_epochs=_Choice(int, low=1),
-    robust=_Choice(options=('none', 'fast', 'full')), margin=_Choice(float, low=1e-4, high=.5),
+    robust=_Choice(options=('none', 'fast', 'full')), quality=_Choice(options=('none', 'fast')), margin=_Choice(float, low=1e-4, high=.5),
     **{f'{o}_seed': _Choice(int, low=0, high=2**31) for o in ('split', 'gan', 'pool', 'cnn')})
 
 # %% ../nbs/03f_params.ipynb #346bd0a4
@@ -124,7 +125,7 @@ def check_params(given:dict # parameters by name; those that are missing have th
     return _one_of_a_kind(p)
 
 _of_gan = 'gan_arch', 'gan_images', 'gan_bs', 'gan_width', 'gan_seed', 'gan_pick'
-_of_pool = 'pool', 'pool_seed', 'reject', 'spread', 'fresh'
+_of_pool = 'pool', 'pool_seed', 'reject', 'spread', 'fresh', 'quality'
 
 @cache
 def _check_cnn(name, size, channels): check_net(recipe(name).net, size, channels)

@@ -23,8 +23,8 @@ from .core import Artefact, BadInput, hash_of, read_json, replacing, versions, w
 from .stats import choose, decide, holm, least_seeds, verdict, verdicts
 
 # %% auto #0
-__all__ = ['SETTING', 'MADE', 'NET', 'ARM', 'SEEDS', 'FILLERS', 'ABOUT', 'SAID', 'LOWER', 'GROUP', 'INK', 'METRICS', 'CSS',
-           'simulate_runs', 'results', 'Pairs', 'paired', 'judge', 'differences', 'declared_margin', 'conclude',
+__all__ = ['SETTING', 'MADE', 'NET', 'ARM', 'SEEDS', 'COUNTS', 'FILLERS', 'ABOUT', 'SAID', 'LOWER', 'GROUP', 'INK', 'METRICS',
+           'CSS', 'simulate_runs', 'results', 'Pairs', 'paired', 'judge', 'differences', 'declared_margin', 'conclude',
            'style', 'plot_ratio', 'corruption_table', 'plot_corruptions', 'points', 'headline', 'limits', 'costs',
            'duration', 'svg', 'html_table', 'what_was_run', 'ratio_figure', 'ratio_legend', 'heat_figure', 'arms_table',
            'recall_table', 'cost_table', 'settings', 'image_differences', 'Report', 'report', 'parser', 'main']
@@ -83,8 +83,9 @@ def _simulate_run(root, chosen, gan, hard, effect, robust_effect, vocab):
     from synthrob.cnn import Evaluation
     from synthrob.split import answers
     given = dict(data='faces', size=32, channels=None, real_share=1., preset='quick', cnn_epochs=20, split_seed=42,
-                 pool_seed=0, gan_images=1000, gan_bs=64, gan_width=32, robust='fast', margin=.02) | chosen
-    if gan is None: given |= dict.fromkeys(('gan_images', 'gan_bs', 'gan_width'))
+                 pool=None, pool_seed=0, reject=0., spread=1., fresh=0, gan_arch='default', gan_images=1000, gan_bs=64,
+                 gan_width=32, gan_pick='last', robust='fast', margin=.02) | chosen
+    if gan is None: given |= dict.fromkeys(('gan_arch', 'gan_images', 'gan_bs', 'gan_width', 'gan_pick'))
     tested = hash_of(('simulated', len(hard['test']), vocab))
     params = dict(given, simulated=True, data=tested, gan=gan, leak=False, images=dict(test=[tested]))
     art, evs = Artefact('split', params, root), {}
@@ -137,10 +138,12 @@ def simulate_runs(root,                           # the folder to write to, as `
 
 # %% ../nbs/03c_report.ipynb #0635b5e4
 SETTING = ('data', 'source', 'size', 'channels', 'real_share', 'split_seed', 'leak')  # what pairs share
-MADE = ('gan_images', 'gan_bs', 'gan_width', 'pool_seed')  # how the synthetic images were made
+MADE = ('gan_arch', 'gan_images', 'gan_bs', 'gan_width', 'gan_pick', 'pool', 'pool_seed', 'reject', 'spread',
+        'fresh')                                           # how the synthetic images were made
 NET = ('cnn', 'cnn_epochs')                                # the classifier
 ARM = ('how', 'classes', 'filler', 'ratio')                # what is compared
 SEEDS = ('gan_seed', 'cnn_seed')
+COUNTS = (*SEEDS, 'split_seed', 'pool_seed', 'size', 'channels', 'gan_images', 'gan_bs', 'gan_width', 'fresh', 'cnn_epochs')
 FILLERS = ('synthetic', 'repeat', 'none')                  # the last two are controls
 ABOUT = ('margin', 'level', 'simulated', 'gan', 'device', 'versions', 'started', 'finished')
 SAID = ('part', 'metric', 'class', 'corruption', 'severity', 'attack', 'norm', 'eps', 'steps', 'n', 'value')
@@ -331,7 +334,7 @@ def _typed(rows, params):
     text = lambda s: s if plain(s) else s.astype('category')
     order = [c for c in ('run', *SETTING, *NET, *ARM, *SEEDS, *MADE, *ABOUT) if c in params]
     many = {c: text(params[c].infer_objects()) for c in order}
-    for c in (*SEEDS, *MADE, 'size', 'channels', 'cnn_epochs', 'split_seed'): many[c] = params[c].astype('Int64')
+    for c in COUNTS: many[c] = params[c].astype('Int64')
     at = pd.Index(params.run).get_indexer(rows.run)
     out = {c: v.take(at).reset_index(drop=True) for c, v in many.items()}
     return pd.DataFrame(out | {c: text(rows[c].infer_objects()) for c in SAID})

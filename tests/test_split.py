@@ -106,6 +106,32 @@ def test_other_arms(face_folder, tmp_path):
     assert len({r.record['steps'] for r in runs}) == 1 and len({str(r.record['params']['images']['test']) for r in runs}) == 1
     assert len(records(tmp_path)) == len(arms) and len(records(tmp_path, 'gan')) == 1 and len(records(tmp_path, 'data')) == 1
 
+def test_a_pool_from_elsewhere(repo, face_folder, tmp_path):
+    "Images of another generator go the whole way: refused where they are not sure of their class, judged, mixed, recorded"
+    y = torch.arange(200) % 5
+    for i, x in enumerate(draw_faces(y, size=32, seed=77, progress=False)): place(tmp_path/'theirs', x, emotions[y[i]], f'{i}')
+    r = papermill(repo, tmp_path/'out.ipynb', 'ratio', .3, 'path', face_folder, 'out', tmp_path/'runs', 'pool', tmp_path/'theirs',
+                  'reject', .2, 'quality', 'fast', *as_args(SMALL))
+    assert r.returncode == 0, r.stderr[-3000:]
+    assert not list(tmp_path.glob('runs/gan/*')), 'no GAN was needed'
+    arm, = [o for o in records(tmp_path/'runs') if o['given']['ratio']]
+    assert arm['pool']['made_by'] == 'someone else: theirs' and sum(arm['pool']['n'].values()) < 200
+    judged, = records(tmp_path/'runs', 'quality')
+    assert judged['summary']['n_pool'] == sum(arm['pool']['n'].values()) and not judged['summary']['memorises']
+    assert judged['sentence'] in str(nbformat.read(tmp_path/'out.ipynb', 4))
+
+@pytest.mark.parametrize('spoil, sentence', [
+    (lambda top: shutil.rmtree(top/'happy'), "no class 'happy'"),
+    (lambda top: shutil.copy(next((top.parent/'real'/'train'/'sad').iterdir()), top/'sad'/'copy.png'), 'are copies of real ones'),
+    (lambda top: [f.unlink() for f in list((top/'fear').iterdir())[3:]], 'holds 3 images')])
+def test_a_bad_pool(face_folder, tmp_path, spoil, sentence):
+    shutil.copytree(face_folder, tmp_path/'real')
+    y = torch.arange(100) % 5
+    for i, x in enumerate(draw_faces(y, size=32, seed=78, progress=False)): place(tmp_path/'theirs', x, emotions[y[i]], f'{i}')
+    spoil(tmp_path/'theirs')
+    with pytest.raises(BadInput) as e: run_split(path=str(tmp_path/'real'), ratio=.2, pool=str(tmp_path/'theirs'), out=str(tmp_path/'runs'), **SMALL)
+    assert sentence in str(e.value) and not list(tmp_path.glob('runs/split/*')), e.value
+
 def test_killed_and_started_again(face_folder, tmp_path):
     "SIGKILL after a checkpoint of the GAN, and after one of the CNN; the record is that of an undisturbed run"
     code = """import sys, json, synthrob.gan, synthrob.cnn
