@@ -293,8 +293,11 @@ def _ratios(t, h, f):
     (ft, i), (fh, j) = nearest(f, t), nearest(f, h)
     ht, hh = nearest(h, t)[0], nearest(h, h, same=True)[0]
     ratio = lambda a, b: a.clamp(min=1e-9)/b.clamp(min=1e-9)
-    middle = ratio(ht, hh).median()
-    return dict(fake=ratio(ft, fh)/middle, real=ratio(ht, hh)/middle, ft=ft, fh=fh, ht=ht, i=i, j=j)
+    real = ratio(ht, hh)
+    fresh = real > 1e-4                          # a held-out image that is in the training part, too, is no fresh one
+    if not fresh.any(): raise BadInput("All held-out images are copies of training images: split without leaks.")
+    middle = real[fresh].median()
+    return dict(fake=ratio(ft, fh)/middle, real=real[fresh]/middle, ft=ft, fh=fh, ht=ht[fresh], i=i, j=j)
 
 def _class_rows(y, c): return (y.cpu() == c).nonzero()[:, 0]
 

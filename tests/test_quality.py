@@ -118,6 +118,15 @@ def test_planted_copies(size, channels):
         m = memorisation(t, h, f, *ys, emotions)
         assert not m.memorises, m.sentence
 
+def test_leaked_images_do_not_blind_it():
+    "Held-out images that are in the training part, too, are no measure of chance"
+    train, held = faces(600, 1), faces(300, 2)
+    leaked = ImageSet(torch.cat([train.x[:30], held.x[30:]]), held.y, emotions)
+    (t, h, f), ys = look(train, leaked, faces(300, 3))
+    assert not memorisation(t, h, f, *ys).memorises
+    assert memorisation(t, h, t[300:], ys[0], ys[1], ys[0][300:]).memorises
+    with pytest.raises(BadInput, match='split without leaks'): memorisation(t, t, f, ys[0], ys[0], ys[2])
+
 def test_false_alarms_are_as_rare_as_said():
     "300 honest generators: p is about uniform in its lower part, few are accused, and C_T is around 0"
     ps, c_t, accused = [], [], 0
