@@ -520,7 +520,8 @@ def before_fit(self:KeepBest):
         raise BadInput(f"The GAN has {p['n_classes']} classes, validation {k.tolist()} images of each: it needs two.")
     self.rows, self.best, self.weights, self.ready = [], None, None, False
     self.features = features(self.net, self.real.x)[0]
-    self.tag = hash_of([p, self.measure, self.every, self.n, self.seed, hash_array(self.features)])
+    judged_by = [hash_array(v) for v in (self.real.x, self.real.y, *self.net.state_dict().values())]
+    self.tag = hash_of([p, self.measure, self.every, self.n, self.seed, judged_by])
 
 @patch
 def before_epoch(self:KeepBest):
@@ -588,7 +589,8 @@ def inception_features(path # torchvision's inception_v3 weights: a state dict a
     load = read_tensors if path.suffix == '.safetensors' else partial(torch.load, map_location='cpu', weights_only=True)
     try: state = load(path)
     except Exception as e: raise BadInput(f"{path} cannot be read as weights: {str(e)[:120]}.") from e
-    net = inception_v3(weights=None, aux_logits=any(k.startswith('AuxLogits') for k in state), init_weights=False)
+    net = inception_v3(weights=None, aux_logits=any(str(k).startswith('AuxLogits') for k in state), init_weights=False)
     try: net.load_state_dict(state)
-    except RuntimeError as e: raise BadInput(f"{path} does not hold torchvision's inception_v3: {str(e)[:120]}.") from e
+    except (RuntimeError, TypeError) as e:
+        raise BadInput(f"{path} does not hold torchvision's inception_v3: {str(e)[:120]}.") from e
     return _Inception(net).eval()
