@@ -30,7 +30,7 @@ __all__ = ['NOTEBOOK', 'split_params', 'axes', 'values', 'cell_params', 'Cell', 
 # %% ../nbs/03a_sweep.ipynb #9cd69c65
 def split_params() -> dict: # name -> (type, default, what it means), all as text
     "What one split experiment is made of"
-    source = (Path(synthrob.__file__).parent/'split.py').read_text(encoding='utf-8')
+    source = (Path(synthrob.__file__).parent/'params.py').read_text(encoding='utf-8')
     source = re.search(r'^class SplitParams:\n(.*?)^\S', source, re.M | re.S)[1]
     return {m[1]: m.groups()[1:] for m in re.finditer(r'^    (\w+): (\w+) = (.*?) *# (.*)$', source, re.M)}
 
@@ -77,7 +77,7 @@ def values(name:str, # a parameter of `SplitParams`
            v         # one value; several in a list, a range, a text with commas; `...` or '...' for equal steps; '0..5'
           ) -> list: # each once, checked
     "The values of an axis; an integer n for a seed means the seeds 0 to n-1. Raises `BadInput`"
-    from synthrob.split import check_value
+    from synthrob.params import check_value
     known, several = axes(), hasattr(v, '__iter__') and not isinstance(v, str)
     _known(name, known, 'parameter')
     if name.endswith('_seed') and (re.fullmatch(r'-?\d+', v) if isinstance(v, str) else not several):
@@ -93,17 +93,16 @@ def values(name:str, # a parameter of `SplitParams`
 
 # %% ../nbs/03a_sweep.ipynb #53060a9c
 def cell_params(p,               # `SplitParams`, from `check_params`
-                content:str=None # of what lies at `p.path`, from `synthrob.data.content_key`
+                content:dict={} # what lies at `path` and `pool`, from `synthrob.data.content_key`
                ) -> dict:
     "What determines the cell of `p`: equal cells have equal ones"
-    gan = [k for k in asdict(p) if k.startswith(('gan_', 'pool_'))]
-    drop = ['device', 'out', 'margin']
-    if p.ratio == 0: drop += ['how', 'classes', 'filler', *gan]
-    elif p.filler != 'synthetic': drop += gan
-    return {k: content if k == 'path' else v for k, v in asdict(p).items() if k not in drop}
+    from synthrob.params import idle_params
+    drop = {'device', 'out', 'margin', *idle_params(p)}
+    return {k: content.get(k) if k in ('path', 'pool') else v for k, v in asdict(p).items() if k not in drop}
 
 # %% ../nbs/03a_sweep.ipynb #c93ed807
-_gan_fields = 'data path vocab size channels real_share preset split_seed gan_images gan_bs gan_width gan_seed'.split()
+_gan_fields = ('data path vocab size channels real_share preset split_seed '
+               'gan_arch gan_images gan_bs gan_width gan_seed gan_pick').split()
 
 class Cell:
     "One experiment of a sweep; `art` is its artefact, `gan` names its GAN, None where it needs none"
@@ -125,12 +124,12 @@ class Cell:
     def state(self): return 'done' if self.art.done else 'failed' if self.error else 'open'
 
 def cell_of(p,               # `SplitParams`, from `check_params`
-            content:str=None # of what lies at `p.path`
+            content:dict={} # what lies at `path` and `pool`
            ) -> Cell:
     "The cell of an experiment"
     params, whole = cell_params(p, content), lambda o: o and str(Path(o).expanduser().absolute())
     given = {k: v for k, v in asdict(p).items() if k in params or k in ('margin', 'device')}
-    return Cell(params, {**given, 'out': whole(p.out), 'path': whole(p.path)})
+    return Cell(params, {**given, 'out': whole(p.out), **{k: whole(getattr(p, k)) for k in ('path', 'pool') if k in given}})
 
 # %% ../nbs/03a_sweep.ipynb #4df257e7
 @patch(as_prop=True)
@@ -147,7 +146,7 @@ def taken(self:Cell) -> bool:
 def combinations(grid:dict # axis -> value or values, as for `values`
                 ) -> tuple: # list of (one combination, its `SplitParams`); `Counter` of why others were left out
     "Write out a grid. Raises `BadInput` for a value that cannot be, or if no combination can"
-    from synthrob.split import check_params
+    from synthrob.params import check_params
     grid = {k: values(k, v) for k, v in grid.items()}
     first = {k: v[0] for k, v in grid.items() if k in ('preset', 'data', 'path', 'robust')}
     for k, vs in grid.items():
@@ -162,20 +161,24 @@ def combinations(grid:dict # axis -> value or values, as for `values`
 
 # %% ../nbs/03a_sweep.ipynb #6189858d
 def _content(p, seen):
-    "What lies at `p.path`, or None; raises `BadInput` where the data cannot be used"
+    "What lies at `p.path` and `p.pool`; raises `BadInput` where the images cannot be used"
+    found = dict(path=_look(p.data, p.path, p, seen))
+    return found if p.pool is None else found | dict(pool=_look('folder', p.pool, p, seen))
+
+def _look(data, path, p, seen):
     from synthrob.data import content_key, sources
-    key = p.data, p.path, p.size, p.channels
+    key = data, path, p.size, p.channels
     if key not in seen:
-        name, _, more = p.data.partition(':')
+        name, _, more = data.partition(':')
         _known(name, sources, 'data')
-        sources[name](p.path, p.size, p.channels, **(dict(name=more) if more else {}))
-        seen[key] = content_key(p.path) if p.path and name != 'torchvision' else None
+        sources[name](path, p.size, p.channels, **(dict(name=more) if more else {}))
+        seen[key] = content_key(path) if path and name != 'torchvision' else None
     return seen[key]
 
 # %% ../nbs/03a_sweep.ipynb #a3c37ba5
 def _write_out(grids, margin, out, device) -> dict: # as JSON can hold it
     "Grids, checked and written out: their values, the combinations, the cells these lead to, what was left out"
-    from synthrob.split import check_params
+    from synthrob.params import check_params
     check_params(dict(margin=margin, device=device))
     cells, combos, left_out, seen = {}, [], Counter(), {}
     for good, bad in map(combinations, grids):
@@ -350,7 +353,7 @@ def next(self:Queue,
 
 # %% ../nbs/03a_sweep.ipynb #9e7ffad0
 _cell_kind = 'data path vocab size channels real_share cnn cnn_epochs robust'.split()
-_gan_kind = 'data path vocab size channels real_share gan_images gan_bs gan_width'.split()
+_gan_kind = 'data path vocab size channels real_share gan_arch gan_images gan_bs gan_width gan_pick'.split()
 
 def _kind(params, names): return hash_of([params.get(k) for k in names] + [params.get('preset') == 'source'])
 
@@ -398,7 +401,7 @@ def _n(k, what): return f"{k} {what}{'s'*(k != 1)}"
 @patch
 def hints(self:Sweep, cells) -> list: # of texts
     "What the README says of the presets of `cells`, where nothing but the preset was chosen"
-    from synthrob.split import presets
+    from synthrob.params import presets
     plain = lambda given: all(given.get(k, v) == v for k, v in presets[given['preset']].items())
     own = {c.given['preset'] for c in cells if plain(c.given)}
     return [f"with preset {k!r} the README has {gan} s for a GAN and {rest} s for the rest, on 2 cores"
@@ -421,6 +424,7 @@ def price(self:Sweep,
 
 # %% ../nbs/03a_sweep.ipynb #f4ceba20
 _mixture = 'ratio', 'how', 'classes', 'filler', 'gan_seed'
+_synthetic = 'gan_arch gan_images gan_bs gan_width gan_pick pool pool_seed reject spread fresh quality'.split()   # how they were made
 
 @patch
 def spread(self:Sweep) -> tuple: # SD of paired differences in validation accuracy, and of how many pairs; (None, 0)
@@ -429,7 +433,7 @@ def spread(self:Sweep) -> tuple: # SD of paired differences in validation accura
     for c in self.cells:
         if not (r := c.art.record): continue
         acc = read_json(self.out/'split'/r['split']/'record.json')['valid']['accuracy']
-        rest = {k: v for k, v in c.given.items() if k not in (*_mixture, 'cnn_seed') and k[:4] not in ('gan_', 'pool')}
+        rest = {k: v for k, v in c.given.items() if k not in (*_mixture, *_synthetic, 'cnn_seed')}
         arms.setdefault((hash_of(rest), *map(c.given.get, _mixture)), {})[c.given['cnn_seed']] = acc
     base = lambda rest: arms.get((rest, 0, *[None]*4), {})
     pairs = [[a[s] - base(rest)[s] for s in a if s in base(rest)] for (rest, ratio, *_), a in arms.items() if ratio]

@@ -20,7 +20,7 @@ from .nets import architectures
 from .training import has_bf16
 
 # %% auto #0
-__all__ = ['gan_recipes', 'GANRecipe', 'gan_recipe', 'GANTrainer', 'TrainStat', 'diversity', 'Peak', 'Watch']
+__all__ = ['gan_recipes', 'relative', 'GANRecipe', 'gan_recipe', 'GANTrainer', 'TrainStat', 'diversity', 'Peak', 'Watch']
 
 # %% ../nbs/01g_trainer.ipynb #8209ef24
 @dataclass(frozen=True)
@@ -89,6 +89,8 @@ def gan_recipe(name,     # one of `gan_recipes`, or a `GANRecipe`
     return replace(gan_recipes[name], **changes)
 
 # %% ../nbs/01g_trainer.ipynb #5e49a3cf
+relative = 'relativistic', 'wasserstein'     # losses under which one logit alone means nothing: only differences do
+
 class GANTrainer(Callback):
     "A GAN's training: in place of the batch's usual step, one of the discriminator and, every `n_critic`-th time, one of the generator"
     order, run_valid = 65, False        # after the schedules have set the learning rate, before the checkpoint
@@ -157,7 +159,7 @@ def d_step(self:GANTrainer,
     self.opt_d.zero_grad(set_to_none=True)
     total.backward()
     self.opt_d.step()
-    if 'strength' in self.more: self.more['strength'].update(on_real.detach())
+    if 'strength' in self.more: self.more['strength'].update(on_real.detach(), on_fake.detach() if r.loss in relative else None)
     self.learn.loss_d, self.learn.d_real, self.learn.d_fake = loss.detach(), on_real.detach().mean(), on_fake.detach().mean()
 
 @patch
