@@ -32,15 +32,15 @@ class GANRecipe:
     nz: int = 100                # dimensions of the noise
     loss: str = 'relativistic'   # one of `adversarial`
     penalty: str = 'r1r2'        # 'r1', 'r2', 'r1r2', 'gp' (WGAN-GP) or None
-    gamma: float = .1            # weight of the penalty: γ of R1 and R2, λ of the gradient penalty
+    gamma: float = 1.            # weight of the penalty: γ of R1 and R2, λ of the gradient penalty
     gamma_end: float = None      # its weight at the end of training, reached along a cosine; None: it stays
     lazy: int = 4                # penalise on every `lazy`-th step, with `lazy` times the weight
     lecam: float = 0.            # weight of the LeCam regulariser
     n_critic: int = 1            # steps of the discriminator for one of the generator
-    lr: float = 4e-4             # learning rate of the generator
+    lr: float = 2e-3             # learning rate of the generator
     lr_d: float = None           # of the discriminator; None: the generator's
     betas: tuple = (0., .99)     # of both Adams
-    augment: object = 'diff'     # 'diff', 'ada' (adaptive strength), None, or called with images in [-1,1] and a generator
+    augment: object = 'ada'      # 'ada' (of adaptive strength), 'diff', None, or called with images in [-1,1] and a generator
     half_life: int = 5_000       # of the generator's moving average, in images seen; 0: no average
     balanced: bool = True        # show every class equally often?
 
@@ -71,7 +71,7 @@ def _check_recipe(r):
 gan_recipes = dict(
     default=GANRecipe(),
     sngan=GANRecipe(net='resnet', loss='hinge', penalty=None, lr=2e-4, lr_d=4e-4, betas=(0., .9)),
-    r3gan=GANRecipe(net='r3gan', lr=2e-4),
+    r3gan=GANRecipe(net='r3gan', lr=1e-3),
     source=GANRecipe(net='source', loss='wasserstein', penalty='gp', gamma=10., lazy=1, n_critic=5, lr=1e-4, betas=(0., .9),
                      augment=None, half_life=0, balanced=False))
 
