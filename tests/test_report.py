@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from synthrob.core import Artefact, BadInput, write_json
-from synthrob.report import (INK, SAID, conclude, corruption_table, declared_margin, differences, image_differences, limits,
+from synthrob.report import (INK, MADE, SAID, conclude, corruption_table, declared_margin, differences, image_differences, limits,
                              main, paired, plot_corruptions, plot_ratio, report, results, settings, simulate_runs)
 from synthrob.stats import verdict
 
@@ -77,10 +77,11 @@ def frame(acc):
     "A frame as from `results`, with accuracies {(part, ratio, seed): accuracy} and nothing else"
     rows = [dict(part=p, metric='accuracy', ratio=r, cnn_seed=s, value=v, run=f'{r} {s}') for (p, r, s), v in acc.items()]
     f = pd.DataFrame(rows).assign(data='d', source='faces', size=32, channels=None, real_share=1., split_seed=42, leak=False,
-                                  cnn='poster', cnn_epochs=20, gan_images=1, gan_bs=1, gan_width=1, pool_seed=0, gan_seed=0, margin=.02)
+                                  cnn='poster', cnn_epochs=20, gan_arch='default', gan_images=1, gan_bs=1, gan_width=1, gan_pick='last',
+                                  pool=None, pool_seed=0, reject=0., spread=1., fresh=0, gan_seed=0, margin=.02)
     zero = f.ratio == 0
     for k, v in dict(how='add', classes='prior', filler='synthetic').items(): f[k] = pd.Series(v, f.index, dtype=object).where(~zero)
-    for k in ('gan_images', 'gan_bs', 'gan_width', 'pool_seed', 'gan_seed'): f[k] = f[k].where(~zero)
+    for k in (*MADE, 'gan_seed'): f[k] = f[k].where(~zero)
     return f
 
 def test_without_effect_verdicts_are_rare():
