@@ -43,6 +43,7 @@ from .nets import GAN
 from .quality import features, fid, judge, kid
 from .split import run_split
 from .sweep import Sweep, notebook_path
+from .trainer import relative
 from .training import Autocast, has_bf16
 
 # %% auto #0
@@ -386,7 +387,7 @@ def bare_d_step(b, r, real, y, noise, rng, step, done):
     b.opt_d.zero_grad(set_to_none=True)
     loss.backward()
     b.opt_d.step()
-    if b.ada: b.ada.update(on_real.detach())
+    if b.ada: b.ada.update(on_real.detach(), on_fake.detach() if r.loss in relative else None)
 
 def bare_g_step(b, real, y, noise, rng):
     "A step of the generator in bare PyTorch"

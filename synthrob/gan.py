@@ -16,7 +16,6 @@ from fastai.callback.schedule import ParamScheduler, SchedCos, SchedNo, combine_
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 from fastcore.basics import patch
-from fastcore.meta import delegates
 from fastprogress.fastprogress import progress_bar
 from IPython.display import display
 from safetensors import safe_open
@@ -35,15 +34,14 @@ __all__ = ['gan_learner', 'class_noise', 'shaped', 'synthesize', 'sample_sheet',
 _all_ = ['GANRecipe', 'gan_recipe', 'gan_recipes']
 
 # %% ../nbs/01_gan.ipynb #45adf61b
-@delegates(GANRecipe, but=['params'])
 def gan_learner(dls,            # loaders of training images in [0,1] and labels; `dls.train` alone is used
                 arch='default', # one of `gan_recipes`, or a `GANRecipe`
                 seed=0,         # of weights, noise, order and augmentation
                 cbs=None,       # more callbacks
-                **kwargs        # settings of the recipe to change
+                **changes       # settings of the recipe to change, see `GANRecipe`
                ) -> Learner:    # train it with `fit_images`, sample from it with `synthesize`
     "A `Learner` that trains a conditional GAN on `dls`; raises `BadInput` for settings or a size that cannot be"
-    r = gan_recipe(arch, **kwargs)
+    r = gan_recipe(arch, **changes)
     xb, yb = dls.one_batch()
     model = GAN(xb.shape[-1], xb.shape[1], dls.c, r.nz, r.nf, seed, net=r.net, attention=r.attention)
     dls.train.balanced = r.balanced

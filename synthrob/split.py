@@ -5,7 +5,7 @@
 # %% ../nbs/03_split.ipynb #b644e23f
 from __future__ import annotations
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cached_property
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
