@@ -11,21 +11,23 @@ from functools import cached_property, partial
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 import matplotlib.pyplot as plt
-from .core import (BadInput, generator, hash_array, hash_file, hash_of, make, read_array, write_array,
-                           write_parquet)
+from .core import BadInput, generator, hash_array, hash_file, hash_of, make, write_array, write_parquet
 from .faces import draw_faces, emotions
 from .files import (FER_CLASSES, FER_USAGES, IMAGE_TYPES, decode, existing, has_colour, list_images,
                             read_fer_csv, torchvision_images)
+from .rows import Rows, blocks, hash_images, read_images, rows_of
+from .sources import list_shards, lmdb_size, lsun_databases, lsun_images, parquet_columns, parquet_images
 
 # %% auto #0
 __all__ = ['sources', 'FER_FIVE', 'Images', 'concat', 'duplicate_groups', 'flat', 'Splits', 'splits', 'check_no_leak', 'Source',
-           'source', 'content_key', 'faces', 'fer2013', 'folder', 'torchvision', 'prepare', 'describe', 'fer2013_path']
+           'source', 'content_key', 'faces', 'fer2013', 'folder', 'lsun', 'parquet', 'torchvision', 'prepare',
+           'describe', 'fer2013_path']
 
 # %% ../nbs/00_data.ipynb #61944312
 class Images:
-    "Labelled images of one size, in memory or mapped from the disk"
+    "Labelled images of one size, in memory or mapped from the disk; or, where they are too many, as `Rows` on the disk"
     def __init__(self,
-        x,           # uint8 (n,c,h,w), tensor or array
+        x,           # uint8 (n,c,h,w), tensor, array or `Rows`
         y,           # class of each image, 0..len(vocab)-1
         vocab,       # names of the classes
         part=None,   # official part of each: 'train', 'valid', 'test' or ''
@@ -33,7 +35,7 @@ class Images:
         names=None,  # where each comes from
         about=None   # what else is known of them, a dict
     ):
-        self.x,self.y = torch.as_tensor(x),torch.as_tensor(y).long()
+        self.x,self.y = x if isinstance(x, Rows) else torch.as_tensor(x),torch.as_tensor(y).long()
         self.vocab,self.about,self._group,n = list(vocab),about or {},group,len(self.x)
         if self.x.dtype != torch.uint8 or self.x.ndim != 4:
             raise BadInput(f"images must be uint8 (n,c,h,w), and these are {self.x.dtype} of {tuple(self.x.shape)}")
@@ -52,7 +54,7 @@ class Images:
     @cached_property
     def hash(self) -> str:
         "Hash of pixels, labels, classes and parts"
-        return hash_of([hash_array(self.x), hash_array(self.y), self.vocab, self.part.tolist()])
+        return hash_of([hash_images(self.x), hash_array(self.y), self.vocab, self.part.tolist()])
 
     @property
     def group(self) -> torch.Tensor:
@@ -70,7 +72,7 @@ def subset(self:Images,
     idx = torch.arange(len(self))[idx]
     i = idx.numpy()
     group = None if self._group is None else self.group[idx]
-    return Images(self.x[idx], self.y[idx], self.vocab, self.part[i], group, self.names[i], self.about)
+    return Images(rows_of(self.x, idx), self.y[idx], self.vocab, self.part[i], group, self.names[i], self.about)
 
 # %% ../nbs/00_data.ipynb #fda9152f
 @patch
@@ -147,17 +149,18 @@ def duplicate_groups(
     x # uint8 images (n,c,h,w)
 ) -> torch.Tensor: # int64 (n,), numbered in the order of their first images
     "The group of each image: two images are in one group if all their pixels are equal"
-    seen = {}
-    digest = lambda o: hashlib.blake2b(np.ascontiguousarray(o), digest_size=16).digest()
-    return torch.tensor([seen.setdefault(digest(o), len(seen)) for o in np.asarray(x)], dtype=torch.long)
+    digest = lambda o: hashlib.blake2b(o, digest_size=16).digest()
+    found = b''.join(digest(o) for b in blocks(x) for o in b)
+    halves = pd.DataFrame(np.frombuffer(found, np.uint64).reshape(-1, 2))
+    return torch.from_numpy(halves.groupby([0, 1], sort=False).ngroup().to_numpy(np.int64, copy=True))
 
 def flat(
     x,                  # uint8 images (n,c,h,w)
     threshold:float=5., # grey levels
-    bs:int=4096
+    size:int=1<<22      # bytes looked at in one go
 ) -> torch.Tensor: # bool (n,)
     "Whether an image is nearly flat: the standard deviation of its pixels, in every channel, is below `threshold`"
-    parts = [o.flatten(2).float().std(2, correction=0).amax(1) < threshold for o in torch.as_tensor(x).split(bs)]
+    parts = [o.flatten(2).float().std(2, correction=0).amax(1) < threshold for o in (torch.from_numpy(b) for b in blocks(x, size))]
     return torch.cat(parts) if len(x) else torch.zeros(0, dtype=torch.bool)
 
 # %% ../nbs/00_data.ipynb #a91c4c02
@@ -360,6 +363,30 @@ def folder(path=None, size=None, channels=None) -> Source:
     return Source(dict(source='folder', content=content_key(path), size=size or 48, channels=channels), read)
 
 @source
+def lsun(path=None, size=None, channels=None,
+    categories=None, # class names; None: those of `vocab`, or all that are there
+    n:int=None       # at most so many images of each category for training
+) -> Source:
+    "LSUN's LMDB databases, `path/bedroom_train_lmdb` and so on, brought to `size` (64) and `channels` (3)"
+    if path is None: raise BadInput("data='lsun' needs a path: give the folder in which bedroom_train_lmdb and others lie")
+    if n is not None and n < 1: raise BadInput(f"n is {n}, and at least one image of a category must be read")
+    dbs, size, channels = lsun_databases(path, categories), size or 64, channels or 3
+    for _,_,f in dbs: lmdb_size(f)                    # whatever is wrong with a database is said before any work
+    content = {f.name: [(st := (f/'data.mdb').stat()).st_size, st.st_mtime_ns] for _,_,f in dbs}
+    read = partial(lsun_images, path, categories=categories, size=size, channels=channels, n=n)
+    return Source(dict(source='lsun', content=content, size=size, channels=channels, n=n), read)
+
+@source
+def parquet(path=None, size=None, channels=None,
+    name:str=None # the column of labels; None: found
+) -> Source:
+    "A data set of images in parquet, as Hugging Face has them: a file or a folder of shards"
+    if path is None: raise BadInput("data='parquet' needs a path: give a parquet file, or the folder of its shards")
+    for f in list_shards(path): parquet_columns(f, name)
+    read = partial(parquet_images, path, label=name, size=size or 48, channels=channels)
+    return Source(dict(source='parquet', content=content_key(path), name=name, size=size or 48, channels=channels), read)
+
+@source
 def torchvision(path=None, size=None, channels=None,
     name:str='FashionMNIST', # see `torchvision_sets`
     download:bool=False      # fetch it if it is not there
@@ -370,15 +397,26 @@ def torchvision(path=None, size=None, channels=None,
     # its content is fixed by its publisher: the name is enough, and a folder of several sets may grow
     return Source(dict(source='torchvision', name=name, size=size or 32, channels=channels), read)
 
-# %% ../nbs/00_data.ipynb #37d109c9
+# %% ../nbs/00_data.ipynb #fa3325ce
+def _grey(x, table):
+    "What is to be known of grey images in a colour set; None where there are none, or nothing else"
+    if x.shape[1] == 1: return None
+    grey = np.concatenate([(b[:,:1] == b[:,1:]).all((1, 2, 3)) for b in blocks(x)] or [np.zeros(0, bool)])
+    if not grey.any() or grey.all(): return None
+    t = table[grey]
+    n, few = len(t), '; '.join(t.name[:3]) + ('; ...' if len(t) > 3 else '')
+    print(f"{n:,} of {len(x):,} images are grey among colour ones ({few}): they are kept with three equal channels, "
+          "and a classifier may know a class by it; channels=1 makes all of them grey")
+    return dict(n=n, names=t.name[:3].tolist(), classes=t.label.value_counts().to_dict())
+
 def _prepare(source, art):
     "Make `images.npy` and `meta.parquet`; what they hold goes into the record"
     table, broken = source.read(art.file('images.npy'))
-    x = read_array(art.file('images.npy'))
+    x = Rows.open(art.file('images.npy'))
     table = table[['name','label','part']].assign(group=duplicate_groups(x).numpy())
     write_parquet(art.file('meta.parquet'), table)
     counts = table.groupby(['part','label']).size()
-    return dict(n=len(x), shape=list(x.shape[1:]), content=hash_array(x), broken=broken,
+    return dict(n=len(x), shape=list(x.shape[1:]), content=hash_images(x), broken=broken, grey=_grey(x, table),
                 counts={p: counts[p].to_dict() for p in counts.index.levels[0]})
 
 def _source(data, path, size, channels, options):
@@ -394,15 +432,17 @@ def _source(data, path, size, channels, options):
 
 # %% ../nbs/00_data.ipynb #681438a1
 def prepare(
-    data:str='faces',  # name of a source: 'faces', 'fer2013', 'folder', 'torchvision'
+    data:str='faces',  # name of a source: 'faces', 'fer2013', 'folder', 'lsun', 'parquet', 'torchvision'
     path=None,         # where it lies: file or folder
     vocab=None,        # classes, in the order of their labels; None: those the source is used with; 'all': all
-    size:int=None,     # height and width; None: 48, with torchvision 32
+    size:int=None,     # height and width; None: 48, with torchvision 32, with LSUN 64
     channels:int=None, # 1 grey, 3 colour; None: as the source has it
     root='runs',       # the folder of all artefacts
     **options          # of the source
-) -> Images: # pixels are mapped from the disk; `about` says where they lie, what is broken, what was left out
+) -> Images: # pixels are mapped from the disk, or stay there (`Rows`) where `memory_budget` is too small; `about` says where they lie, what is broken, what was left out
     "Images from a source, decoded once and kept; raises `BadInput`"
+    if data == 'lsun' and vocab not in (None, 'all'):                # the others are not even read
+        options = dict(categories=[vocab] if isinstance(vocab, str) else list(vocab)) | options
     src = _source(data, path or None, size, channels, options)
     art = make('data', src.params, partial(_prepare, src), root, device='cpu')
     meta, record = pd.read_parquet(art.file('meta.parquet')), art.record
@@ -410,8 +450,8 @@ def prepare(
     every = sorted(set(meta.label))
     y = meta.label.map({c: i for i,c in enumerate(every)}).to_numpy(dtype=np.int64, copy=True)
     left_out = int((part == 'out').sum())
-    about = dict(data=data, path=str(art.path), hash=art.hash, broken=record['broken'], left_out=left_out)
-    x, group = read_array(art.file('images.npy')), meta.group.to_numpy(copy=True)
+    about = dict(data=data, path=str(art.path), hash=art.hash, broken=record['broken'], left_out=left_out, grey=record.get('grey'))
+    x, group = read_images(art.file('images.npy')), meta.group.to_numpy(copy=True)
     images = Images(x, y, every, part, group, meta.name.to_numpy(), about)
     if left_out: images = images.subset(part != 'out')
     if vocab is None: vocab = src.vocab or every
@@ -435,7 +475,8 @@ def describe(
     print(f"copies: {r['groups_of_copies']:,} groups of equal images, {r['groups_with_conflict']:,} of them with "
           f"more than one label; {r['test_with_copy_outside']:,} of {r['test']:,} test images "
           "have a copy outside the test part")
-    print(f"nearly flat: {r['flat']:,}; broken: {len(a.get('broken', []))}; left out: {a.get('left_out', 0):,}")
+    print(f"nearly flat: {r['flat']:,}; broken: {len(a.get('broken', []))}; left out: {a.get('left_out', 0):,}"
+          + (f"; grey among colour ones: {g['n']:,} ({', '.join(f'{v:,} {k}' for k,v in g['classes'].items())})" if (g := a.get('grey')) else ''))
     print(f"removed from training and validation: {', '.join(f'{v:,} {k}' for k,v in r['removed'].items())}")
     print(f"left in the test part: {r['test_conflict']} with conflicting labels, {r['test_flat']} flat, "
           f"{r['test_leaked']} with a copy in training")

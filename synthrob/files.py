@@ -5,6 +5,7 @@
 # %% ../nbs/00c_files.ipynb #09e19da0
 from __future__ import annotations
 import contextlib, csv, inspect, io, os, re, stat, tarfile, warnings, zipfile, zlib
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np, pandas as pd, torchvision
@@ -14,8 +15,8 @@ from .core import BadInput, replacing
 
 # %% auto #0
 __all__ = ['IMAGE_TYPES', 'PARTS', 'MAX_BYTES', 'FORMATS', 'FER_CLASSES', 'FER_USAGES', 'ImageFiles', 'existing', 'list_images',
-           'Broken', 'convert', 'to_array', 'has_colour', 'npy_rows', 'BrokenList', 'decode', 'parse_fer',
-           'read_fer_csv', 'torchvision_sets', 'torchvision_images']
+           'Broken', 'convert', 'to_array', 'has_colour', 'in_turn', 'npy_rows', 'BrokenList', 'decode', 'parse_fer',
+           'sized_bar', 'read_fer_csv', 'torchvision_sets', 'torchvision_images']
 
 # %% ../nbs/00c_files.ipynb #adbd229c
 IMAGE_TYPES = set('.jpg .jpeg .png .bmp .gif .tif .tiff .webp .pgm .ppm'.split())
@@ -181,7 +182,20 @@ def has_colour(
         if mode not in ('1', 'L', 'LA', 'F') and not mode.startswith('I'): return True
     return False
 
-# %% ../nbs/00c_files.ipynb #c8afe0e6
+# %% ../nbs/00c_files.ipynb #4c6b863a
+def in_turn(
+    ex,       # an executor
+    f,        # called with one item each
+    items,
+    depth:int # results that wait to be taken, at most
+):
+    "What `ex.map(f, items)` yields; but a slow reader makes the workers wait, and results do not heap up in memory"
+    ready = deque()
+    for o in items:
+        ready.append(ex.submit(f, o))
+        if len(ready) >= depth: yield ready.popleft().result()
+    while ready: yield ready.popleft().result()
+
 @contextlib.contextmanager
 def npy_rows(
     path, # the `.npy` to be made
@@ -247,7 +261,7 @@ def decode(
     ex = ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1))
     try:
         with npy_rows(out, (channels, size, size)) as append:
-            for a, x, keep, bad in progress_bar(ex.map(one, starts), total=len(starts)):
+            for a, x, keep, bad in progress_bar(in_turn(ex, one, starts, 32), total=len(starts)):
                 append(x); kept += [a+i for i in keep]
                 for o in bad: broken.add(*o)
     finally: ex.shutdown(cancel_futures=True)
@@ -298,9 +312,12 @@ def _csv_rows(stream):
     if not {'emotion', 'pixels', 'usage'} <= set(head): return None
     return (dict(zip(head, r)) if len(r) >= len(head) else None for r in rows)
 
-# %% ../nbs/00c_files.ipynb #8f23a3ab
-def _bar(it, size):
-    "Yield the things of `it`, pairs of (how far, thing), under a bar of 100 steps that is full at `size`"
+# %% ../nbs/00c_files.ipynb #95ef2500
+def sized_bar(
+    it,      # pairs of (how far, thing)
+    size:int # how far is all
+):
+    "Yield the things of `it` under a bar of 100 steps that is full at `size`"
     it, far = iter(it), 0
     for tick in progress_bar(range(1, 101)):
         while far*100 < tick*size:
@@ -339,7 +356,7 @@ def read_fer_csv(
             warnings.filterwarnings('error', message='.*string or file could not be read', category=DeprecationWarning)
             for _, nbytes, stream in _csv_streams(path):
                 if (rows := _csv_rows(stream)) is None: continue
-                for block in _bar(_fer_blocks(rows, nbytes), nbytes):
+                for block in sized_bar(_fer_blocks(rows, nbytes), nbytes):
                     good = [(i, o) for i,o in block if not isinstance(o, Broken)]
                     bad += [(f'row {i+1:,}', o) for i,o in block if isinstance(o, Broken)]
                     if good: append(np.stack([form(o[0]) for _,o in good]))

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from .core import BadInput, default_device, generator
+from .rows import Rows, read_ahead
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.data.transforms import CategoryMap
@@ -141,7 +142,11 @@ def erased(self:Augment,
 # %% ../nbs/00d_loaders.ipynb #798206fe
 class ImageSet:
     "Images `x`, labels `y` and the class names, as fastai's loaders expect a data set"
-    def __init__(self, x, y, vocab=None):
+    def __init__(self,
+        x,         # uint8 (n,c,h,w), a tensor or `Rows`
+        y,         # classes (n,), int64
+        vocab=None # names of the classes
+    ):
         if len(x) != len(y): raise BadInput(f"{len(x)} images and {len(y)} labels: there must be one label an image.")
         if x.dtype != torch.uint8 or x.ndim != 4:
             raise BadInput(f"Images are uint8 of shape (n,c,h,w), not {x.dtype} of shape {tuple(x.shape)}.")
@@ -188,11 +193,14 @@ def get_idxs(self:DeviceDL) -> Tensor: # indices of this epoch's images
 
 @patch
 def __iter__(self:DeviceDL):
-    idxs = torch.as_tensor(self.get_idxs(), dtype=torch.int64).to(self.device)
+    x, idxs = self.dataset.x, torch.as_tensor(self.get_idxs(), dtype=torch.int64)
     rng = generator('augment', self.seed, self.epoch, device=self.device)
     self.epoch += 1
-    for i in idxs.split(self.bs)[:len(self)]:
-        xb = to_float(self.dataset.x.index_select(0, i))
+    batches = idxs.to(self.device).split(self.bs)[:len(self)]
+    if isinstance(x, Rows): xs = read_ahead(x, idxs.split(self.bs)[:len(self)], self.device)
+    else: xs = (x.index_select(0, i) for i in batches)
+    for i, xb in zip(batches, xs):
+        xb = to_float(xb)
         yield (self.augment(xb, rng) if self.augment else xb), self.dataset.y.index_select(0, i)
 
 # %% ../nbs/00d_loaders.ipynb #686756ef
