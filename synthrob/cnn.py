@@ -26,6 +26,7 @@ from sklearn.metrics import confusion_matrix
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from .classifiers import PosterNet, StrongNet, Torchvision, check_net
+from .distributed import DeviceLearner
 from .loaders import Augment, DeviceDL, ImageSet, to_float
 from .tables import Confusion, check_table, implied_n
 from .training import Autocast, Checkpoint, Repeatable, has_bf16, quiet
@@ -186,7 +187,7 @@ def cnn_learner(dls,               # loaders of images in [0,1] and labels
     opt_func = lambda params, lr: OptimWrapper(params, torch.optim.AdamW, lr=lr, weight_decay=r.wd, fused=True)
     mix = {None: None, 'mixup': DeviceMixUp, 'cutmix': DeviceCutMix}[r.mix]
     mix = [] if mix is None else [mix() if r.alpha is None else mix(r.alpha)]
-    learn = Learner(dls, net, loss_of(r, _weights(class_weights, dls)), opt_func, lr=r.lr, wd=r.wd,
+    learn = DeviceLearner(dls, net, loss_of(r, _weights(class_weights, dls)), opt_func, lr=r.lr, wd=r.wd,
                     wd_bn_bias=True, metrics=accuracy, cbs=[Repeatable(seed), Autocast(), *mix])
     learn.recipe = r
     return quiet(learn).add_cbs(cbs)

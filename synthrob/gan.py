@@ -21,6 +21,7 @@ from IPython.display import display
 from safetensors import safe_open
 
 from .data import Images
+from .distributed import DeviceLearner
 from .loaders import to_uint8
 from .nets import GAN
 from .trainer import GANRecipe, GANTrainer, TrainStat, Watch, gan_recipe, gan_recipes
@@ -49,7 +50,7 @@ def gan_learner(dls,            # loaders of training images in [0,1] and labels
     trainer = GANTrainer(r, lambda ps: torch.optim.Adam(ps, r.lr_d or r.lr, **adam), seed)
     opt_func = lambda params, lr: OptimWrapper(params, torch.optim.Adam, lr=lr, **adam)
     stats = [TrainStat(o) for o in ('loss_d', 'd_real', 'd_fake')]
-    learn = Learner(dls, model, loss_func=lambda *_: None, opt_func=opt_func, lr=r.lr, metrics=stats,
+    learn = DeviceLearner(dls, model, loss_func=lambda *_: None, opt_func=opt_func, lr=r.lr, metrics=stats,
                     cbs=[Repeatable(seed), trainer, Watch()], splitter=lambda m: list(m.generator.parameters()))
     learn.recorder.train_metrics, learn.recorder.valid_metrics = True, False
     learn.recipe = r

@@ -116,7 +116,10 @@ class GANTrainer(Callback):
         if a == 'ada': return DiffAugment(strength=self.more['strength'].p)
         return DiffAugment() if a == 'diff' else a or (lambda x, g: x)
 
-    def before_train(self): self.rng = generator('gan', self.seed, self.epoch, device=self.dls.device)
+    def before_train(self):
+        own = [] if self.together is None else ['process', self.together.rank]    # all draw the same noise and take their part of it
+        self.rng, self.rng_noise = (generator('gan', self.seed, self.epoch, *k, device=self.dls.device) for k in (own, []))
+        if not own: self.rng_noise = self.rng
     def before_validate(self): raise CancelValidException()       # there is nothing to validate on: see `quality`
 
     def before_batch(self):
@@ -128,8 +131,12 @@ class GANTrainer(Callback):
         raise CancelBatchException()                              # the step is done: fastai's own is not wanted
 
     def nets(self): return torch.autocast(self.dls.device.type, torch.bfloat16, enabled=self.bf16)
-    def noise(self, n): return torch.randn(n, self.model.ema.nz, generator=self.rng, device=self.dls.device)
+    def noise(self, n):
+        draw = lambda n: torch.randn(n, self.model.ema.nz, generator=self.rng_noise, device=self.dls.device)
+        return draw(n) if self.together is None else self.together.mine(draw(n*self.together.world))
 
+    @property
+    def together(self): return getattr(self.learn, 'together', None)     # where several processes train one GAN
     @property
     def step(self): return self.epoch*self.n_iter + self.iter     # counted from the training's start, also after a resume
     @property
@@ -158,9 +165,19 @@ def d_step(self:GANTrainer,
     self.opt_d.param_groups[0]['lr'] = self.opt.hypers[-1]['lr']*(r.lr_d or r.lr)/r.lr
     self.opt_d.zero_grad(set_to_none=True)
     total.backward()
+    on_real, on_fake = on_real.detach(), on_fake.detach()
+    said = self.agreed(D.parameters(), loss.detach(), on_real.mean(), on_fake.mean())
     self.opt_d.step()
-    if 'strength' in self.more: self.more['strength'].update(on_real.detach(), on_fake.detach() if r.loss in relative else None)
-    self.learn.loss_d, self.learn.d_real, self.learn.d_fake = loss.detach(), on_real.detach().mean(), on_fake.detach().mean()
+    if 'strength' in self.more: self.more['strength'].update(*map(self.whole, (on_real, on_fake) if r.loss in relative else (on_real,)))
+    self.learn.loss_d, self.learn.d_real, self.learn.d_fake = said
+
+@patch
+def agreed(self:GANTrainer, params, *values):
+    "Gradients averaged over all processes, where there are several, and the `values` averaged, too"
+    return values if self.together is None else self.together.average(params, *values)
+
+@patch
+def whole(self:GANTrainer, t): return t if self.together is None else self.together.whole(t)
 
 @patch
 def penalty(self:GANTrainer,
@@ -192,15 +209,16 @@ def g_step(self:GANTrainer,
             loss = self.adversarial.g(on_real, D(self.augment(fake, self.rng), y))
         self.opt.zero_grad()
         loss.backward()
+        loss, = self.agreed(self.model.generator.parameters(), loss.detach())
         self.opt.step()
     finally: D.requires_grad_(True)
-    return loss.detach()
+    return loss
 
 # %% ../nbs/01g_trainer.ipynb #a1b27b16
 @patch
 def average(self:GANTrainer):
     "Move the averaged generator towards the trained one"
-    n, half_life = len(self.y), self.recipe.half_life
+    n, half_life = self.dls.train.bs, self.recipe.half_life
     seen = (self.step + 1)*n
     keep = .5**(n/min(half_life, max(seen/8, 1))) if half_life else 0.
     both = lambda m: [t for t in m.state_dict().values() if t.is_floating_point()]

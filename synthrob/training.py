@@ -96,7 +96,8 @@ def _nets(self:Checkpoint): return {'model': self.learn.model, **getattr(self.le
 
 @patch
 def save(self:Checkpoint):
-    "Write the state after the current epoch"
+    "Write the state after the current epoch; of several processes the first one does"
+    if getattr(getattr(self.learn, 'together', None), 'rank', 0): return
     tensors = {f'{nm}.{k}': v for nm, net in self._nets().items() for k, v in net.state_dict().items()}
     groups = {}
     for nm, opt in self._opts().items():

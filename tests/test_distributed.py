@@ -1,0 +1,85 @@
+"One process or two, the same training: loss curves with the same whole batch, and a split run in two processes."
+import json, os
+import pytest, torch
+from safetensors import safe_open
+from synthrob.core import BadInput, read_tensors
+from synthrob.distributed import launch
+
+pytest.importorskip('accelerate', reason="accelerate is not installed: pip install 'synthrob[distributed]'")
+
+# What each process runs: it is imported by them, from a file, as a library is.
+TASKS = '''
+import contextlib, os
+from synthrob.cnn import cnn_learner
+from synthrob.data import prepare, splits
+from synthrob.gan import gan_learner
+from synthrob.loaders import image_dls
+
+def _parts():
+    images = prepare('faces', size=32, n=100, n_test=20, root='runs')
+    s = splits(images)
+    return images.subset(s.train), images.subset(s.valid)
+
+def _context(learn): return learn.distrib_ctx() if 'RANK' in os.environ else contextlib.nullcontext()
+
+def cnn(path, net, bs=64):
+    train, valid = _parts()
+    learn = cnn_learner(image_dls(train, valid, bs=bs, device='cpu'), net, seed=0)
+    with _context(learn), learn.no_bar(): learn.fit_recipe(3, path=path)
+
+def gan(path, **changes):
+    train, _ = _parts()
+    learn = gan_learner(image_dls(train, bs=32, n_steps=8, device='cpu'), nf=8, nz=16, **changes)
+    with _context(learn), learn.no_bar(): learn.fit_images(32*8*3, path)
+'''
+
+@pytest.fixture(scope='module')
+def tasks(tmp_path_factory):
+    "The module of tasks, importable here and in the processes, in a folder of its own"
+    import importlib, sys
+    folder, was, at = tmp_path_factory.mktemp('together'), os.environ.get('PYTHONPATH'), os.getcwd()
+    (folder/'together_tasks.py').write_text(TASKS)
+    os.environ['PYTHONPATH'] = os.pathsep.join([str(folder), *([was] if was else [])])
+    sys.path.insert(0, str(folder)); os.chdir(folder)
+    yield importlib.import_module('together_tasks')
+    os.chdir(at); sys.path.remove(str(folder))
+    if was is None: del os.environ['PYTHONPATH']
+    else: os.environ['PYTHONPATH'] = was
+
+def trained(run, path, **params):
+    "Logged rows of a training, and the weights it ends with"
+    run(dict(path=path, **params))
+    with safe_open(path, 'pt') as f: rows = torch.tensor(json.loads(f.metadata()['state'])['rows'], dtype=torch.float64)
+    weights = {k: v.float() for k, v in read_tensors(path).items() if k.startswith('model.')}
+    os.remove(path)
+    return rows, weights
+
+def alone(tasks, name, **params): return trained(lambda kw: getattr(tasks, name)(**kw), 'one.safetensors', **params)
+def in_two(name, **params): return trained(lambda kw: launch(f'together_tasks:{name}', kw, 2), 'two.safetensors', **params)
+
+def test_classifier(tasks):
+    "The same curve, to what bfloat16 rounds; half the batch in one process has another"
+    one, two = alone(tasks, 'cnn', net='poster')[0], in_two('cnn', net='poster')[0]
+    assert one[0, 0] - one[-1, 0] > .01                              # it does learn
+    torch.testing.assert_close(two[:, :2], one[:, :2], rtol=0, atol=2e-3)
+    half = alone(tasks, 'cnn', net='poster', bs=32)[0]
+    assert (half[:, 0] - one[:, 0]).abs().max() > 5e-3
+
+def test_gan(tasks):
+    "Both nets, penalised by gradients of gradients: losses and logits in two processes are those of one"
+    (one, w1), (two, w2) = alone(tasks, 'gan', arch='r3gan', augment=None), in_two('gan', arch='r3gan', augment=None)
+    torch.testing.assert_close(two, one, rtol=0, atol=5e-3)
+    for k in w1: torch.testing.assert_close(w2[k], w1[k], rtol=0, atol=.02, msg=lambda m: f'{k}: {m}')
+
+def test_one_goes_on_where_two_have_ended(tasks):
+    "The checkpoint of two processes is one that a single process finds finished: it trains nothing and has their weights"
+    launch('together_tasks:gan', dict(path='both.safetensors', arch='default'), 2)
+    before = read_tensors('both.safetensors')
+    tasks.gan(path='both.safetensors', arch='default')
+    after = read_tensors('both.safetensors')
+    assert all(torch.equal(before[k], after[k]) for k in before if k.startswith('model.'))
+
+def test_bad_batch(tasks):
+    with pytest.raises(BadInput, match='Batches of 63 images cannot be shared by 2 processes'):
+        launch('together_tasks:cnn', dict(path='none.safetensors', net='poster', bs=63), 2)
+    assert not os.path.exists('none.safetensors')
