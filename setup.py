@@ -32,7 +32,7 @@ setup(
                  'Topic :: Scientific/Engineering :: Image Recognition'],
     python_requires=f">={cfg['min_python']}", packages=find_packages(include=[lib, f'{lib}.*']),
     install_requires=cfg['requirements'].split(),
-    extras_require={k: cfg[f'{k}_requirements'].split() for k in ('dev', 'slurm')},
+    extras_require={k: cfg[f'{k}_requirements'].split() for k in ('dev', 'slurm', 'distributed', 'lsun', 'explore')},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f'{lib}={lib}._modidx:d'],
                   'papermill.engine': [f'{lib}={lib}.kernels:SynthrobEngine']},
     cmdclass=dict(build_py=BuildWithNotebook), zip_safe=False)

@@ -15,9 +15,18 @@ def prepared():
     nbdev_sidebar.__wrapped__()   # the function under the command
     return proc_nbs(n_workers=2, force=True)
 
+def pages_of(contents):
+    "The pages of a sidebar, whatever sections they are in"
+    for o in contents:
+        if isinstance(o, str): yield o
+        elif 'contents' in o: yield from pages_of(o['contents'])
+        else: yield o['href']
+
 def look(made):
     "Fail unless every notebook in nbs/ became a page with a title, a purpose and a place in the sidebar of `made`"
-    sidebar = yaml.safe_load((made/'sidebar.yml').read_text(encoding='utf-8'))['website']['sidebar']['contents']
+    sidebar = list(pages_of(yaml.safe_load((made/'sidebar.yml').read_text(encoding='utf-8'))['website']['sidebar']['contents']))
+    for p in sidebar: assert (made/p).is_file(), f'the sidebar has {p}, which is not there'
+    assert len(set(sidebar)) == len(sidebar), 'a page is in the sidebar twice'
     for p in sorted(get_config().nbs_path.glob('*.ipynb')):
         head = json.loads((made/p.name).read_text(encoding='utf-8'))['cells'][0]
         front = yaml.safe_load(''.join(head['source']).strip().strip('-')) if head['cell_type'] == 'raw' else {}
