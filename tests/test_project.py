@@ -53,7 +53,8 @@ def test_imports_have_no_cycle():
 @pytest.mark.parametrize('name', MODULES)
 def test_imports_are_required(name):
     ini = settings()
-    required = {canonicalize_name(Requirement(r).name) for r in (ini['requirements'] + ' ' + ini['slurm_requirements']).split()}
+    required = {canonicalize_name(Requirement(r).name) for k in ini if k.endswith('requirements') and k != 'dev_requirements'
+                for r in ini[k].split()}
     missing = {o for o in imports(name)[0] if canonicalize_name(DISTRIBUTION.get(o, o)) not in required}
     assert not missing, f'synthrob.{name} imports {missing}, which settings.ini does not require'
 
@@ -72,7 +73,7 @@ def test_requirements_are_pinned_and_allowed():
         apply = [p for p in pins if not p.marker or p.marker.evaluate(dict(python_version=python))]
         here = {canonicalize_name(p.name): p for p in apply}
         assert len(here) == len(apply), f'constraints.txt pins something twice for Python {python}'
-        for r in map(Requirement, (settings()['requirements'] + ' ' + settings()['dev_requirements']).split()):
+        for r in map(Requirement, ' '.join(v for k, v in settings().items() if k.endswith('requirements')).split()):
             pin = here.get(canonicalize_name(r.name))
             assert pin, f'{r.name} is not pinned in constraints.txt for Python {python}'
             version = str(pin.specifier).removeprefix('==')
@@ -91,6 +92,17 @@ def test_site_is_driven_from_the_top():
     pages = [o['href'] for o in site['website']['navbar']['left']] + [site['format']['html']['css']]
     for p in pages: assert (NBS/p).is_file(), f'_quarto.yml leads to {p}, which is not in nbs/'
     assert site['metadata-files'] == ['nbdev.yml', 'sidebar.yml']
+
+def test_broken_links_are_found(tmp_path):
+    "What `.ci/run site` asks of the rendered site"
+    (tmp_path/'sub').mkdir()
+    (tmp_path/'index.html').write_text('<h1 id="a"></h1><a href="#a"></a><a href="sub/p.html#c"></a><a href="https://x.y/z"></a>')
+    (tmp_path/'sub'/'p.html').write_text('<p id="c"><a href="../index.html#a"></a></p>')
+    run = lambda: subprocess.run([sys.executable, ROOT/'.ci'/'links.py', tmp_path], capture_output=True, text=True)
+    assert run().returncode == 0
+    (tmp_path/'sub'/'q.html').write_text('<a href="../index.html#b"></a><img src="no.png">')
+    res = run()
+    assert res.returncode == 1 and 'sub/q.html: ../index.html#b' in res.stdout and 'sub/q.html: no.png' in res.stdout
 
 def test_index_lists_every_notebook():
     index = (NBS/'index.ipynb').read_text(encoding='utf-8')
