@@ -1,6 +1,6 @@
 "The project holds together: imports are required and run downwards, requirements are pinned, every page is there"
 from __future__ import annotations
-import ast, json, re, sys
+import ast, json, re, subprocess, sys
 from configparser import ConfigParser
 from graphlib import TopologicalSorter
 from pathlib import Path
