@@ -40,7 +40,7 @@ class Images:
         if self.x.dtype != torch.uint8 or self.x.ndim != 4:
             raise BadInput(f"images must be uint8 (n,c,h,w), and these are {self.x.dtype} of {tuple(self.x.shape)}")
         self.part = np.full(n, '', '<U5') if part is None else np.asarray(part, dtype='<U5')
-        self.names = np.arange(n).astype(str) if names is None else np.asarray(names, dtype=object)
+        self.names = np.arange(n).astype(f'<U{len(str(n))}') if names is None else np.asarray(names, dtype=object)
         if {len(self.y), len(self.part), len(self.names)} != {n}:
             raise BadInput(f"{n} images need {n} labels, parts and names")
         if n and not 0 <= self.y.min() <= self.y.max() < len(self.vocab):
@@ -150,18 +150,28 @@ def duplicate_groups(
 ) -> torch.Tensor: # int64 (n,), numbered in the order of their first images
     "The group of each image: two images are in one group if all their pixels are equal"
     digest = lambda o: hashlib.blake2b(o, digest_size=16).digest()
-    found = b''.join(digest(o) for b in blocks(x) for o in b)
-    halves = pd.DataFrame(np.frombuffer(found, np.uint64).reshape(-1, 2))
-    return torch.from_numpy(halves.groupby([0, 1], sort=False).ngroup().to_numpy(np.int64, copy=True))
+    h, a = np.empty((len(x), 2), np.uint64), 0
+    for b in blocks(x, 1<<20):
+        h[a:a+len(b)] = np.frombuffer(b''.join(map(digest, b)), np.uint64).reshape(-1, 2)
+        a += len(b)
+    order = np.lexsort(h.T)                                      # equal ones side by side, the first of them first
+    new = np.ones(len(h), bool); new[1:] = (np.diff(h[order], axis=0) != 0).any(1)
+    first, rank, group = order[new], np.empty(new.sum(), np.int64), np.empty(len(h), np.int64)
+    rank[first.argsort()] = np.arange(len(first))
+    group[order] = rank[new.cumsum() - 1]
+    return torch.from_numpy(group)
 
 def flat(
     x,                  # uint8 images (n,c,h,w)
     threshold:float=5., # grey levels
-    size:int=1<<22      # bytes looked at in one go
+    size:int=1<<20      # bytes looked at in one go
 ) -> torch.Tensor: # bool (n,)
     "Whether an image is nearly flat: the standard deviation of its pixels, in every channel, is below `threshold`"
-    parts = [o.flatten(2).float().std(2, correction=0).amax(1) < threshold for o in (torch.from_numpy(b) for b in blocks(x, size))]
-    return torch.cat(parts) if len(x) else torch.zeros(0, dtype=torch.bool)
+    out, a = torch.zeros(len(x), dtype=torch.bool), 0
+    for b in map(torch.from_numpy, blocks(x, size)):
+        out[a:a+len(b)] = b.flatten(2).float().std(2, correction=0).amax(1) < threshold
+        a += len(b)
+    return out
 
 # %% ../nbs/00_data.ipynb #a91c4c02
 @dataclass

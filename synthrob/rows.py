@@ -4,15 +4,16 @@
 
 # %% ../nbs/00f_rows.ipynb #2f520b67
 from __future__ import annotations
-import hashlib, math, mmap, os, re, tempfile
+import hashlib, math, os, re, tempfile
 from concurrent.futures import ThreadPoolExecutor
 from collections import deque
+from threading import Lock
 import numpy as np, psutil, torch
 from fastcore.basics import patch
 from .core import BadInput, hash_array
 
 # %% auto #0
-__all__ = ['memory_budget', 'Rows', 'blocks', 'hash_images', 'read_images', 'rows_of', 'read_ahead']
+__all__ = ['memory_budget', 'Rows', 'blocks', 'hash_images', 'read_images', 'rows_of', 'gathered', 'read_ahead']
 
 # %% ../nbs/00f_rows.ipynb #9b7ce8ea
 _units = dict(zip(('', 'k', 'm', 'g', 't'), (1000**i for i in range(5))))
@@ -29,26 +30,34 @@ def memory_budget() -> int: # bytes
 class _File:
     "Rows of a `.npy` of uint8, read when they are asked for"
     def __init__(self, path):
-        with open(path, 'rb') as f:
-            if np.lib.format.read_magic(f) != (1, 0): raise BadInput(f"{path} is not as numpy writes arrays: prepare it anew")
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(f)
-            if fortran or dtype != np.uint8: raise BadInput(f"{path} holds {dtype}, and images are uint8: prepare it anew")
-            start, n = f.tell(), math.prod(shape)
-            if os.fstat(f.fileno()).st_size < start + n: raise BadInput(f"{path} is truncated: delete its folder and prepare it anew")
-            self.map = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-        self.rows = np.frombuffer(self.map, np.uint8, n, start).reshape(shape)
-        self.step = max(1, (4<<20)//max(math.prod(shape[1:]), 1<<16))     # rows that touch some 4 MiB
+        self.path, self.lock, self.file = path, Lock(), open(path, 'rb', buffering=0)
+        if np.lib.format.read_magic(self.file) != (1, 0): raise BadInput(f"{path} is not as numpy writes arrays: prepare it anew")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(self.file)
+        if fortran or dtype != np.uint8: raise BadInput(f"{path} holds {dtype}, and images are uint8: prepare it anew")
+        self.n, self.shape, self.start = shape[0], shape[1:], self.file.tell()
+        self.row = math.prod(self.shape)
+        if os.fstat(self.file.fileno()).st_size < self.start + self.n*self.row: self._truncated()
+
+    def _truncated(self): raise BadInput(f"{self.path} is truncated: delete its folder, and it is prepared anew")
+    def __len__(self): return self.n
+    def __del__(self): self.file.close()
 
     def take(self, idx, out):
-        "Copy rows `idx`, sorted, to `out`"
-        for a in range(0, len(idx), self.step):
-            np.take(self.rows, idx[a:a+self.step], 0, out[a:a+self.step], mode='clip')    # the indices were checked
-            if hasattr(mmap, 'MADV_DONTNEED'): self.map.madvise(mmap.MADV_DONTNEED)
+        "Read rows `idx`, sorted, into `out`"
+        ends = [*(np.flatnonzero(np.diff(idx) != 1) + 1), len(idx)]
+        for a,b in zip([0, *ends], ends):
+            todo = memoryview(out[a:b].reshape(-1))
+            with self.lock:
+                self.file.seek(self.start + int(idx[a])*self.row)
+                while len(todo):
+                    if not (k := self.file.readinto(todo)): self._truncated()
+                    todo = todo[k:]
 
 class _Held:
     "Rows of a tensor, as `_File` has them"
-    def __init__(self, x): self.rows = x.numpy()
-    def take(self, idx, out): np.take(self.rows, idx, 0, out, mode='clip')
+    def __init__(self, x): self.rows, self.shape = x.numpy(), tuple(x.shape[1:])
+    def __len__(self): return len(self.rows)
+    def take(self, idx, out): np.take(self.rows, idx, 0, out, mode='clip')     # the indices were checked
 
 # %% ../nbs/00f_rows.ipynb #061d19a0
 class Rows:
@@ -58,8 +67,8 @@ class Rows:
         idx      # which of them, in which order, int64 (n,)
     ):
         self.stores,self.idx = list(stores),idx
-        self.ends = np.cumsum([len(s.rows) for s in self.stores])
-        self.shape = torch.Size((len(idx), *self.stores[0].rows.shape[1:]))
+        self.ends = np.cumsum([len(s) for s in self.stores])
+        self.shape = torch.Size((len(idx), *self.stores[0].shape))
 
     dtype,device,ndim,is_cuda = torch.uint8,torch.device('cpu'),4,False
 
@@ -69,7 +78,7 @@ class Rows:
     ) -> Rows:
         "All rows of a file"
         f = _File(path)
-        return cls([f], torch.arange(len(f.rows)))
+        return cls([f], torch.arange(len(f)))
 
     def __len__(self): return len(self.idx)
     def __repr__(self): return f"Rows({'x'.join(map(str, self.shape))}, {self.nbytes/1e6:,.1f} MB in {len(self.stores)} files)"
@@ -86,7 +95,7 @@ def _take(rows, idx, pin=False):
     at = at[order]
     buf = np.empty((len(at), *rows.shape[1:]), np.uint8)
     for k,(s,end) in enumerate(zip(rows.stores, rows.ends)):
-        start = end - len(s.rows)
+        start = end - len(s)
         a, b = np.searchsorted(at, (start, end))
         if b > a: s.take(at[a:b] - start, buf[a:b])
     out = torch.empty(buf.shape, dtype=torch.uint8, pin_memory=pin)
@@ -140,8 +149,8 @@ def _joined(parts):
         where = torch.empty(len(p.stores), dtype=torch.int64)
         for k,s in enumerate(p.stores):
             if s not in stores:
-                at.append(sum(len(o.rows) for o in stores)); stores.append(s)
-            where[k] = at[stores.index(s)] - (int(p.ends[k]) - len(s.rows))
+                at.append(sum(len(o) for o in stores)); stores.append(s)
+            where[k] = at[stores.index(s)] - (int(p.ends[k]) - len(s))
         idx.append(p.idx + where[torch.searchsorted(torch.as_tensor(p.ends), p.idx, right=True)])
     return Rows(stores, torch.cat(idx))
 
@@ -205,6 +214,14 @@ def rows_of(
 ):      # tensor or `Rows`, as `x`
     "Some of the images: a copy of a tensor, a view of `Rows`"
     return x.view(idx) if isinstance(x, Rows) else x[idx]
+
+def gathered(
+    *parts # pairs of images (tensor or `Rows`) and which of them
+):         # tensor, or `Rows` where one of the parts is
+    "Some of these and some of those, one after another: where one part is `Rows`, nothing is copied"
+    if not any(isinstance(x, Rows) for x,_ in parts): return torch.cat([x[i] for x,i in parts])
+    whole = lambda x: x if isinstance(x, Rows) else Rows([_Held(x)], torch.arange(len(x)))
+    return torch.cat([whole(x).view(i) for x,i in parts])
 
 # %% ../nbs/00f_rows.ipynb #3800a372
 def read_ahead(
