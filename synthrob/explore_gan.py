@@ -12,6 +12,7 @@ import numpy as np, torch
 from fastcore.basics import patch
 from fastcore.xml import Figcaption, Figure, Img
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 from .core import BadInput, read_json
 from .explore_data import newest
@@ -58,68 +59,75 @@ def sheets_of(folder # that of a GAN, with `samples/`, or the folder of the shee
 
 def trained_gan(folder=None, # `runs/gan/<hash>`; None: that of the GAN in `out` that was finished last
                 out='runs'   # the folder of all runs
-               ) -> tuple:   # the GAN, and what its folder says: dict of sheets, curve, vocab, folder
+               ) -> tuple:   # the GAN, and what its folder says: dict of sheets, quality, measure, vocab, failure
     "A trained GAN and what its training left; raises `BadInput` where there is none"
     folder = newest('gan', out) if folder is None else Path(folder)
-    if not (folder/'gan.safetensors').is_file(): raise BadInput(f"{folder} holds no trained GAN: give a folder of runs/gan with gan.safetensors.")
+    try: gan = load_gan(folder/'gan.safetensors')
+    except (OSError, SafetensorError):
+        raise BadInput(f"{folder} holds no trained GAN: give a folder of runs/gan with gan.safetensors.") from None
     record = read_json(folder/'record.json') if (folder/'record.json').is_file() else {}
     curve = record.get('curve') or {}
     names = [k for k in curve if k not in ('epoch', 'images')]
     quality = dict(zip(curve['epoch'], curve[names[0]])) if names else {}
-    return load_gan(folder/'gan.safetensors'), dict(sheets=sheets_of(folder), quality=quality, measure=names[0] if names else '',
-                                                    vocab=record.get('params', {}).get('vocab'), failure=record.get('failure'))
+    return gan, dict(sheets=sheets_of(folder), quality=quality, measure=names[0] if names else '',
+                     vocab=record.get('params', {}).get('vocab'), failure=(record.get('failure') or {}).get('said', ''))
 
 # %% ../nbs/04c_explore_gan.ipynb #3876e462
 class GANExplorer(Explorer):
     "A GAN's faces: class, seeds, the way between them, spread and truncation of the noise, and the time of training"
     steps = 7    # faces on the way
     def __init__(self,
-                 gan=None,   # a `GAN`, or the folder of one, `runs/gan/<hash>`; None: the newest in `out`, else an untrained one
+                 gan=None,   # a `GAN`, or its folder, `runs/gan/<hash>`; None: the newest in `out`, else an untrained one
                  vocab=None, # class names; None: those its folder says
                  out='runs'  # where GANs are looked for
                 ):
         self.warn, about = '', {}
         if isinstance(gan, GAN): self.gan = gan
         else: self.gan, about = self._found(gan, out)
-        p = self.gan.params
-        self.vocab = list(vocab or about.get('vocab') or (emotions if p['n_classes'] == 5 else map(str, range(p['n_classes']))))
-        if len(self.vocab) != p['n_classes']: raise BadInput(f"The GAN has {p['n_classes']} classes and {len(self.vocab)} names: give one name a class.")
-        self.sheets, self.quality, self.measure = about.get('sheets', {}), about.get('quality', {}), about.get('measure', '')
+        k = self.gan.params['n_classes']
+        self.vocab = list(vocab or about.get('vocab') or map(str, range(k)))
+        if len(self.vocab) != k: raise BadInput(f"The GAN has {k} classes and {len(self.vocab)} names: give one name a class.")
+        self.sheets, self.quality, self.measure = (about.get(o) or {} for o in ('sheets', 'quality', 'measure'))
         self.row = lru_cache(256)(self._row)
         super().__init__(**self._controls())
 
-    def _controls(self):
-        cut = [('none', 0.), *((f'± {v:g}', v) for v in (3., 2.5, 2., 1.5, 1., .75, .5))]
-        c = dict(label=choice('Class', [(o, i) for i, o in enumerate(self.vocab)]), a=slider('From seed', 0, 99, 0, hint='the first face'),
-                 b=slider('To seed', 0, 99, 1, hint='the second face'),
-                 way=slider('Way', 0., 1., 0., .05, '0: the first face, 1: the second'),
-                 path=choice('Path', ['spherical', 'linear'], hint='on the sphere, or straight through it'),
-                 spread=slider('Spread', .1, 2., 1., .05, 'standard deviation of the noise'),
-                 truncate=stops('Truncate', cut, 0., 'no noise beyond so many standard deviations'))
-        if self.sheets: c['epoch'] = stops('Epoch', list(self.sheets), max(self.sheets), 'the time of training')
-        return c
-
     def _found(self, folder, out):
-        try: return trained_gan(folder, out)
+        try: gan, about = trained_gan(folder, out)
         except BadInput as e:
             if folder is not None: raise
             self.warn = f'This GAN is untrained. {e}'
-        return GAN(32, 1, len(emotions), nf=16), dict(vocab=emotions)
+            return GAN(32, 1, len(emotions), nf=16), dict(vocab=emotions)
+        self.warn = about['failure']
+        return gan, about
 
     def draw(self, label, a, b, way, path, spread, truncate, epoch=None):
-        c, z = self.vocab[label], self.noise(label, a, b, way, path, spread, truncate)
+        z = self.noise(label, a, b, way, path, spread, truncate)
         now = faces_of(self.gan, z.expand(len(self.vocab), -1), range(len(self.vocab)))
-        at = round(way*(self.steps - 1))
-        row = [tile(x, f'{i/(self.steps - 1):.2g}', f'a synthetic face, {c}, {i/(self.steps - 1):.0%} of the way', 72, i == at)
-               for i, x in enumerate(self.row(label, a, b, path, spread, truncate))]
-        here = tile(now[label], f'{c}, {way:.2f}', f'a synthetic face, {c}, {way:.0%} of the way from seed {a} to seed {b}', 160)
-        shown = [tiles(f'from seed {a} to seed {b}', *row), tiles('here', here),
-                 tiles('the same noise, each class', *[tile(x, k, f'the same noise as {k}', 72) for x, k in zip(now, self.vocab)])]
-        if epoch: shown.append(self._sheet(epoch))
+        c, ends, share = self.vocab[label], f'from seed {a} to seed {b}', [i/(self.steps - 1) for i in range(self.steps)]
+        at, row = round(way*(self.steps - 1)), self.row(label, a, b, path, spread, truncate)
+        along = [tile(x, f'{t:.2g}', f'synthetic face, {c}, {t:.0%} of the way', 72, i == at)
+                 for i, (x, t) in enumerate(zip(row, share))]
+        here = tile(now[label], f'{c}, {way:.2f}', f'synthetic face, {c}, {way:.0%} of the way {ends}', 160)
+        alike = [tile(x, k, f'the same noise as {k}', 72) for x, k in zip(now, self.vocab)]
+        shown = [tiles(ends, *along), tiles('here', here), tiles('the same noise, each class', *alike)]
         cut = f', truncated at ± {truncate:g}' if truncate else ''
-        return Seen(f'{c}: {way:.0%} of the {path} way from seed {a} to seed {b}; spread {spread:g}{cut}.', shown, self.warn)
+        said = f'{c}: {way:.0%} of the {path} way {ends}; spread {spread:g}{cut}.'
+        return Seen(said, shown + ([self._sheet(epoch)] if epoch else []), self.warn)
 
-# %% ../nbs/04c_explore_gan.ipynb #f466639b
+# %% ../nbs/04c_explore_gan.ipynb #3bfe69ce
+@patch
+def _controls(self:GANExplorer):
+    cut = [('none', 0.), *((f'± {v:g}', v) for v in (3., 2.5, 2., 1.5, 1., .75, .5))]
+    c = dict(label=choice('Class', [(o, i) for i, o in enumerate(self.vocab)]),
+             a=slider('From seed', 0, 99, 0, hint='the first face'),
+             b=slider('To seed', 0, 99, 1, hint='the second face'),
+             way=slider('Way', 0., 1., 0., .05, '0: the first face, 1: the second'),
+             path=choice('Path', ['spherical', 'linear'], hint='on the sphere, or straight through it'),
+             spread=slider('Spread', .1, 2., 1., .05, 'standard deviation of the noise'),
+             truncate=stops('Truncate', cut, 0., 'no noise beyond so many standard deviations'))
+    if self.sheets: c['epoch'] = stops('Epoch', list(self.sheets), max(self.sheets), 'the time of training')
+    return c
+
 @patch
 def noise(self:GANExplorer, label, a, b, way, path, spread, truncate):
     "The noise (1,nz) at one place of the way"
@@ -139,6 +147,7 @@ def _sheet(self:GANExplorer, epoch):
     said = f'after epoch {epoch} of {max(self.sheets)}'
     if self.quality:
         near, best = min(self.quality, key=lambda e: abs(e - epoch)), min(self.quality, key=self.quality.get)
-        said += f'; {self.measure} {self.quality[near]:.3g} (epoch {near}), at best {self.quality[best]:.3g} (epoch {best})'
+        value = lambda e: f'{self.quality[e]:.3g} (epoch {e})'
+        said += f'; {self.measure} {value(near)}, at best {value(best)}'
     img = Img(src=data_url(f.read_bytes()), alt=f'synthetic faces {said}, a row for each class', width=w, height=h)
     return Figure(img, Figcaption(said))

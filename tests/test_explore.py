@@ -1,6 +1,6 @@
 "Explorers: what they show against what it is made from; and in a browser, moved by keyboard alone"
 from __future__ import annotations
-import json, os, shutil, socket, subprocess, sys, time
+import asyncio, json, os, shutil, socket, subprocess, sys, time
 from base64 import b64decode
 from html.parser import HTMLParser
 from importlib.util import find_spec
@@ -69,7 +69,8 @@ def test_data_groups(images):
     pairs = lambda k: sorted(tuple(sorted(g.tolist())) for g in found[k])
     assert pairs('copies') == [(0, 90), (1, 11), (2, 12), (3, 13)]
     assert pairs('leaks') == pairs('removed: leak') == [(0, 90)] and what[0] == 'removed: leak' and what[90] == 'test'
-    assert pairs('conflicting labels') == pairs('removed: conflict') == [(3, 13)] and set(what[[3, 13]]) == {'removed: conflict'}
+    assert pairs('conflicting labels') == pairs('removed: conflict') == [(3, 13)]
+    assert set(what[[3, 13]]) == {'removed: conflict'}
     assert pairs('removed: repeated') == [(1, 11), (2, 12)] and not found['removed: flat']
     assert (what == 'train').sum() == len(s.train) and (what == 'valid').sum() == len(s.valid)
 
@@ -145,7 +146,7 @@ def test_split_says_what_the_report_says(sweep):
     curve, confusion, recall, severity = (o['alt'] for o in pictures(e.seen))
     assert f'{100*top.value:.1f} at 0.2' in curve and f'{100*top.baseline:.1f} at 0' in curve
     records = [json.loads(p.read_text()) for p in sweep.glob('split/*/record.json')]
-    of = lambda ratio, how: [r['test']['per_class']['sad']['recall'] for r in records if (r['given']['ratio'], r['given']['how']) == (ratio, how)]
+    of = lambda *arm: [r['test']['per_class']['sad']['recall'] for r in records if (r['given']['ratio'], r['given']['how']) == arm]
     assert f'sad {100*np.mean(of(0, "replace")):.1f} to {100*np.mean(of(.2, "add")):.1f}' in recall
     assert 'severities 1, 3, 5' in severity and 'taken for' in confusion
 
@@ -159,12 +160,27 @@ def test_a_step_computes_nothing(sweep, monkeypatch):
     e.panel.cache_clear()
     assert shown == {r: e.see(ratio=r)._repr_html_() for r in (0., .2, .4)} and len(set(shown.values())) == 3
 
+def test_other_ratios_are_drawn_ahead(sweep):
+    "In a kernel, whose loop is idle between steps; elsewhere nothing is left running"
+    e = SplitExplorer(sweep)
+    assert e.panel.cache_info().currsize == 4
+    async def kernel():
+        e = SplitExplorer(sweep)
+        for _ in range(200):
+            await asyncio.sleep(.05)
+            if e.panel.cache_info().currsize == 12: break
+        drawn, hits = e.panel.cache_info().currsize, e.panel.cache_info().hits
+        e.controls['ratio'].value = .4
+        return drawn, e.panel.cache_info().hits - hits, e.panel.cache_info().currsize
+    assert asyncio.run(kernel()) == (12, 4, 12)       # three ratios of one arm; a step finds its four pictures
+
 def test_split_with_holes(tmp_path):
     "A missing run, a control, arms with different ratios: the slider follows the arm"
     simulate_runs(tmp_path, ratios=(0, .2, .4), hows=('add',), fillers=('synthetic', 'repeat'), cnn_seeds=range(3), n=100)
     given = {p.parent: json.loads(p.read_text())['given'] for p in tmp_path.glob('split/*/record.json')}
     for p, g in given.items():
-        if (g['ratio'], g['filler']) == (.4, 'repeat') or (g['ratio'], g['filler'], g['cnn_seed']) == (.2, 'synthetic', 0): shutil.rmtree(p)
+        a_run = (g['ratio'], g['filler'], g['cnn_seed']) == (.2, 'synthetic', 0)
+        if a_run or (g['ratio'], g['filler']) == (.4, 'repeat'): shutil.rmtree(p)
     e = SplitExplorer(tmp_path)
     e.controls['arm'].value = 'poster: add, synthetic'
     e.controls['ratio'].value = .2
@@ -196,13 +212,16 @@ def test_labels_cannot_break_the_page(images):
 
 # --- in a browser ---
 
+def browser():
+    "Chromium, where there is one: `$SYNTHROB_CHROMIUM`, or that of the system"
+    names = ('chromium', 'chromium-browser', 'google-chrome')
+    return os.environ.get('SYNTHROB_CHROMIUM') or next((p for o in names if (p := shutil.which(o))), None)
+
 def missing():
     "Why there can be no test in a browser; None where there can be one"
     for module in ('voila', 'playwright'):
-        if find_spec(module) is None: return f'{module} is not installed: pip install -e .[dev]'
-    return None if browser() else 'there is no Chromium: apt-get install chromium'
-
-def browser(): return os.environ.get('SYNTHROB_CHROMIUM') or next((p for o in ('chromium', 'chromium-browser', 'google-chrome') if (p := shutil.which(o))), None)
+        if find_spec(module) is None: return f"{module} is not installed: pip install -c constraints.txt -e '.[dev]'"
+    return None if browser() else 'there is no Chromium: apt-get install chromium, or set SYNTHROB_CHROMIUM to its path'
 
 PAGE = '''
 import torch, synthrob.explore as ex
@@ -211,35 +230,36 @@ from synthrob.faces import draw_faces, emotions
 y = torch.arange(60) % 5
 x = draw_faces(y, size=32, seed=2, progress=False)
 x[0], y[0] = x[10], y[10]
-data = ex.DataExplorer(Images(x, y, emotions))
-damage = ex.CorruptionExplorer(Images(x, y, emotions))
-gan = ex.GANExplorer({gan!r})
-sweep = ex.SplitExplorer({sweep!r})
-display(data, damage, gan, sweep)
+images = Images(x, y, emotions)
+shown = ex.DataExplorer(images), ex.CorruptionExplorer(images), ex.GANExplorer({gan!r}), ex.SplitExplorer({sweep!r})
+display(*shown)
 '''
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
+PLACE = dict(data=0, damage=1, gan=2, sweep=3)       # of an explorer on the page
+N_CONTROLS = 3 + 3 + 8 + 3
 
 @pytest.fixture(scope='module')
 def served(sweep, gan, tmp_path_factory):
     "The address of a page with all explorers, served by Voila"
-    if why := missing(): pytest.skip(why)
+    if why := missing():
+        if os.environ.get('SYNTHROB_BROWSER'): pytest.fail(f'SYNTHROB_BROWSER is set, but {why}')
+        pytest.skip(why)
     import nbformat
-    at, port = tmp_path_factory.mktemp('page'), free_port()
+    at = tmp_path_factory.mktemp('page')
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(PAGE.format(gan=str(gan), sweep=str(sweep)))])
     nb.metadata.kernelspec = dict(name='python3', display_name='python3', language='python')
     nbformat.write(nb, at/'page.ipynb')
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    command = [sys.executable, '-m', 'voila', 'page.ipynb', '--no-browser', f'--port={port}', '--Voila.ip=127.0.0.1']
     with open(at/'log', 'w') as log:
-        p = subprocess.Popen([sys.executable, '-m', 'voila', 'page.ipynb', '--no-browser', f'--port={port}', '--Voila.ip=127.0.0.1'], cwd=at,
-                             stdout=log, stderr=subprocess.STDOUT)
+        p = subprocess.Popen(command, cwd=at, stdout=log, stderr=subprocess.STDOUT)
         try:
-            for _ in range(150):
-                if p.poll() is not None: pytest.fail(f"Voila ended: {(at/'log').read_text()[-2000:]}")
+            for _ in range(300):
+                if p.poll() is not None: break
                 try: socket.create_connection(('127.0.0.1', port), 1).close(); break
                 except OSError: time.sleep(.2)
+            if p.poll() is not None: pytest.fail(f"Voila ended: {(at/'log').read_text()[-2000:]}")
             yield f'http://127.0.0.1:{port}/'
         finally:
             p.terminate()
@@ -249,8 +269,9 @@ def served(sweep, gan, tmp_path_factory):
 def page(served):
     "The page in a browser, when all explorers are there"
     from playwright.sync_api import sync_playwright
+    root = hasattr(os, 'geteuid') and os.geteuid() == 0
     with sync_playwright() as pw:
-        b = pw.chromium.launch(executable_path=browser(), args=['--no-sandbox'] if hasattr(os, 'geteuid') and os.geteuid() == 0 else [])
+        b = pw.chromium.launch(executable_path=browser(), args=['--no-sandbox'] if root else [])
         page = b.new_page(viewport=dict(width=1280, height=900))
         page.goto(served, timeout=120_000)
         page.wait_for_function("document.querySelectorAll('.synthrob-see').length == 4", timeout=120_000)
@@ -258,29 +279,53 @@ def page(served):
         yield page
         b.close()
 
-CONTROLS = dict(data=0, damage=1, gan=2, sweep=3)
-
-def sources(page, k):
-    "Addresses of the pictures of explorer number `k`"
-    return page.evaluate("k => [...document.querySelectorAll('.synthrob-see')[k].querySelectorAll('img')].map(o => o.src)", k)
+PICTURES = "[...document.querySelectorAll('.synthrob-see')[k].querySelectorAll('img')].map(o => o.src)"
 
 def press(page, k, control, key):
     "Move a control of explorer number `k` with one key; seconds until its pictures have changed"
-    before = sources(page, k)
+    before = page.evaluate(f'k => {PICTURES}', k)
     box = page.locator('.widget-vbox').filter(has=page.locator('.synthrob-see')).nth(k)
     row = box.locator('.widget-inline-hbox').filter(has=page.get_by_text(control, exact=True))
     row.locator('.noUi-handle, select').first.focus()
     t = time.perf_counter()
     page.keyboard.press(key)
-    page.wait_for_function("([k, was]) => { const now = [...document.querySelectorAll('.synthrob-see')[k].querySelectorAll('img')].map(o => o.src);"
-                           " return now.length && JSON.stringify(now) != was }", arg=[k, json.dumps(before, separators=(',', ':'))], timeout=20_000)
+    changed = f"([k, was]) => {{ const now = {PICTURES}; return now.length && JSON.stringify(now) != JSON.stringify(was) }}"
+    page.wait_for_function(changed, arg=[k, before], timeout=20_000)
     return time.perf_counter() - t
 
 @pytest.mark.parametrize('explorer, control, key', [
-    ('data', 'Page', 'ArrowRight'), ('data', 'Class', 'ArrowDown'), ('damage', 'Severity', 'ArrowRight'), ('damage', 'Image', 'ArrowRight'),
-    ('damage', 'Corruption', 'ArrowDown'), ('gan', 'Way', 'ArrowRight'), ('gan', 'Spread', 'ArrowLeft'), ('gan', 'From seed', 'ArrowRight'),
-    ('gan', 'Epoch', 'ArrowLeft'), ('gan', 'Class', 'ArrowDown'), ('sweep', 'Ratio', 'ArrowLeft'), ('sweep', 'Corruption', 'ArrowDown')])
+    ('data', 'Page', 'ArrowRight'), ('data', 'Class', 'ArrowDown'),
+    ('damage', 'Severity', 'ArrowRight'), ('damage', 'Image', 'ArrowRight'), ('damage', 'Corruption', 'ArrowDown'),
+    ('gan', 'Way', 'ArrowRight'), ('gan', 'Spread', 'ArrowLeft'), ('gan', 'From seed', 'ArrowRight'),
+    ('gan', 'Truncate', 'ArrowRight'), ('gan', 'Epoch', 'ArrowLeft'), ('gan', 'Class', 'ArrowDown'),
+    ('sweep', 'Ratio', 'ArrowLeft'), ('sweep', 'Corruption', 'ArrowDown'), ('sweep', 'Arm', 'ArrowDown')])
 def test_a_key_moves_the_picture(page, explorer, control, key, record_property):
-    took = press(page, CONTROLS[explorer], control, key)
+    took = press(page, PLACE[explorer], control, key)
     record_property('seconds', took)
     print(f'{explorer}, {control}: {1e3*took:.0f} ms from the key to the new picture')
+
+def test_the_tabulator_reaches_every_control(page):
+    "One after another, from the top, and none twice"
+    page.evaluate("document.activeElement.blur(); window.getSelection().removeAllRanges(); window.scrollTo(0, 0)")
+    page.mouse.click(2, 2)
+    seen = []
+    for _ in range(100):                             # the numbers beside sliders are stops, too: one can type there
+        if sum(map(bool, seen)) == N_CONTROLS: break
+        page.keyboard.press('Tab')
+        seen.append(page.evaluate("""() => { const o = document.activeElement, row = o.closest('.widget-inline-hbox');
+            return row && o.matches('.noUi-handle, select') ? row.querySelector('label').innerText : null }"""))
+    assert [o for o in seen if o] == [
+        'Show', 'Class', 'Page', 'Corruption', 'Severity', 'Image', 'Class', 'From seed', 'To seed', 'Way', 'Path', 'Spread',
+        'Truncate', 'Epoch', 'Arm', 'Ratio', 'Corruption']
+
+@pytest.mark.parametrize('width', [390, 1280])
+def test_nothing_is_wider_than_the_page(page, width):
+    "On a telephone and on a desk: every picture is there, has words, and ends before the page does"
+    page.set_viewport_size(dict(width=width, height=900))
+    page.wait_for_timeout(300)
+    found = page.evaluate("""[...document.querySelectorAll('.synthrob-see img')].map(o => ({alt: o.alt, drawn: o.naturalWidth,
+        wide: o.getBoundingClientRect().width, right: o.getBoundingClientRect().right}))""")
+    assert len(found) > 30 and all(o['alt'] and o['drawn'] and o['wide'] >= 30 and o['right'] <= width for o in found)
+    controls = page.evaluate("""[...document.querySelectorAll('.widget-inline-hbox:has(.noUi-handle, select)')]
+        .map(o => o.getBoundingClientRect().right)""")
+    assert len(controls) == N_CONTROLS and max(controls) <= width
