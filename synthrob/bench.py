@@ -31,17 +31,18 @@ from torchvision.transforms.functional import to_tensor
 
 from .cnn import cnn_learner, evaluate, recipes
 from .corruptions import common, corrupted
-from .data import Images, fer2013_path, prepare
+from .data import Images, check_no_leak, fer2013_path, prepare, splits
 from .engines import local
 from .faces import draw_faces, emotions
-from .files import list_images
+from .files import list_images, npy_rows
 from .gan import gan_learner, gan_recipes
 from .kernels import execute, kernel_server
 from .loaders import Augment, ImageSet, balanced_stream, image_dls, stream, to_float, to_uint8
 from .losses import AdaptiveStrength, DiffAugment, LeCam, adversarial, gradient_penalty, interpolated_penalty
 from .nets import GAN
 from .quality import features, fid, judge, kid
-from .split import run_split
+from .rows import Rows, read_images, rows_of
+from .split import check_held_out, mix, run_split
 from .sweep import Sweep, notebook_path
 from .trainer import relative
 from .training import Autocast, has_bf16
@@ -51,8 +52,9 @@ __all__ = ['benches', 'Setting', 'setting', 'stopwatch', 'duel', 'fastest', 'Row
            'loader', 'fastai_loader', 'augment', 'TrainOnly', 'our_cnn', 'bare_cnn', 'cnn', 'source_cnn', 'cnn_source',
            'our_gan', 'bare_parts', 'bare_gan', 'bare_d_step', 'bare_g_step', 'gan', 'OneInput', 'NoiseToImage',
            'fastai_gan', 'gan_fastai', 'AsTheyAre', 'usual_distances', 'quality', 'measure_peak', 'measure_prepare',
-           'memory', 'usual_corruptions', 'measure_corrupted', 'corruption', 'tiny_cell', 'same_cells', 'cell_overhead',
-           'cells_per_hour', 'sweep', 'run_benches', 'parser', 'main']
+           'memory', 'large_file', 'large_learner', 'large', 'train_large', 'large_peak', 'usual_corruptions',
+           'measure_corrupted', 'corruption', 'tiny_cell', 'same_cells', 'cell_overhead', 'cells_per_hour', 'sweep',
+           'run_benches', 'parser', 'main']
 
 # %% ../nbs/06_bench.ipynb #26539e51
 @dataclass
@@ -538,6 +540,68 @@ def memory(s):
     return [(o['peak']/1e9, 1.5) for o in runs], (f"{s.data}, {runs[0]['n']:,} images, {middle('seconds'):.1f} s; "
                                                  f"{extra:.2f} GB beyond what the imports take")
 
+# %% ../nbs/06_bench.ipynb #505b2509
+def large_file(s:Setting # from `setting`
+              ) -> tuple: # a `.npy` of noise, and the memory budget in bytes, a tenth of it
+    "A set of ten times the memory budget, made when it is first asked for"
+    file, budget, shape = s.folder/'large.npy', 256_000_000 if s.bar else 4_000_000, (3, 64, 64)
+    rng, todo = np.random.default_rng(0), 10*budget//math.prod(shape)
+    if not file.exists():
+        with npy_rows(file, shape) as append:
+            for a in range(0, todo, 1000): append(rng.integers(0, 256, (min(1000, todo - a), *shape), dtype=np.uint8))
+    return file, budget
+
+def large_learner(x,            # images: tensor or `Rows`
+                  y,            # labels (n,)
+                  device,
+                  n_steps:int,  # batches in an epoch
+                  valid=None    # images that validate; None: the first 64
+                 ):             # a function that trains for an epoch and returns how many images that were
+    "The poster CNN over a large set, in batches of 32"
+    vocab = [str(k) for k in range(5)]
+    train = ImageSet(x, y, vocab)
+    few = ImageSet(rows_of(x, slice(0, 64)), y[:64], vocab) if valid is None else valid
+    learn = cnn_learner(image_dls(train, few, bs=32, n_steps=n_steps, device=device), 'poster')
+    def epoch():
+        with learn.no_bar(), learn.no_logging(): learn.fit(1)
+        return n_steps*32
+    return epoch
+
+# %% ../nbs/06_bench.ipynb #028d9f48
+@bench(.7, 'an epoch of the poster CNN over a set of ten times the memory budget', 'the same with all images in memory')
+def large(s):
+    file, budget = large_file(s)
+    x, steps = read_images(file, budget), 200 if s.bar else 5
+    y = torch.arange(len(x)) % 5
+    ours, theirs = large_learner(x, y, s.device, steps), large_learner(torch.from_numpy(np.load(file)), y, s.device, steps)
+    return duel(ours, theirs, s), f'{len(x):,} images, {x.nbytes/1e6:,.0f} MB with a budget of {budget/1e6:.0f} MB; {steps} batches of 32'
+
+# %% ../nbs/06_bench.ipynb #e9c48f16
+def train_large(file,        # the images
+                budget:int,  # bytes
+                n_steps:int, # batches
+                device
+               ) -> int:     # images that were trained on
+    "What a split experiment does with its data, and one epoch of training"
+    x = read_images(file, budget)
+    if not isinstance(x, Rows): raise RuntimeError('the set is not above the budget')
+    images = Images(x, torch.arange(len(x)) % 5, [str(k) for k in range(5)])
+    s = splits(images)
+    check_no_leak(images, s)
+    part = lambda k: images.subset(getattr(s, k))
+    train = mix(part('train'), None, .3, filler='repeat')
+    check_held_out(train.x, torch.cat([part('valid').x, part('test').x]))
+    return large_learner(train.x, train.y, device, n_steps, part('valid').subset(slice(0, 640)))()
+
+@bench(1/1.3, 'memory beyond imports while a set of ten times the budget is split, mixed and trained on', 'the budget', unit='GB', name='large_peak')
+def large_peak(s):
+    file, budget = large_file(s)
+    args = dict(file=str(file), budget=budget, n_steps=200 if s.bar else 5, device=str(s.device))
+    runs = [measure_peak('from synthrob.bench import train_large', 'n = train_large(**args)', **args) for _ in s.rounds(most=3)]
+    return [((o['peak'] - o['before'])/1e9, budget/1e9) for o in runs], (
+        f"{10*budget/1e6:,.0f} MB of images; {runs[0]['n']:,} trained on; imports take {runs[0]['before']/1e9:.2f} GB; "
+        f"{statistics.median(o['seconds'] for o in runs):.0f} s")
+
 # %% ../nbs/06_bench.ipynb #e4bbdb85
 def usual_corruptions() -> SimpleNamespace: # `corrupt(image, severity, name)` and the `names` of the 15 that run
     "The package `imagecorruptions`. Raises `BadInput` where it is not installed"
@@ -687,7 +751,7 @@ def parser() -> argparse.ArgumentParser:
     names = '\n'.join(f'  {k:11}{f.about}' for k, f in benches.items())
     about = """Measure synthrob against the usual way to do the same, in turns, in one process. A ratio of 2 means: twice
 as fast (or half of the memory that is allowed). Reported is the median of the rounds, with the smallest and
-the largest. All of it takes some fifteen minutes on two cores. On cores that other programs use as well, set
+the largest. All of it takes some twenty minutes on two cores. On cores that other programs use as well, set
 OMP_WAIT_POLICY=passive."""
     p = argparse.ArgumentParser('synthrob_bench', description=about, epilog=f'NAME is one of\n{names}',
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -699,6 +763,8 @@ OMP_WAIT_POLICY=passive."""
     p.add_argument('--path',
                    help='FER-2013: zip, folder or CSV; if left out, $SYNTHROB_FER2013 or ../shared/data/fer2013.zip')
     p.add_argument('--repeats', type=int, metavar='N', help='rounds (5; with --quick 2)')
+    p.add_argument('--bigger-than-memory', action='store_true',
+                   help="in place of 'loader', 'large' and 'large_peak': a set of ten times the memory budget")
     p.add_argument('--quick', action='store_true',
                    help='a few hundred images and tiny nets: does it run? The ratios say little')
     p.add_argument('--device', help="'cpu' or 'cuda'; if left out, CUDA if there is one")
@@ -712,7 +778,9 @@ def main(args=None # list of arguments; None: those of the command line
     try:
         about = dict(device=device_name(a.device), versions=versions())
         with redirect_stdout(sys.stderr):                                # progress is no result
-            run_benches(a.names, show, data=a.data, path=a.path, repeats=a.repeats, quick=a.quick, device=a.device)
+            names = a.names or (['loader'] if a.bigger_than_memory else [])
+            if a.bigger_than_memory: names = [o for k in names for o in (['large', 'large_peak'] if k == 'loader' else [k])]
+            run_benches(names, show, data=a.data, path=a.path, repeats=a.repeats, quick=a.quick, device=a.device)
         if not a.json: print(f"{about['device']}; {', '.join(f'{k} {v}' for k, v in about['versions'].items())}", file=out)
     except BadInput as e:
         print(f'synthrob_bench: {e}', file=sys.stderr)
