@@ -2,7 +2,7 @@
 from __future__ import annotations
 import hashlib, io, json, pickle, signal, struct, subprocess, sys, time
 from pathlib import Path
-import lmdb, numpy as np, pyarrow as pa, pyarrow.parquet as pq, pytest, torch, torchvision
+import lmdb, numpy as np, pyarrow as pa, pyarrow.parquet as pq, pytest, torchvision
 from PIL import Image
 import synthrob.sources as sources
 from synthrob.core import BadInput
