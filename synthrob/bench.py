@@ -573,8 +573,9 @@ def large(s):
     file, budget = large_file(s)
     x, steps = read_images(file, budget), 200 if s.bar else 5
     y = torch.arange(len(x)) % 5
-    ours, theirs = large_learner(x, y, s.device, steps), large_learner(torch.from_numpy(np.load(file)), y, s.device, steps)
-    return duel(ours, theirs, s), f'{len(x):,} images, {x.nbytes/1e6:,.0f} MB with a budget of {budget/1e6:.0f} MB; {steps} batches of 32'
+    ours, theirs = (large_learner(o, y, s.device, steps) for o in (x, torch.from_numpy(np.load(file))))
+    size = f'{len(x):,} images, {x.nbytes/1e6:,.0f} MB with a budget of {budget/1e6:.0f} MB'
+    return duel(ours, theirs, s), f'{size}; {steps} batches of 32'
 
 # %% ../nbs/06_bench.ipynb #e9c48f16
 def train_large(file,        # the images
@@ -593,11 +594,12 @@ def train_large(file,        # the images
     check_held_out(train.x, torch.cat([part('valid').x, part('test').x]))
     return large_learner(train.x, train.y, device, n_steps, part('valid').subset(slice(0, 640)))()
 
-@bench(1/1.3, 'memory beyond imports while a set of ten times the budget is split, mixed and trained on', 'the budget', unit='GB', name='large_peak')
+@bench(1/1.3, 'memory beyond imports to split, mix and train on a set of ten times the budget', 'the budget', unit='GB')
 def large_peak(s):
     file, budget = large_file(s)
     args = dict(file=str(file), budget=budget, n_steps=200 if s.bar else 5, device=str(s.device))
-    runs = [measure_peak('from synthrob.bench import train_large', 'n = train_large(**args)', **args) for _ in s.rounds(most=3)]
+    once = lambda: measure_peak('from synthrob.bench import train_large', 'n = train_large(**args)', **args)
+    runs = [once() for _ in s.rounds(most=3)]
     return [((o['peak'] - o['before'])/1e9, budget/1e9) for o in runs], (
         f"{10*budget/1e6:,.0f} MB of images; {runs[0]['n']:,} trained on; imports take {runs[0]['before']/1e9:.2f} GB; "
         f"{statistics.median(o['seconds'] for o in runs):.0f} s")
@@ -779,7 +781,8 @@ def main(args=None # list of arguments; None: those of the command line
         about = dict(device=device_name(a.device), versions=versions())
         with redirect_stdout(sys.stderr):                                # progress is no result
             names = a.names or (['loader'] if a.bigger_than_memory else [])
-            if a.bigger_than_memory: names = [o for k in names for o in (['large', 'large_peak'] if k == 'loader' else [k])]
+            instead = dict(loader=['large', 'large_peak']) if a.bigger_than_memory else {}
+            names = [o for k in names for o in instead.get(k, [k])]
             run_benches(names, show, data=a.data, path=a.path, repeats=a.repeats, quick=a.quick, device=a.device)
         if not a.json: print(f"{about['device']}; {', '.join(f'{k} {v}' for k, v in about['versions'].items())}", file=out)
     except BadInput as e:

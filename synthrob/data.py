@@ -378,7 +378,7 @@ def lsun(path=None, size=None, channels=None,
     n:int=None       # at most so many images of each category for training
 ) -> Source:
     "LSUN's LMDB databases, `path/bedroom_train_lmdb` and so on, brought to `size` (64) and `channels` (3)"
-    if path is None: raise BadInput("data='lsun' needs a path: give the folder in which bedroom_train_lmdb and others lie")
+    if path is None: raise BadInput("data='lsun' needs a path: give the folder in which bedroom_train_lmdb lies")
     if n is not None and n < 1: raise BadInput(f"n is {n}, and at least one image of a category must be read")
     dbs, size, channels = lsun_databases(path, categories), size or 64, channels or 3
     for _,_,f in dbs: lmdb_size(f)                    # whatever is wrong with a database is said before any work
@@ -393,8 +393,9 @@ def parquet(path=None, size=None, channels=None,
     "A data set of images in parquet, as Hugging Face has them: a file or a folder of shards"
     if path is None: raise BadInput("data='parquet' needs a path: give a parquet file, or the folder of its shards")
     for f in list_shards(path): parquet_columns(f, name)
-    read = partial(parquet_images, path, label=name, size=size or 48, channels=channels)
-    return Source(dict(source='parquet', content=content_key(path), name=name, size=size or 48, channels=channels), read)
+    size = size or 48
+    read = partial(parquet_images, path, label=name, size=size, channels=channels)
+    return Source(dict(source='parquet', content=content_key(path), name=name, size=size, channels=channels), read)
 
 @source
 def torchvision(path=None, size=None, channels=None,
@@ -449,7 +450,7 @@ def prepare(
     channels:int=None, # 1 grey, 3 colour; None: as the source has it
     root='runs',       # the folder of all artefacts
     **options          # of the source
-) -> Images: # pixels are mapped from the disk, or stay there (`Rows`) where `memory_budget` is too small; `about` says where they lie, what is broken, what was left out
+) -> Images: # mapped from the disk, or left there (`Rows`) above `memory_budget`; `about` says where, and what is broken
     "Images from a source, decoded once and kept; raises `BadInput`"
     if data == 'lsun' and vocab not in (None, 'all'):                # the others are not even read
         options = dict(categories=[vocab] if isinstance(vocab, str) else list(vocab)) | options
@@ -460,7 +461,8 @@ def prepare(
     every = sorted(set(meta.label))
     y = meta.label.map({c: i for i,c in enumerate(every)}).to_numpy(dtype=np.int64, copy=True)
     left_out = int((part == 'out').sum())
-    about = dict(data=data, path=str(art.path), hash=art.hash, broken=record['broken'], left_out=left_out, grey=record.get('grey'))
+    about = dict(data=data, path=str(art.path), hash=art.hash, broken=record['broken'], left_out=left_out,
+                 grey=record.get('grey'))
     x, group = read_images(art.file('images.npy')), meta.group.to_numpy(copy=True)
     images = Images(x, y, every, part, group, meta.name.to_numpy(), about)
     if left_out: images = images.subset(part != 'out')
@@ -485,8 +487,9 @@ def describe(
     print(f"copies: {r['groups_of_copies']:,} groups of equal images, {r['groups_with_conflict']:,} of them with "
           f"more than one label; {r['test_with_copy_outside']:,} of {r['test']:,} test images "
           "have a copy outside the test part")
+    grey = (g := a.get('grey')) and ', '.join(f'{v:,} {k}' for k,v in g['classes'].items())
     print(f"nearly flat: {r['flat']:,}; broken: {len(a.get('broken', []))}; left out: {a.get('left_out', 0):,}"
-          + (f"; grey among colour ones: {g['n']:,} ({', '.join(f'{v:,} {k}' for k,v in g['classes'].items())})" if (g := a.get('grey')) else ''))
+          + (f'; grey among colour ones: {grey}' if grey else ''))
     print(f"removed from training and validation: {', '.join(f'{v:,} {k}' for k,v in r['removed'].items())}")
     print(f"left in the test part: {r['test_conflict']} with conflicting labels, {r['test_flat']} flat, "
           f"{r['test_leaked']} with a copy in training")

@@ -19,11 +19,12 @@ __all__ = ['memory_budget', 'Rows', 'blocks', 'hash_images', 'read_images', 'row
 _units = dict(zip(('', 'k', 'm', 'g', 't'), (1000**i for i in range(5))))
 
 def memory_budget() -> int: # bytes
-    "How much memory one set of images may take: `$SYNTHROB_MEMORY` such as '500MB' or '2G', or a quarter of what the machine has"
+    "What one set of images may take: `$SYNTHROB_MEMORY` such as '500MB' or '2G', or a quarter of the machine's memory"
     said = os.environ.get('SYNTHROB_MEMORY')
     if not said: return psutil.virtual_memory().total//4
     m = re.fullmatch(r'\s*(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?\s*', said.lower())
-    if not m or float(m[1]) == 0: raise BadInput(f"SYNTHROB_MEMORY={said!r} is no amount of memory: write for example 500MB or 2G")
+    if not m or float(m[1]) == 0:
+        raise BadInput(f"SYNTHROB_MEMORY={said!r} is no amount of memory: write for example 500MB or 2G")
     return int(float(m[1])*_units[m[2]])
 
 # %% ../nbs/00f_rows.ipynb #a9a7258e
@@ -31,7 +32,8 @@ class _File:
     "Rows of a `.npy` of uint8, read when they are asked for"
     def __init__(self, path):
         self.path, self.lock, self.file = path, Lock(), open(path, 'rb', buffering=0)
-        if np.lib.format.read_magic(self.file) != (1, 0): raise BadInput(f"{path} is not as numpy writes arrays: prepare it anew")
+        if np.lib.format.read_magic(self.file) != (1, 0):
+            raise BadInput(f"{path} is not as numpy writes arrays: prepare it anew")
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(self.file)
         if fortran or dtype != np.uint8: raise BadInput(f"{path} holds {dtype}, and images are uint8: prepare it anew")
         self.n, self.shape, self.start = shape[0], shape[1:], self.file.tell()
@@ -61,7 +63,7 @@ class _Held:
 
 # %% ../nbs/00f_rows.ipynb #061d19a0
 class Rows:
-    "Images that lie in files: an index over them that looks like a uint8 tensor (n,c,h,w); a part of it is read when it is asked for"
+    "Images that lie in files, as an index that looks like a uint8 tensor (n,c,h,w): what is asked for is read"
     def __init__(self,
         stores,  # where rows lie, one after another: from `Rows.open`
         idx      # which of them, in which order, int64 (n,)
@@ -81,7 +83,8 @@ class Rows:
         return cls([f], torch.arange(len(f)))
 
     def __len__(self): return len(self.idx)
-    def __repr__(self): return f"Rows({'x'.join(map(str, self.shape))}, {self.nbytes/1e6:,.1f} MB in {len(self.stores)} files)"
+    def __repr__(self):
+        return f"Rows({'x'.join(map(str, self.shape))}, {self.nbytes/1e6:,.1f} MB in {len(self.stores)} files)"
 
     @property
     def nbytes(self) -> int: # of the images, were they in memory
@@ -145,7 +148,8 @@ def _joined(parts):
     stores, at, idx = [], [], []
     for p in parts:
         p = p if isinstance(p, Rows) else Rows([_Held(p.cpu())], torch.arange(len(p)))
-        if p.shape[1:] != parts[0].shape[1:]: raise ValueError(f"rows of {tuple(p.shape[1:])} and {tuple(parts[0].shape[1:])} cannot be joined")
+        if p.shape[1:] != parts[0].shape[1:]:
+            raise ValueError(f"rows of {tuple(p.shape[1:])} and {tuple(parts[0].shape[1:])} cannot be joined")
         where = torch.empty(len(p.stores), dtype=torch.int64)
         for k,s in enumerate(p.stores):
             if s not in stores:

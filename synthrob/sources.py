@@ -88,7 +88,7 @@ def _decoded(b, size, channels):
 
 def decode_blocks(
     path,          # where images come from: for what is said
-    blocks,        # blocks(at) yields (images so far, (at, [(name, label, part, bytes or `Broken`)])) after `at`; None: all
+    blocks,        # blocks(at) yields (images so far, (at, [(name, label, part, bytes or `Broken`)])) from `at` on, or None
     total:int,     # how many images there are
     out,           # the `.npy` to be made: uint8, (n,channels,size,size)
     size:int,      # height and width
@@ -107,7 +107,8 @@ def decode_blocks(
             bad = [[o[0], str(x)] for o,x in zip(items, xs) if isinstance(x, Broken)]
             for o in bad: broken.add(*o)
             good = [(x, list(o[:3])) for o,x in zip(items, xs) if not isinstance(x, Broken)]
-            g.append(np.array([x for x,_ in good], np.uint8).reshape(-1, channels, size, size), at, [k for _,k in good], bad)
+            rows = np.array([x for x,_ in good], np.uint8).reshape(-1, channels, size, size)
+            g.append(rows, at, [k for _,k in good], bad)
     broken.report()
     return g.finish(), broken.items
 
@@ -116,7 +117,8 @@ LSUN_PARTS = dict(train='train', val='valid')  # the part `test` of LSUN has no 
 
 def _lmdb():
     "The package `lmdb`, or `BadInput`"
-    if find_spec('lmdb') is None: raise BadInput("data='lsun' needs the package that reads its databases: pip install lmdb")
+    if find_spec('lmdb') is None:
+        raise BadInput("data='lsun' needs the package that reads its databases: pip install lmdb")
     return importlib.import_module('lmdb')
 
 @contextmanager
@@ -139,10 +141,12 @@ def lsun_databases(
 ) -> list[tuple[str, str, Path]]: # category, part and folder of each database
     "The databases of LSUN in a folder; raises `BadInput` for a category that is not there"
     path = existing(path)
-    if path.is_file(): raise BadInput(f"{path} is a file: unpack it, and give the folder in which bedroom_train_lmdb and others lie")
+    if path.is_file():
+        raise BadInput(f"{path} is a file: unpack it, and give the folder in which bedroom_train_lmdb and others lie")
     found = {}
     for f in sorted(path.iterdir()):
-        if (m := re.fullmatch(r'(\w+)_(train|val)_lmdb', f.name)) and f.is_dir(): found.setdefault(m[1], {})[LSUN_PARTS[m[2]]] = f
+        m = re.fullmatch(r'(\w+)_(train|val)_lmdb', f.name)
+        if m and f.is_dir(): found.setdefault(m[1], {})[LSUN_PARTS[m[2]]] = f
     if not found:
         here = " it is itself a database: give the folder above it" if (path/'data.mdb').exists() else " check the path"
         raise BadInput(f"{path} holds no folder such as bedroom_train_lmdb:{here}")
@@ -212,7 +216,8 @@ def list_shards(
         if not (m := re.fullmatch(r'(.*-)(\d{5})-of-(\d{5})(.*)', f.name)): continue
         for k in range(int(m[3])):
             other = f.with_name(f'{m[1]}{k:05}-of-{m[3]}{m[4]}')
-            if other not in files: raise BadInput(f"{f} is one of {int(m[3])} shards, and {other.name} is missing: download it")
+            if other not in files:
+                raise BadInput(f"{f} is one of {int(m[3])} shards, and {other.name} is missing: download it")
     return files
 
 # %% ../nbs/00g_sources.ipynb #c9146a33
@@ -220,8 +225,10 @@ def list_shards(
 def _shard(file):
     "A parquet file, opened; `BadInput` for what is none, now or while it is read"
     with open(file, 'rb') as f: head = f.read(20)
-    if head.startswith(b'version https://git'): raise BadInput(f"{file} only points to the data, which git-lfs holds: git lfs pull gets it")
-    if not head.startswith(b'PAR1'): raise BadInput(f"{file} is no parquet file: give a parquet file, or a folder of them")
+    if head.startswith(b'version https://git'):
+        raise BadInput(f"{file} only points to the data, which git-lfs holds: git lfs pull gets it")
+    if not head.startswith(b'PAR1'):
+        raise BadInput(f"{file} is no parquet file: give a parquet file, or a folder of them")
     try:
         with pq.ParquetFile(file, buffer_size=1<<20, pre_buffer=False) as p: yield p
     except (pa.ArrowException, OSError) as e:
@@ -239,7 +246,13 @@ def _holds_image(field, feature):
     if pa.types.is_struct(t): return any(o.name == 'bytes' and binary(o.type) for o in t)
     return binary(t) and (feature.get('_type') == 'Image' or field.name.lower() in ('image', 'img', 'images', 'bytes'))
 
-# %% ../nbs/00g_sources.ipynb #345245ab
+# %% ../nbs/00g_sources.ipynb #13acd7fa
+def _simple(t):
+    "Whether a type is one that labels have"
+    is_a = pa.types
+    if is_a.is_dictionary(t): return _simple(t.value_type)
+    return is_a.is_integer(t) or is_a.is_boolean(t) or is_a.is_string(t) or is_a.is_large_string(t)
+
 def _one_of(file, found, usual, what, all_columns, how):
     "The column meant, or `BadInput`"
     if not found: raise BadInput(f"{file} has no column of {what}: its columns are {', '.join(all_columns)}{how}")
@@ -250,18 +263,20 @@ def _one_of(file, found, usual, what, all_columns, how):
 def parquet_columns(
     file,           # a parquet file
     label:str=None  # the column of labels; None: found
-) -> tuple[str, str, list|None]: # column of images, of labels, and names of the classes if labels are numbers that have some
+) -> tuple[str, str, list|None]: # column of images, of labels, and the names of the classes if labels are their numbers
     "Which columns hold images and labels; raises `BadInput`"
     with _shard(file) as p: schema = p.schema_arrow
     known, columns = _features(schema), schema.names
     feature = lambda c: known[c] if isinstance(known.get(c), dict) else {}
-    image = _one_of(file, [f.name for f in schema if _holds_image(f, feature(f.name))], ('image', 'img'), 'images', columns, '')
-    if label is not None and label not in columns: raise BadInput(f"{file} has no column {label!r}: it has {', '.join(columns)}")
-    simple = lambda t: pa.types.is_integer(t) or pa.types.is_string(t) or pa.types.is_large_string(t) or pa.types.is_boolean(t)
+    images = [f.name for f in schema if _holds_image(f, feature(f.name))]
+    image = _one_of(file, images, ('image', 'img'), 'images', columns, '')
+    if label is not None and label not in columns:
+        raise BadInput(f"{file} has no column {label!r}: it has {', '.join(columns)}")
     named = [c for c in columns if feature(c).get('_type') == 'ClassLabel']
-    found = named or [c for c in columns if c.lower() in ('label', 'labels', 'class', 'category') and simple(schema.field(c).type)]
-    label = label or _one_of(file, found, ('label',), 'labels', columns, ": say which, as in data='parquet:label'")
-    if not (simple(t := schema.field(label).type) or pa.types.is_dictionary(t)): raise BadInput(f"the column {label!r} of {file} holds {t}, and labels are numbers or texts")
+    usual = [c for c in columns if c.lower() in ('label', 'labels', 'class', 'category') and _simple(schema.field(c).type)]
+    label = label or _one_of(file, named or usual, ('label',), 'labels', columns, ": say which, as in data='parquet:label'")
+    if not _simple(t := schema.field(label).type):
+        raise BadInput(f"the column {label!r} of {file} holds {t}, and labels are whole numbers or texts: say which column")
     return image, label, feature(label).get('names')
 
 # %% ../nbs/00g_sources.ipynb #69335c8e
@@ -297,7 +312,8 @@ def parquet_images(
     "Read a data set in parquet, streamed and resumable. Raises `BadInput`"
     files = list_shards(path)
     columns = [parquet_columns(f, label) for f in files]
-    if len(set(map(str, columns))) > 1: raise BadInput(f"{path} holds shards of different columns or classes: give one data set at a time")
+    if len(set(map(str, columns))) > 1:
+        raise BadInput(f"{path} holds shards of different columns or classes: give one data set at a time")
     (image, label, names), counts = columns[0], []
     for f in files:
         with _shard(f) as p: counts.append(p.metadata.num_rows)
