@@ -136,11 +136,20 @@ def split(self:Rows,
     for a in range(0, len(self), bs): yield self[a:a+bs]
 
 @patch
-def to(self:Rows, *args, **kwargs): return self
+def to(self:Rows, *args, **kwargs) -> Rows:
+    "The same: rows stay on the disk, their batches go to the device"
+    return self
 @patch
-def cpu(self:Rows): return self
+def cpu(self:Rows) -> Rows:
+    "The same: rows stay on the disk"
+    return self
 @patch
-def index_select(self:Rows, dim, i): return self[i]
+def index_select(self:Rows,
+    dim, # 0
+    i    # indices
+) -> torch.Tensor: # uint8 (k,c,h,w)
+    "The images at `i`"
+    return self[i]
 
 # %% ../nbs/00f_rows.ipynb #4e67b090
 def _joined(parts):
@@ -178,7 +187,9 @@ def numpy(self:Rows) -> np.ndarray: # uint8 (n,c,h,w), mapped from a file that h
 @patch
 def __array__(self:Rows, dtype=None, copy=None): return self.numpy().astype(dtype or np.uint8, copy=False)
 @patch
-def clone(self:Rows): return torch.from_numpy(self.numpy())
+def clone(self:Rows) -> torch.Tensor: # uint8 (n,c,h,w)
+    "All rows as a tensor on the disk, that may be changed"
+    return torch.from_numpy(self.numpy())
 @patch
 def __dlpack__(self:Rows, **kwargs): return self.clone().__dlpack__(**kwargs)     # what `torch.as_tensor` asks for
 @patch
