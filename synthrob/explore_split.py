@@ -179,17 +179,9 @@ class SplitExplorer(Explorer):
         return {k: dict(options=v) for k, v in found.items()}
 
     def draw(self, arm, ratio, corruption, setting=None):
-        sweep = self._sweep(setting)
-        shown = [self.panel(k, setting, arm, ratio, corruption if k == 'severity' else '') for k in self._kinds(sweep)]
-        return Seen(sweep.sentence(arm, ratio), shown, self.warn)
+        shown = [draw() for draw in self._panels(arm, ratio, corruption, setting)]
+        return Seen(self._sweep(setting).sentence(arm, ratio), shown, self.warn)
 
-    def ahead(self, arm, ratio, corruption, setting=None):
-        "The other ratios, the nearest first"
-        sweep = self._sweep(setting)
-        for r in sorted(sweep.ratios(arm), key=lambda r: abs(r - ratio)):
-            for k in self._kinds(sweep): yield partial(self.panel, k, setting, arm, r, corruption if k == 'severity' else '')
-
-    def _kinds(self, sweep): return ['curve', 'confusion', 'recall'] + ['severity']*bool(len(sweep.hits))
     def _sweep(self, setting): return self.sweeps[setting or next(iter(self.sweeps))]
 
 # %% ../nbs/04d_explore_split.ipynb #ada7680f
@@ -215,7 +207,19 @@ def sentence(self:SweepTables, arm, ratio) -> str:
     what = dict(repeat='real images repeated', none='class weights')[row.filler]
     return f"Control, {what}, at ratio {ratio:g}: {points(row['diff'])} points of accuracy{interval}.{chosen}"
 
-# %% ../nbs/04d_explore_split.ipynb #3ced5e7e
+# %% ../nbs/04d_explore_split.ipynb #1a1f330c
+@patch
+def _panels(self:SplitExplorer, arm, ratio, corruption, setting):
+    "Functions that draw, or find, the pictures of one state"
+    kinds = ['curve', 'confusion', 'recall'] + ['severity']*bool(len(self._sweep(setting).hits))
+    return [partial(self.panel, k, setting, arm, ratio, corruption if k == 'severity' else '') for k in kinds]
+
+@patch
+def ahead(self:SplitExplorer, arm, ratio, corruption, setting=None):
+    "The other ratios, the nearest first"
+    near = sorted(self._sweep(setting).ratios(arm), key=lambda r: abs(r - ratio))
+    return [draw for r in near for draw in self._panels(arm, r, corruption, setting)]
+
 @patch
 def _panel(self:SplitExplorer, kind, setting, arm, ratio, corruption):
     "One of the four pictures"
@@ -223,6 +227,7 @@ def _panel(self:SplitExplorer, kind, setting, arm, ratio, corruption):
     return dict(curve=sweep.curve, confusion=sweep.confused, recall=sweep.recall, severity=sweep.severity)[kind](
         arm, ratio, *[corruption]*(kind == 'severity'))
 
+# %% ../nbs/04d_explore_split.ipynb #a1a1d96b
 @patch
 def curve(self:SweepTables, arm, ratio):
     "Accuracy against the ratio, and where one stands"
