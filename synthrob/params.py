@@ -10,12 +10,15 @@ from functools import cache
 
 from .classifiers import check_net
 from .cnn import recipe
-from .core import BadInput, default_device
+from .core import BadInput, default_device, seeded
+from .feature_space import check_layer, head_recipes
+from .files import existing
 from .nets import coarsest
 from .trainer import gan_recipe
+from .vectors import vector_recipe
 
 # %% auto #0
-__all__ = ['presets', 'SplitParams', 'check_value', 'check_params', 'idle_params', 'given_params']
+__all__ = ['presets', 'vector_presets', 'SplitParams', 'check_value', 'check_params', 'idle_params', 'given_params']
 
 # %% ../nbs/03f_params.ipynb #737e4bb2
 @dataclass
@@ -43,6 +46,12 @@ class SplitParams:
     fresh: int = 0                # epochs of the classifier after which synthetic images are drawn anew; 0: never
     cnn: str = None               # 'poster', 'strong' or 'torchvision:NAME'; None: as the preset says
     cnn_epochs: int = None        # epochs of the classifier; None: as the preset says
+    space: str = 'pixel'          # 'pixel': images are mixed, 'feature': vectors that a trained net makes of them
+    extractor: str = None         # the net that makes vectors: 'torchvision:NAME'; None: our classifier of ratio 0 and seed 0
+    weights: str = None           # file of the weights of an extractor of torchvision
+    layer: str = None             # module of the extractor whose output is the vector; None: what goes into its last linear layer
+    head: str = None              # what is trained on vectors: 'linear' or 'mlp'; None: as the preset says
+    head_epochs: int = None       # epochs of the head; None: as the preset says
     split_seed: int = 42          # of the validation part and of which real images stay
     gan_seed: int = 0             # of the GAN's training
     pool_seed: int = 0            # of the pool's noise
@@ -60,6 +69,9 @@ presets = dict(
     gpu   =dict(size=48, gan_arch='default', gan_images=10_000_000, gan_bs=256, gan_width=96, gan_pick='best', cnn='strong', cnn_epochs=60),
     source=dict(size=32, gan_arch='source', gan_images=250_000, gan_bs=64, gan_width=32, gan_pick='last', cnn='poster', cnn_epochs=25))
 
+_vectors = dict(gan_arch='mlp', gan_bs=256, gan_width=256, gan_pick='last', head='linear', head_epochs=10)
+vector_presets = {k: dict(_vectors, gan_images=n) for k, n in dict(quick=200_000, cpu=500_000, gpu=5_000_000).items()}
+
 @dataclass(frozen=True)
 class _Choice:
     "What a parameter may be: one of `options`, or a `kind` from `low` to `high`"
@@ -74,6 +86,7 @@ _choices = dict(
     real_share=_Choice(float, low=.001, high=1), preset=_Choice(options=tuple(presets)),
     gan_pick=_Choice(options=('last', 'best')), reject=_Choice(float, low=0, high=.99), spread=_Choice(float, low=.01, high=10),
     fresh=_Choice(int, low=0), gan_images=_Choice(int, low=1), gan_bs=_Choice(int, low=2), gan_width=_Choice(int, low=4, high=512), cnn_epochs=_Choice(int, low=1),
+    space=_Choice(options=('pixel', 'feature')), head=_Choice(options=tuple(head_recipes)), head_epochs=_Choice(int, low=1),
     robust=_Choice(options=('none', 'fast', 'full')), quality=_Choice(options=('none', 'fast')), margin=_Choice(float, low=1e-4, high=.5),
     **{f'{o}_seed': _Choice(int, low=0, high=2**31) for o in ('split', 'gan', 'pool', 'cnn')})
 
@@ -107,11 +120,14 @@ def check_params(given:dict # parameters by name; those that are missing have th
             raise BadInput(f"There is no parameter {name!r}" + (f": did you mean {near[0]!r}?" if near else
                            f"; there are {', '.join(sorted(known))}."))
     p = SplitParams(**{k: check_value(k, v) for k, v in given.items()})
-    for k, v in presets[p.preset].items():
+    on_vectors = p.space == 'feature'
+    for k, v in (presets[p.preset] | (vector_presets.get(p.preset, {}) if on_vectors else {})).items():
         if getattr(p, k) is None: setattr(p, k, v)
     _check_cnn(p.cnn, p.size, p.channels or 1)
-    coarsest(p.size)
-    gan_recipe(p.gan_arch)
+    if on_vectors: _check_vectors(p)
+    else:
+        coarsest(p.size)
+        gan_recipe(p.gan_arch)
     default_device(p.device)
     if p.robust != 'none' and p.size < 32:
         raise BadInput(f"size={p.size} with robust={p.robust!r} cannot be: corruptions need 32 px; choose a larger size or robust='none'.")
@@ -127,6 +143,8 @@ def check_params(given:dict # parameters by name; those that are missing have th
 _of_gan = 'gan_arch', 'gan_images', 'gan_bs', 'gan_width', 'gan_seed', 'gan_pick'
 _of_pool = 'pool', 'pool_seed', 'reject', 'spread', 'fresh', 'quality'
 
+_of_space = 'extractor', 'weights', 'layer', 'head', 'head_epochs'
+
 @cache
 def _check_cnn(name, size, channels): check_net(recipe(name).net, size, channels)
 
@@ -136,9 +154,35 @@ def _one_of_a_kind(p): return replace(p, **{f.name: f.default for f in fields(p)
 def idle_params(p:SplitParams # complete, from `check_params`
                ) -> tuple:    # names
     "Parameters that cannot matter: equal experiments have them at their defaults"
-    if p.ratio == 0: return ('how', 'classes', 'filler', *_of_gan, *_of_pool)
-    if p.filler != 'synthetic': return (*_of_gan, *_of_pool)
-    return () if p.pool is None else (*_of_gan, 'spread')
+    space = ('space', *_of_space) if p.space == 'pixel' else ('cnn', 'cnn_epochs') if p.extractor else ()
+    if p.ratio == 0: return ('how', 'classes', 'filler', *_of_gan, *_of_pool, *space)
+    if p.filler != 'synthetic': return (*_of_gan, *_of_pool, *space)
+    return space if p.pool is None else (*_of_gan, 'spread', *space)
+
+# %% ../nbs/03f_params.ipynb #4d8adc68
+def _check_vectors(p):
+    "Raise `BadInput` for what an experiment on vectors cannot have"
+    needs_pixels = dict(pool=p.pool, fresh=p.fresh, reject=p.reject, **({} if p.quality == 'none' else dict(quality=p.quality)))
+    for k, v in needs_pixels.items():
+        if v: raise BadInput(f"{k}={v!r} with space='feature' cannot be: it needs synthetic images, and there are only vectors; "
+                             "leave out one of the two.")
+    if p.preset == 'source': raise BadInput("preset='source' with space='feature' cannot be: the study knew no vectors; choose another preset.")
+    if p.gan_pick == 'best': raise BadInput("gan_pick='best' with space='feature' cannot be: the judge sees images; choose 'last'.")
+    vector_recipe(p.gan_arch)
+    source, _, name = (p.extractor or '').partition(':')
+    if p.extractor and source != 'torchvision':
+        raise BadInput(f"extractor={p.extractor!r} cannot be: leave it out for our own classifier, or give 'torchvision:NAME'.")
+    if p.extractor and p.weights is None:
+        raise BadInput(f"extractor={p.extractor!r} needs weights: give the file of its weights, nothing is downloaded.")
+    if p.weights is not None and not p.extractor:
+        raise BadInput("weights without extractor cannot be: say of which net they are, as in extractor='torchvision:resnet18'.")
+    if p.weights is not None: existing(p.weights)
+    check_layer(_untrained(p.extractor or p.cnn, p.size, p.channels or 1), p.layer)
+
+@cache
+def _untrained(name, size, channels):
+    "The net whose layer is to be the vector"
+    with seeded('untrained'): return recipe(name).net(size, channels, 5)
 
 # %% ../nbs/03f_params.ipynb #577acb8a
 def given_params(before:set,   # names that were there before the parameters

@@ -13,22 +13,25 @@ import torch
 from torch import Tensor, nn
 
 from fastcore.basics import patch
-from .core import (Artefact, BadInput, default_device, generator, hash_array, hash_of, make, read_tensors, replacing, seeded,
-                           write_parquet, write_tensors)
+from .core import (Artefact, BadInput, default_device, generator, hash_array, hash_file, hash_of, make, read_tensors, replacing,
+                           seeded, write_parquet, write_tensors)
 from .cnn import Evaluation, cnn_learner, evaluate, recipe
 from .data import check_no_leak, duplicate_groups, prepare, splits
+from .feature_space import (Extractor, evaluate_vectors, features_stage, head_learner, head_recipe, pretrained,
+                                    vector_gan_stage, vector_pool_stage)
 from .gan import SampleSheet, gan_learner, gan_recipe, load_gan, save_gan
 from .loaders import ImageSet, image_dls
-from .params import SplitParams, check_params, check_value, given_params, idle_params, presets
+from .params import SplitParams, check_params, check_value, given_params, idle_params, presets, vector_presets
 from .pools import Fresh, Pool, draw, filtered, load_pool, own_confidence, pool_from_folder, save_pool, thresholds
 from .quality import KeepBest, judge
 from .robust import Robustness, level_of, robustness as ask_about
+from .vectors import VectorSet, vector_dls, vector_recipe
 
 # %% auto #0
 __all__ = ['class_order', 'share_out', 'Plan', 'plan', 'Mixed', 'mix', 'Judge', 'gan_stage', 'pool_stage', 'own_pool_stage',
            'pool_size', 'answers', 'evaluation_of', 'leak_worth', 'cnn_stage', 'check_held_out', 'SplitData',
-           'SplitRun', 'run_split', 'SplitParams', 'check_params', 'check_value', 'given_params', 'idle_params',
-           'presets']
+           'SplitRun', 'FeatureData', 'FeatureRun', 'run_split', 'SplitParams', 'check_params', 'check_value',
+           'given_params', 'idle_params', 'presets']
 
 # %% ../nbs/03_split.ipynb #478eb14e
 _all_ = ['SplitParams', 'check_params', 'check_value', 'given_params', 'idle_params', 'presets']
@@ -94,7 +97,7 @@ def plan(y:Tensor,           # labels of all real training images (n,)
 class Mixed(ImageSet):
     "A training set: real images first, then what the filler added, marked in `filled`; `class_weights` for the loss, or None"
     def __init__(self, x, y, vocab, filled, class_weights=None):
-        super().__init__(x, y, vocab)
+        (ImageSet if x.ndim == 4 else VectorSet).__init__(self, x, y, vocab)          # vectors are mixed as images are
         self.filled, self.class_weights = filled, class_weights
 
     @property
@@ -254,22 +257,27 @@ def leak_worth(ev:Evaluation, # of the test part
     return dict(copies=int(leaked.sum()), accuracy_copies=mean(leaked), accuracy_rest=rest,
                 worth=None if rest is None else float(right.mean() - rest))
 
-# %% ../nbs/03_split.ipynb #32512fcb
+# %% ../nbs/03_split.ipynb #4399ccb9
+def _means(p):
+    "Recipe, loaders, learner and questions: a classifier of images, or a head on vectors"
+    if p.space == 'pixel': return recipe(p.cnn, epochs=p.cnn_epochs), image_dls, cnn_learner, evaluate
+    return head_recipe(p.head, epochs=p.head_epochs), vector_dls, head_learner, evaluate_vectors
+
 def cnn_stage(train:Mixed,    # the mixture
               n_steps:int,    # steps in an epoch: that of ratio 0
               parts:dict,     # 'valid' and 'test' -> (images, their indices): real ones
               params:dict,    # what else determines the result, and is to stand in the record
-              p:SplitParams,  # `cnn`, `cnn_epochs`, `cnn_seed`, `device`, `out` are used
+              p:SplitParams,  # `space`, `cnn` or `head`, their epochs, `cnn_seed`, `device`, `out` are used
               more=lambda evs: {}, # more for the record, from the evaluations by part
               fresh:Fresh=None # draws the synthetic images anew while it trains
              ) -> Artefact:   # its folder holds `cnn.safetensors` and `predictions.parquet`
     "Train a classifier on a mixture and ask it about real images: done now, continued or found"
-    r = recipe(p.cnn, epochs=p.cnn_epochs)
+    r, make_dls, learner, ask = _means(p)
     def work(art):
-        dls = image_dls(train, parts['valid'][0], bs=r.bs, n_steps=n_steps, seed=p.cnn_seed, device=p.device)
-        learn = cnn_learner(dls, r, train.class_weights, seed=p.cnn_seed)
+        dls = make_dls(train, parts['valid'][0], bs=r.bs, n_steps=n_steps, seed=p.cnn_seed, device=p.device)
+        learn = learner(dls, r, train.class_weights, seed=p.cnn_seed)
         learn.fit_recipe(path=art.file('checkpoint.safetensors'), cbs=fresh and [fresh])
-        evs = {k: evaluate(learn, im) for k, (im, _) in parts.items()}
+        evs = {k: ask(learn, im) for k, (im, _) in parts.items()}
         write_tensors(art.file('cnn.safetensors'), {k: v.clone() for k, v in learn.model.state_dict().items()})
         table = answers({k: (ev, parts[k][1], parts[k][0].names) for k, ev in evs.items()})
         write_parquet(art.file('predictions.parquet'), table)
@@ -318,19 +326,24 @@ class SplitData:
     def held(self): return torch.cat([self.part('valid').x, self.part('test').x])
 
     @cached_property
-    def real(self):
-        "The real training images of this experiment: `real_share` of the training part"
-        train, k = self.part('train'), len(self.images.vocab)
-        keep = class_order(train.y, k, self.p.split_seed)[:round(self.p.real_share*len(train))].sort()[0]
-        if (train.y[keep].bincount(minlength=k) == 0).any():
+    def used(self):
+        "Which images train this experiment: `real_share` of the training part"
+        train, y, k = self.splits.train, self.images.y[self.splits.train], len(self.images.vocab)
+        keep = class_order(y, k, self.p.split_seed)[:round(self.p.real_share*len(train))].sort()[0]
+        if (y[keep].bincount(minlength=k) == 0).any():
             raise BadInput(f"real_share={self.p.real_share} leaves a class without a training image: choose a larger share.")
-        return train.subset(keep)
+        return train[keep]
+
+    @cached_property
+    def real(self): return self.images.subset(self.used)
 
 # %% ../nbs/03_split.ipynb #778bbc88
 class SplitRun(SplitData):
     "One split experiment, from its data to its record; each part is made, or found, when it is first asked for"
     made = None                                                   # the finished artefact
     asked = None                                                  # the finished artefact of its robustness
+
+    def __new__(cls, p): return object.__new__(FeatureRun if p.space == 'feature' else cls)
 
     @cached_property
     def plan(self): return plan(self.real.y, len(self.real.vocab), self.p.ratio, self.p.how, self.p.classes, self.p.split_seed)
@@ -370,6 +383,13 @@ class SplitRun(SplitData):
         return mix(self.real, self.pool, p.ratio, p.how, p.classes, p.filler, p.split_seed)
 
     @property
+    def kept(self): return self.train.x[~self.train.filled]       # real images that are trained on
+    def asked_of(self, part): return self.part(part)              # what the classifier is asked about
+    @property
+    def flips(self): return recipe(self.p.cnn).flip               # is it asked about mirror images, too?
+    basis = {}                                                    # what the record says of it besides
+
+    @property
     def fresh(self):
         "What draws synthetic images anew while the classifier is trained; None where they stay"
         if not (self.p.fresh and self.wants_pool): return None
@@ -386,21 +406,21 @@ def artefact(self:SplitRun) -> Artefact:
 
 # do not determine the result, or are said by the hash of the data, of the GAN, or by the classifier's recipe
 _elsewhere = {'device', 'out', 'path', 'preset', 'cnn', 'cnn_epochs', 'cnn_seed', 'gan_arch', 'gan_images', 'gan_bs', 'gan_width',
-              'gan_seed', 'gan_pick', 'pool', 'fresh', 'quality', 'robust', 'margin'}
+              'gan_seed', 'gan_pick', 'pool', 'fresh', 'quality', 'robust', 'margin', 'space', 'extractor', 'weights', 'layer', 'head', 'head_epochs'}
 
 @patch
 def _finish(self:SplitRun):
     "Train the classifier and ask it"
     s = self.splits
-    if not self.leak: check_held_out(self.train.x[~self.train.filled], self.held)
-    parts = {k: (self.part(k), getattr(s, k).tolist()) for k in ('valid', 'test')}
+    if not self.leak: check_held_out(self.kept, self.held)
+    parts = {k: (self.asked_of(k), getattr(s, k).tolist()) for k in ('valid', 'test')}
     params = {k: v for k, v in asdict(self.p).items() if k not in _elsewhere}
-    params |= dict(leak=self.leak, data=self.images.hash, gan=self.gan.hash if self.wants_pool and self.p.pool is None else None,
+    params |= dict(self.basis, leak=self.leak, data=self.images.hash, gan=self.gan.hash if self.wants_pool and self.p.pool is None else None,
                    pool=self.pool.hash if self.wants_pool else None)
     more = lambda evs: dict(given=asdict(self.p), splits=s.report, broken=self.images.about.get('broken', []),
                             leak=leak_worth(evs['test'], s.audit['leaked'][s.test.numpy()]),
                             pool=self.pool.to_dict() if self.wants_pool else None)
-    return cnn_stage(self.train, max(1, len(self.real)//recipe(self.p.cnn).bs), parts, params, self.p, more,
+    return cnn_stage(self.train, max(1, len(self.real)//_means(self.p)[0].bs), parts, params, self.p, more,
                      self.fresh)
 
 @patch
@@ -422,7 +442,7 @@ def robust(self:SplitRun) -> Artefact:
     "The folder of what is said of its robustness: made now, continued or found; None if nothing is asked"
     if self.p.robust == 'none' or self.asked is not None: return self.asked
     def work(art):
-        r = ask_about(self.classifier(), self.part('test'), self.p.robust, self.part('valid'), path=art.path, flip=recipe(self.p.cnn).flip)
+        r = ask_about(self.classifier(), self.part('test'), self.p.robust, self.part('valid'), path=art.path, flip=self.flips)
         return r.to_dict()
     params = dict(split=self.artefact.hash, level=asdict(level_of(self.p.robust)))
     self.asked = make('robust', params, work, root=self.p.out, device=self.p.device)
@@ -432,6 +452,75 @@ def robust(self:SplitRun) -> Artefact:
 def robustness(self:SplitRun) -> Robustness: # None if nothing is asked
     "What is left of the classifier under corruption and attack"
     return self.robust and Robustness.load(self.robust.path)
+
+# %% ../nbs/03_split.ipynb #ad7c16eb
+class FeatureData(SplitRun):
+    "What an experiment on vectors starts from besides: the net that makes them, and the vectors"
+    @cached_property
+    def extracting(self):
+        "The experiment on images whose classifier extracts, ratio 0 with seed 0; None with a net of torchvision"
+        if self.p.extractor: return None
+        plain = dict(space='pixel', ratio=0, robust='none', cnn_seed=0, **dict.fromkeys(vector_presets['cpu']))
+        run = SplitRun(check_params(dict(asdict(self.p), **plain)))
+        run.__dict__.update({k: getattr(self, k) for k in ('images', 'splits', 'used', 'real', 'held')})
+        return run
+
+    def extractor(self):
+        "The net that makes vectors of images"
+        p = self.p
+        net = pretrained(p.extractor.partition(':')[2], p.weights) if p.extractor else self.extracting.classifier()
+        return Extractor(net, p.layer, flip=not p.extractor and self.extracting.flips)
+
+    @cached_property
+    def vectors(self):
+        "The vectors of all images"
+        p, run = self.p, self.extracting
+        params = dict(split=run.artefact.hash, flip=run.flips) if run else dict(net=p.extractor, weights=hash_file(p.weights))
+        return features_stage(self.images, self.used, self.extractor, dict(params, layer=p.layer), p.out, p.device)
+
+    @cached_property
+    def real_vectors(self): return self.vectors.part(self.used, self.images)
+
+    def asked_of(self, part):
+        "The vectors of a part, with the names of their images"
+        vectors = self.vectors.part(getattr(self.splits, part), self.images)
+        vectors.names = self.part(part).names
+        return vectors
+
+# %% ../nbs/03_split.ipynb #fd5d7e57
+class FeatureRun(FeatureData):
+    "A split experiment on vectors: what `SplitRun` makes of parameters with `space='feature'`"
+    flips, fresh = False, None                                    # the extractor has looked at mirror images
+    @property
+    def kept(self): return self.real.x[self.plan.keep]
+    @property
+    def basis(self): return dict(features=self.vectors.art.hash)
+
+    @cached_property
+    def gan(self):
+        "The trained GAN's folder"
+        p = self.p
+        check_held_out(self.real.x, self.held)
+        return vector_gan_stage(self.real_vectors, vector_recipe(p.gan_arch, nf=p.gan_width), p.gan_images, p.gan_bs, p.gan_seed,
+                                self.vectors.art.hash, p.out, p.device)
+
+    @cached_property
+    def pool(self):
+        "The synthetic vectors; None where none are wanted"
+        p, n = self.p, pool_size(self.plan.fill, int(self.real.y.bincount().max()))
+        return vector_pool_stage(self.gan, self.real.vocab, n, p.pool_seed, p.spread, p.out, p.device) if self.wants_pool else None
+
+    @cached_property
+    def train(self):
+        "The mixture that the head is trained on"
+        p = self.p
+        return mix(self.real_vectors, self.pool, p.ratio, p.how, p.classes, p.filler, p.split_seed)
+
+    def classifier(self) -> nn.Module: # images in [0,1] to logits, in eval mode
+        "Extractor, scale and the trained head, read from its folder"
+        with seeded('classifier'): head = head_recipe(self.p.head).net(self.vectors.x.shape[1], len(self.images.vocab))
+        head.load_state_dict(read_tensors(self.artefact.file('cnn.safetensors')))
+        return nn.Sequential(self.extractor(), self.vectors.scale, head).to(default_device(self.p.device)).eval()
 
 # %% ../nbs/03_split.ipynb #e11deb5b
 @patch(as_prop=True)
