@@ -93,16 +93,17 @@ def values(name:str, # a parameter of `SplitParams`
 
 # %% ../nbs/03a_sweep.ipynb #53060a9c
 def cell_params(p,               # `SplitParams`, from `check_params`
-                content:dict={} # what lies at `path` and `pool`, from `synthrob.data.content_key`
+                content:dict={} # what lies at `path`, `pool` and `weights`, from `synthrob.data.content_key`
                ) -> dict:
     "What determines the cell of `p`: equal cells have equal ones"
     from synthrob.params import idle_params
     drop = {'device', 'out', 'margin', *idle_params(p)}
-    return {k: content.get(k) if k in ('path', 'pool') else v for k, v in asdict(p).items() if k not in drop}
+    return {k: content.get(k) if k in ('path', 'pool', 'weights') else v for k, v in asdict(p).items() if k not in drop}
 
 # %% ../nbs/03a_sweep.ipynb #c93ed807
 _gan_fields = ('data path vocab size channels real_share preset split_seed '
-               'gan_arch gan_images gan_bs gan_width gan_seed gan_pick').split()
+               'gan_arch gan_images gan_bs gan_width gan_seed gan_pick '
+               'space extractor weights layer').split()
 
 class Cell:
     "One experiment of a sweep; `art` is its artefact, `gan` names its GAN, None where it needs none"
@@ -129,7 +130,7 @@ def cell_of(p,               # `SplitParams`, from `check_params`
     "The cell of an experiment"
     params, whole = cell_params(p, content), lambda o: o and str(Path(o).expanduser().absolute())
     given = {k: v for k, v in asdict(p).items() if k in params or k in ('margin', 'device')}
-    return Cell(params, {**given, 'out': whole(p.out), **{k: whole(getattr(p, k)) for k in ('path', 'pool') if k in given}})
+    return Cell(params, {**given, 'out': whole(p.out), **{k: whole(getattr(p, k)) for k in ('path', 'pool', 'weights') if k in given}})
 
 # %% ../nbs/03a_sweep.ipynb #4df257e7
 @patch(as_prop=True)
@@ -148,7 +149,8 @@ def combinations(grid:dict # axis -> value or values, as for `values`
     "Write out a grid. Raises `BadInput` for a value that cannot be, or if no combination can"
     from synthrob.params import check_params
     grid = {k: values(k, v) for k, v in grid.items()}
-    first = {k: v[0] for k, v in grid.items() if k in ('preset', 'data', 'path', 'robust')}
+    which = ('space', 'extractor', 'weights', 'cnn')*(grid.get('space', [None])[0] == 'feature')   # what vectors are made by
+    first = {k: v[0] for k, v in grid.items() if k in ('preset', 'data', 'path', 'robust', *which)}
     for k, vs in grid.items():
         for v in vs: check_params({**first, k: v})     # by itself: only what follows from a combination is left out
     good, bad = [], Counter()
@@ -163,7 +165,13 @@ def combinations(grid:dict # axis -> value or values, as for `values`
 def _content(p, seen):
     "What lies at `p.path` and `p.pool`; raises `BadInput` where the images cannot be used"
     found = dict(path=_look(p.data, p.path, p, seen))
+    if p.weights is not None: found |= dict(weights=_key_of(p.weights, seen))
     return found if p.pool is None else found | dict(pool=_look('folder', p.pool, p, seen))
+
+def _key_of(path, seen):
+    from synthrob.data import content_key
+    if path not in seen: seen[path] = content_key(path)
+    return seen[path]
 
 def _look(data, path, p, seen):
     from synthrob.data import content_key, sources
@@ -352,8 +360,9 @@ def next(self:Queue,
             return c
 
 # %% ../nbs/03a_sweep.ipynb #9e7ffad0
-_cell_kind = 'data path vocab size channels real_share cnn cnn_epochs robust'.split()
-_gan_kind = 'data path vocab size channels real_share gan_arch gan_images gan_bs gan_width gan_pick'.split()
+_on_vectors = 'space extractor weights layer head head_epochs'
+_cell_kind = f'data path vocab size channels real_share cnn cnn_epochs robust {_on_vectors}'.split()
+_gan_kind = 'data path vocab size channels real_share gan_arch gan_images gan_bs gan_width gan_pick space extractor weights layer'.split()
 
 def _kind(params, names): return hash_of([params.get(k) for k in names] + [params.get('preset') == 'source'])
 
