@@ -121,7 +121,9 @@ def test_a_classifier_comes_from_its_run(faces, tmp_path):
 def test_looking_never_trains(tmp_path):
     "Where nothing is finished, explorers make data at most"
     e = Explorers(tmp_path)
-    for k in e.make: e.which.value = k
+    for k in e.make:
+        e.which.value = k
+        assert e.place.children == (e.made[k].box,)
     assert {p.name for p in tmp_path.iterdir()} == {'data'} and set(e.made) == set(e.make)
     assert 'untrained' in e.made['GAN'].page.value and 'SIMULATED' in e.made['sweep'].page.value
     assert 'No classifier' in e.made['corruptions'].page.value and '<img' in e.made['data'].page.value
