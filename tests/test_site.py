@@ -1,0 +1,126 @@
+"The site without Quarto: every page has its head, every link leads somewhere, every figure can be read out, no page needs the network"
+from __future__ import annotations
+import json, re
+from pathlib import Path
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NBS = ROOT/'nbs'
+PAGES = sorted(p.name for p in NBS.glob('*.ipynb'))
+TUTORIALS = [p for p in PAGES if '_tutorial_' in p]
+BADGES = 'https://colab.research.google.com/assets/colab-badge.svg', 'https://img.shields.io/'
+
+def cells(name): return json.loads((NBS/name).read_text(encoding='utf-8'))['cells']
+def source(cell): return ''.join(cell['source'])
+
+def prose(cells) -> str:
+    "All markdown, without what stands in code"
+    text = '\n\n'.join(source(c) for c in cells if c['cell_type'] == 'markdown')
+    return re.sub(r'`[^`\n]*`', '`code`', re.sub(r'^(```|~~~).*?^\1', '', text, flags=re.M | re.S))
+
+def headings(cells) -> list: # of (level, text)
+    "All headings, in order"
+    text = '\n\n'.join(source(c) for c in cells if c['cell_type'] == 'markdown')
+    text = re.sub(r'^(```|~~~).*?^\1', '', text, flags=re.M | re.S)
+    return [(len(m[1]), m[2].strip()) for m in re.finditer(r'^(#{1,6})\s+(.+)$', text, re.M)]
+
+def slug(heading) -> str:
+    "The anchor that Quarto, which is to say pandoc's `auto_identifiers`, gives a heading; or the one that it names itself"
+    if own := re.search(r'\{[^}]*#([\w.-]+)[^}]*\}\s*$', heading): return own[1]
+    text = re.sub(r'\{[^}]*\}\s*$', '', re.sub(r'\[([^\]]*)\]\([^)]*\)', r'\1', heading))
+    text = re.sub(r'[^\w\s.-]', '', text.replace('`', '')).lower()
+    return re.sub(r'^[^a-z]+', '', re.sub(r'\s+', '-', text.strip())) or 'section'
+
+def anchors(cells) -> set:
+    "What a link can lead to: headings, and the exported names, which nbdev gives headings of their own"
+    code = '\n'.join(source(c) for c in cells if c['cell_type'] == 'code' and re.search(r'^#\|\s*export', source(c), re.M))
+    names = re.findall(r'^(?:def|class)\s+([A-Za-z]\w*)', code, re.M)
+    return {slug(h) for _, h in headings(cells)} | {n.lower() for n in names}
+
+def links(text) -> list:
+    "Targets of markdown links and pictures"
+    return re.findall(r'\]\(\s*<?([^)\s>]+)', text)
+
+def broken(name, target, pages) -> str: # '' if it is not
+    "Why a link from the page `name` to `target` leads nowhere; `pages` has the cells of all"
+    if re.match(r'(https?|mailto):', target): return ''
+    page, _, anchor = target.partition('#')
+    page = page or name
+    if not page.endswith('.ipynb'): return '' if page in ('../LICENSE',) else 'a link between pages is one to an .ipynb'
+    if page not in pages: return 'there is no such notebook'
+    return '' if not anchor or anchor in anchors(pages[page]) else 'there is no such heading'
+
+def skipped(levels) -> list:
+    "Levels of headings that are more than one below the one before"
+    return [b for a, b in zip([0, *levels], levels) if b > a + 1]
+
+def pictures(text) -> list:
+    "Where pictures in markdown come from"
+    return re.findall(r'!\[[^\]]*\]\(\s*<?([^)\s>]+)', text) + re.findall(r'<img[^>]*\bsrc=["\']([^"\']+)', text)
+
+def mute(cell) -> bool:
+    "Does a cell show a figure that a screen reader cannot read out?"
+    figure = any('image/png' in o.get('data', {}) or 'image/svg+xml' in o.get('data', {}) for o in cell.get('outputs', []))
+    return figure and not re.search(r'^#\|\s*fig-alt:\s*(?!["\']{2}\s*$)\S', source(cell), re.M)
+
+# --- the checks find what they look for ---
+
+@pytest.mark.parametrize('heading, anchor', [
+    ('Who sees what', 'who-sees-what'), ('`mix`', 'mix'), ('Why not a loop?', 'why-not-a-loop'),
+    ('3. The split, again', 'the-split-again'), ('1x1', 'x1'), ('Fewer than six seeds', 'fewer-than-six-seeds'),
+    ('A [link](x.ipynb) in it', 'a-link-in-it'), ('GAN-train & CAS', 'gan-train-cas'), ('Named {#own}', 'own'), ('2026', 'section')])
+def test_slug(heading, anchor): assert slug(heading) == anchor
+
+def test_faults_are_found():
+    md = lambda s: dict(cell_type='markdown', source=[s])
+    pages = {'a.ipynb': [md('# A\n\n> a'), md('## Here and now\n\n`[no](link.ipynb)`')], 'b.ipynb': [md('# B')]}
+    assert broken('a.ipynb', 'c.ipynb', pages) and broken('a.ipynb', 'b.html', pages)
+    assert broken('b.ipynb', 'a.ipynb#there', pages) and broken('a.ipynb', '#there', pages)
+    assert not any(broken('a.ipynb', o, pages) for o in ('b.ipynb', 'a.ipynb#here-and-now', '#here-and-now', 'https://x.org/a.html'))
+    assert links(prose(pages['a.ipynb'])) == []
+    assert skipped([1, 2, 4, 2, 3]) == [4] and not skipped([1, 2, 3, 2])
+    assert pictures('![a](https://x.org/a.png) <img src="b.png">') == ['https://x.org/a.png', 'b.png']
+    shows = lambda code: dict(cell_type='code', source=[code], outputs=[dict(data={'image/png': ''})])
+    assert mute(shows('plot()')) and mute(shows('#| fig-alt: ""\nplot()')) and not mute(shows('#| fig-alt: "A line."\nplot()'))
+
+# --- every page ---
+
+@pytest.fixture(scope='module')
+def pages(): return {name: cells(name) for name in PAGES}
+
+@pytest.mark.parametrize('name', PAGES)
+def test_page_has_title_and_purpose(name):
+    first = next(source(c) for c in cells(name) if c['cell_type'] == 'markdown')
+    assert re.match(r'# \S.*\n+> \S', first), f'{name} lacks "# Title" and "> purpose" in its first cell of text'
+    assert sum(level == 1 for level, _ in headings(cells(name))) == 1, f'{name} has more than one title'
+
+@pytest.mark.parametrize('name', PAGES)
+def test_links_lead_somewhere(name, pages):
+    wrong = [f'{o}: {why}' for o in links(prose(pages[name])) if (why := broken(name, o, pages))]
+    assert not wrong, f'{name}: {"; ".join(wrong)}'
+
+@pytest.mark.parametrize('name', PAGES)
+def test_no_heading_level_is_skipped(name, pages):
+    assert not skipped([level for level, _ in headings(pages[name])]), f'{name} skips a level of headings'
+
+@pytest.mark.parametrize('name', PAGES)
+def test_figures_have_alt_text(name, pages):
+    wrong = [f"cell {i}: {source(c)[:60]!r}" for i, c in enumerate(pages[name]) if c['cell_type'] == 'code' and mute(c)]
+    assert not wrong, f'{name} shows figures without #| fig-alt: {"; ".join(wrong)}'
+
+@pytest.mark.parametrize('name', PAGES)
+def test_no_picture_from_the_network(name, pages):
+    far = [o for o in pictures(prose(pages[name])) if re.match(r'https?:|//', o) and not o.startswith(BADGES)]
+    assert not far, f'{name} fetches {far}'
+
+@pytest.mark.parametrize('name', TUTORIALS)
+def test_tutorial_opens_in_colab(name, pages):
+    head = source(pages[name][1])
+    assert BADGES[0] in head and f'](https://colab.research.google.com/github/synthrob/synthrob/blob/main/nbs/{name})' in head
+    install = next(source(c) for c in pages[name] if c['cell_type'] == 'code')
+    assert '#| eval: false' in install and 'pip install' in install, f'{name} does not install synthrob first'
+
+def test_readme_leads_to_notebooks():
+    found = [o.partition('#')[0] for o in links((ROOT/'README.md').read_text(encoding='utf-8')) if not re.match('https?:', o)]
+    assert any(o.startswith('nbs/') for o in found)
+    assert not [o for o in found if not (ROOT/o).is_file()]
