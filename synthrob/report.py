@@ -155,9 +155,15 @@ def _params(r):
     row |= dict(run=r['hash'], data=p['data'], source=g['data'], leak=bool(p.get('leak')), gan=p.get('gan'),
                 simulated=bool(r.get('simulated')), device=r['device'], started=r['started'], finished=r['finished'],
                 versions=', '.join(f'{k} {v}' for k, v in r['versions'].items() if v))
+    if g.get('space') == 'feature': row |= dict(cnn=_head_name(g), cnn_epochs=g['head_epochs'])
     if not g['ratio']: row |= dict.fromkeys(('how', 'classes', 'filler'))
     if not g['ratio'] or g['filler'] != 'synthetic': row |= dict.fromkeys((*MADE, 'gan_seed', 'gan'))
     return row
+
+def _head_name(g):
+    "A head on vectors as the name of a classifier: whatever makes the vectors is part of it"
+    by = g.get('extractor') or f"{g['cnn']} ({g['cnn_epochs']} epochs)"
+    return f"{g['head']} head on {by}" + (f", layer {g['layer']}" if g.get('layer') else '')
 
 def _values(r):
     "What the record `r` says, as rows of part, metric, class, n, value"
