@@ -46,7 +46,7 @@ def broken(name, target, pages) -> str: # '' if it is not
     if re.match(r'(https?|mailto):', target): return ''
     page, _, anchor = target.partition('#')
     page = page or name
-    if not page.endswith('.ipynb'): return '' if page in ('../LICENSE',) else 'a link between pages is one to an .ipynb'
+    if not page.endswith('.ipynb'): return 'a link between pages is one to an .ipynb'
     if page not in pages: return 'there is no such notebook'
     return '' if not anchor or anchor in anchors(pages[page]) else 'there is no such heading'
 
