@@ -166,7 +166,7 @@ class VectorRecipe(GANRecipe):
     gamma: float = 1.            # weight of the penalty: of vectors that are standardised
     lr: float = 1e-3             # learning rate of the generator
     augment: object = None       # there is none
-    half_life: int = 10_000      # of the generator's moving average, in vectors seen
+    half_life: int = 50_000      # of the generator's moving average, in vectors seen; at first an eighth of these
     depth: int = 3               # hidden layers of both nets
 
     def __post_init__(self):
