@@ -4,7 +4,7 @@
 
 # %% ../nbs/00h_distributed.ipynb #10230a02
 from __future__ import annotations
-import json, os, subprocess, sys
+import contextlib, json, os, subprocess, sys
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ if util.find_spec('accelerate'): from fastai.distributed import DistributedTrain
 else: DistributedTrainer = Callback
 
 # %% auto #0
-__all__ = ['Together', 'DeviceLearner', 'rank_of', 'launch']
+__all__ = ['Together', 'DeviceLearner', 'together', 'rank_of', 'launch']
 
 # %% ../nbs/00h_distributed.ipynb #daa4f125
 class Together(DistributedTrainer):
@@ -102,6 +102,10 @@ class DeviceLearner(Learner):
         self.add_cb(Together(sync_bn, cpu=self.dls.device.type == 'cpu', **kwargs))
         if rank_of(): self.remove_cb(ProgressCallback)
         return self
+
+def together(learn): # a `DeviceLearner`
+    "fastai's `distrib_ctx` in a process that trains with others, nothing in one that is alone"
+    return learn.distrib_ctx() if 'RANK' in os.environ else contextlib.nullcontext(learn)
 
 def rank_of() -> int: # 0 where there is only one
     "The number of this process among those that train together"

@@ -7,6 +7,7 @@ from __future__ import annotations
 import difflib, math, numbers, os
 from dataclasses import dataclass, fields, replace
 from functools import cache
+from importlib.util import find_spec
 
 from .classifiers import check_net
 from .cnn import recipe
@@ -59,6 +60,7 @@ class SplitParams:
     quality: str = 'none'         # 'fast': judge the pool, too, beside real images; 'none'
     robust: str = 'fast'          # how much is asked about robustness: 'none', 'fast' or 'full'
     margin: float = .02           # accuracies that differ by less are called equivalent; declared before anything is seen
+    processes: int = 1            # that train one net together, one a GPU
     device: str = None            # 'cpu', 'cuda'; None: the GPU if there is one
     out: str = 'runs'             # folder of everything that is kept
 
@@ -86,7 +88,7 @@ _choices = dict(
     real_share=_Choice(float, low=.001, high=1), preset=_Choice(options=tuple(presets)),
     gan_pick=_Choice(options=('last', 'best')), reject=_Choice(float, low=0, high=.99), spread=_Choice(float, low=.01, high=10),
     fresh=_Choice(int, low=0), gan_images=_Choice(int, low=1), gan_bs=_Choice(int, low=2), gan_width=_Choice(int, low=4, high=512), cnn_epochs=_Choice(int, low=1),
-    space=_Choice(options=('pixel', 'feature')), head=_Choice(options=tuple(head_recipes)), head_epochs=_Choice(int, low=1),
+    space=_Choice(options=('pixel', 'feature')), head=_Choice(options=tuple(head_recipes)), head_epochs=_Choice(int, low=1), processes=_Choice(int, low=1, high=64),
     robust=_Choice(options=('none', 'fast', 'full')), quality=_Choice(options=('none', 'fast')), margin=_Choice(float, low=1e-4, high=.5),
     **{f'{o}_seed': _Choice(int, low=0, high=2**31) for o in ('split', 'gan', 'pool', 'cnn')})
 
@@ -137,6 +139,7 @@ def check_params(given:dict # parameters by name; those that are missing have th
                        "their share 1; choose a smaller ratio or how='replace'.")
     if p.pool is not None and p.fresh:
         raise BadInput("fresh with pool cannot be: images made elsewhere cannot be drawn anew; leave out one of the two.")
+    if p.processes > 1: _check_processes(p)
     if needs_real: raise BadInput(f"ratio=1 with filler={p.filler!r} cannot be: it leaves no real image; choose a smaller ratio.")
     return _one_of_a_kind(p)
 
@@ -148,6 +151,14 @@ _of_space = 'extractor', 'weights', 'layer', 'head', 'head_epochs'
 @cache
 def _check_cnn(name, size, channels): check_net(recipe(name).net, size, channels)
 
+def _check_processes(p):
+    "Raise `BadInput` for what several processes cannot share"
+    if p.space == 'feature': raise BadInput(f"processes={p.processes} with space='feature' cannot be: heads train in seconds; leave out one of the two.")
+    for what, bs in dict(gan_bs=p.gan_bs, **{f'the batch of cnn={p.cnn!r}': recipe(p.cnn).bs}).items():
+        if bs % p.processes: raise BadInput(f"processes={p.processes} cannot be: {what}, {bs} images, must be a multiple of it.")
+    if not find_spec('accelerate'):
+        raise BadInput(f"processes={p.processes} needs accelerate: pip install 'synthrob[distributed]'.")
+
 def _one_of_a_kind(p): return replace(p, **{f.name: f.default for f in fields(p) if f.name in idle_params(p)})
 
 # %% ../nbs/03f_params.ipynb #5c227f3a
@@ -155,6 +166,7 @@ def idle_params(p:SplitParams # complete, from `check_params`
                ) -> tuple:    # names
     "Parameters that cannot matter: equal experiments have them at their defaults"
     space = ('space', *_of_space) if p.space == 'pixel' else ('cnn', 'cnn_epochs') if p.extractor else ()
+    if p.processes == 1: space += ('processes',)
     if p.ratio == 0: return ('how', 'classes', 'filler', *_of_gan, *_of_pool, *space)
     if p.filler != 'synthetic': return (*_of_gan, *_of_pool, *space)
     return space if p.pool is None else (*_of_gan, 'spread', *space)

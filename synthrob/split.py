@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 import torch
@@ -17,6 +18,7 @@ from .core import (Artefact, BadInput, default_device, generator, hash_array, ha
                            seeded, write_parquet, write_tensors)
 from .cnn import Evaluation, cnn_learner, evaluate, recipe
 from .data import check_no_leak, duplicate_groups, prepare, splits
+from .distributed import launch, rank_of, together
 from .feature_space import (Extractor, evaluate_vectors, features_stage, head_learner, head_recipe, pretrained,
                                     vector_gan_stage, vector_pool_stage)
 from .gan import SampleSheet, gan_learner, gan_recipe, load_gan, save_gan
@@ -30,8 +32,8 @@ from .vectors import VectorSet, vector_dls, vector_recipe
 # %% auto #0
 __all__ = ['class_order', 'share_out', 'Plan', 'plan', 'Mixed', 'mix', 'Judge', 'gan_stage', 'pool_stage', 'own_pool_stage',
            'pool_size', 'answers', 'evaluation_of', 'leak_worth', 'cnn_stage', 'check_held_out', 'SplitData',
-           'SplitRun', 'FeatureData', 'FeatureRun', 'run_split', 'SplitParams', 'check_params', 'check_value',
-           'given_params', 'idle_params', 'presets']
+           'SplitRun', 'train_part', 'FeatureData', 'FeatureRun', 'run_split', 'SplitParams', 'check_params',
+           'check_value', 'given_params', 'idle_params', 'presets']
 
 # %% ../nbs/03_split.ipynb #478eb14e
 _all_ = ['SplitParams', 'check_params', 'check_value', 'given_params', 'idle_params', 'presets']
@@ -177,17 +179,26 @@ def gan_stage(images,           # the images that the GAN may see: `x`, `y`, `vo
     "The trained GAN: trained now, continued or found"
     r = gan_recipe(p.gan_arch, nf=p.gan_width)
     def work(art):
-        steps = max(20, -(-p.gan_images//(p.gan_bs*30)))
-        dls = image_dls(images, bs=p.gan_bs, n_steps=steps, seed=p.gan_seed, device=p.device)
-        best = [KeepBest(judge.model, judge.valid, every=3, path=art.file('best.safetensors'))] if judge else []
-        learn = gan_learner(dls, r, seed=p.gan_seed)
-        learn.fit_images(p.gan_images, art.file('checkpoint.safetensors'), cbs=[SampleSheet(art.file('samples'), every=10), *best])
+        if p.processes > 1: launch(_train_part, dict(part='gan', given=asdict(p), folder=str(art.path)), p.processes, 30)
+        learn, best = _fit_gan(images, p, judge, art.path)       # where others have trained it, it is found finished
         save_gan(learn.model, art.file('gan.safetensors'))
         return dict(history=learn.history, n_train=len(images), failure=learn.failure,
-                    curve=best[0].curve.to_dict('list') if best else None)
+                    curve=best and best.curve.to_dict('list'))
     params = dict(images=hash_array(images.x), labels=hash_array(images.y), vocab=list(images.vocab), bs=p.gan_bs,
-                  n_images=p.gan_images, recipe=r.params, seed=p.gan_seed, judge=judge and judge.hash)
+                  n_images=p.gan_images, recipe=r.params, seed=p.gan_seed, judge=judge and judge.hash, **_shared(p))
     return _made('gan', params, work, p)
+
+def _fit_gan(images, p, judge, folder):
+    "Train the GAN, in this process or as one of several; files are written by the first"
+    dls = image_dls(images, bs=p.gan_bs, n_steps=max(20, -(-p.gan_images//(p.gan_bs*30))), seed=p.gan_seed, device=p.device)
+    learn = gan_learner(dls, gan_recipe(p.gan_arch, nf=p.gan_width), seed=p.gan_seed)
+    best = judge and KeepBest(judge.model, judge.valid, every=3, path=folder/'best.safetensors')
+    cbs = [] if rank_of() else [SampleSheet(folder/'samples', every=10), *([best] if best else [])]
+    with together(learn): learn.fit_images(p.gan_images, folder/'checkpoint.safetensors', cbs=cbs)
+    return learn, best
+
+_train_part = 'synthrob.split:train_part'
+def _shared(p): return dict(processes=p.processes) if p.processes > 1 else {}     # one process is no choice: no hash knows of it
 
 # %% ../nbs/03_split.ipynb #b9027574
 def pool_stage(gan:Artefact,     # from `gan_stage`
@@ -272,11 +283,10 @@ def cnn_stage(train:Mixed,    # the mixture
               fresh:Fresh=None # draws the synthetic images anew while it trains
              ) -> Artefact:   # its folder holds `cnn.safetensors` and `predictions.parquet`
     "Train a classifier on a mixture and ask it about real images: done now, continued or found"
-    r, make_dls, learner, ask = _means(p)
+    r, *_, ask = _means(p)
     def work(art):
-        dls = make_dls(train, parts['valid'][0], bs=r.bs, n_steps=n_steps, seed=p.cnn_seed, device=p.device)
-        learn = learner(dls, r, train.class_weights, seed=p.cnn_seed)
-        learn.fit_recipe(path=art.file('checkpoint.safetensors'), cbs=fresh and [fresh])
+        if p.processes > 1: launch(_train_part, dict(part='cnn', given=asdict(p), folder=str(art.path)), p.processes, r.epochs)
+        learn = _fit_cnn(train, parts['valid'][0], n_steps, p, fresh, art.path)
         evs = {k: ask(learn, im) for k, (im, _) in parts.items()}
         write_tensors(art.file('cnn.safetensors'), {k: v.clone() for k, v in learn.model.state_dict().items()})
         table = answers({k: (ev, parts[k][1], parts[k][0].names) for k, ev in evs.items()})
@@ -286,8 +296,15 @@ def cnn_stage(train:Mixed,    # the mixture
     weights = None if train.class_weights is None else train.class_weights.tolist()
     images = {k: [hash_array(o.x), hash_array(o.y)] for k, o in dict(train=train, **{k: im for k, (im, _) in parts.items()}).items()}
     params = dict(params, cnn=r.params, cnn_seed=p.cnn_seed, n_steps=n_steps, class_weights=weights, images=images,
-                  fresh=fresh and fresh.params)
+                  fresh=fresh and fresh.params, **_shared(p))
     return _made('split', params, work, p)
+
+def _fit_cnn(train, valid, n_steps, p, fresh, folder):
+    "Train the classifier, in this process or as one of several"
+    r, make_dls, learner, _ = _means(p)
+    learn = learner(make_dls(train, valid, bs=r.bs, n_steps=n_steps, seed=p.cnn_seed, device=p.device), r, train.class_weights, seed=p.cnn_seed)
+    with together(learn): learn.fit_recipe(path=folder/'checkpoint.safetensors', cbs=fresh and [fresh])
+    return learn
 
 # %% ../nbs/03_split.ipynb #3054e5e3
 def check_held_out(trained:Tensor, # images that are about to be trained on, uint8 (n,c,h,w)
@@ -354,10 +371,15 @@ class SplitRun(SplitData):
     @cached_property
     def gan(self):
         "The trained GAN's folder"
-        picks = self.judge if self.p.gan_pick == 'best' else None
-        if self.leak: return gan_stage(self.images.subset(torch.cat([self.splits.train, self.splits.test])), self.p, picks)
-        check_held_out(self.real.x, self.held)
-        return gan_stage(self.real, self.p, picks)
+        if not self.leak: check_held_out(self.real.x, self.held)
+        return gan_stage(self.seen, self.p, self.picks)
+
+    @property
+    def seen(self): return self.images.subset(torch.cat([self.splits.train, self.splits.test])) if self.leak else self.real
+    @property
+    def picks(self): return self.judge if self.p.gan_pick == 'best' else None
+    @property
+    def n_steps(self): return max(1, len(self.real)//_means(self.p)[0].bs)    # in an epoch, at any ratio
 
     @cached_property
     def judge(self):
@@ -406,7 +428,8 @@ def artefact(self:SplitRun) -> Artefact:
 
 # do not determine the result, or are said by the hash of the data, of the GAN, or by the classifier's recipe
 _elsewhere = {'device', 'out', 'path', 'preset', 'cnn', 'cnn_epochs', 'cnn_seed', 'gan_arch', 'gan_images', 'gan_bs', 'gan_width',
-              'gan_seed', 'gan_pick', 'pool', 'fresh', 'quality', 'robust', 'margin', 'space', 'extractor', 'weights', 'layer', 'head', 'head_epochs'}
+              'gan_seed', 'gan_pick', 'pool', 'fresh', 'quality', 'robust', 'margin', 'space', 'extractor', 'weights', 'layer', 'head', 'head_epochs',
+              'processes'}
 
 @patch
 def _finish(self:SplitRun):
@@ -420,8 +443,16 @@ def _finish(self:SplitRun):
     more = lambda evs: dict(given=asdict(self.p), splits=s.report, broken=self.images.about.get('broken', []),
                             leak=leak_worth(evs['test'], s.audit['leaked'][s.test.numpy()]),
                             pool=self.pool.to_dict() if self.wants_pool else None)
-    return cnn_stage(self.train, max(1, len(self.real)//_means(self.p)[0].bs), parts, params, self.p, more,
-                     self.fresh)
+    return cnn_stage(self.train, self.n_steps, parts, params, self.p, more, self.fresh)
+
+def train_part(part:str,  # 'gan' or 'cnn'
+               given:dict,# parameters of the experiment
+               folder:str # of the unfinished artefact: its checkpoint is what comes out
+              ):
+    "What each of several processes does (`synthrob.distributed.launch`): its share of one training, all before it being finished"
+    run, folder = SplitRun(check_params(given)), Path(folder)
+    if part == 'gan': _fit_gan(run.seen, run.p, run.picks, folder)
+    else: _fit_cnn(run.train, run.part('valid'), run.n_steps, run.p, run.fresh, folder)
 
 @patch
 def evaluation(self:SplitRun, part='test') -> Evaluation:

@@ -83,3 +83,19 @@ def test_bad_batch(tasks):
     with pytest.raises(BadInput, match='Batches of 63 images cannot be shared by 2 processes'):
         launch('together_tasks:cnn', dict(path='none.safetensors', net='poster', bs=63), 2)
     assert not os.path.exists('none.safetensors')
+
+def test_split_run_in_two_processes(faces, tmp_path, monkeypatch):
+    "The GAN and the classifier of an experiment, each trained by two processes; another experiment than that of one process"
+    from conftest import TOY
+    from synthrob.split import check_params, run_split
+    monkeypatch.chdir(tmp_path)
+    params = dict(TOY, path=faces, ratio=.5, device='cpu')
+    run = run_split(**params, processes=2)
+    record = run.record
+    assert record['params']['processes'] == 2 and record['test']['n'] == len(run.part('test')) and len(record['history']) == run.p.cnn_epochs
+    assert run.gan.record['history'] and run.gan.file('samples').is_dir() and not list(run.artefact.path.glob('checkpoint*'))
+    assert run_split(**params, processes=2).record['finished'] == record['finished']       # found, not made anew
+    alone = run_split(**params)
+    assert alone.artefact.hash != run.artefact.hash and alone.gan.hash != run.gan.hash and 'processes' not in alone.record['params']
+    for bad, why in ((dict(processes=7), 'must be a multiple'), (dict(processes=2, space='feature'), 'heads train in seconds')):
+        with pytest.raises(BadInput, match=why): check_params(dict(params, **bad))
