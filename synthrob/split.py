@@ -27,6 +27,7 @@ from .params import SplitParams, check_params, check_value, given_params, idle_p
 from .pools import Fresh, Pool, draw, filtered, load_pool, own_confidence, pool_from_folder, save_pool, thresholds
 from .quality import KeepBest, judge
 from .robust import Robustness, level_of, robustness as ask_about
+from .rows import gathered, hash_images, rows_of
 from .vectors import VectorSet, vector_dls, vector_recipe
 
 # %% auto #0
@@ -120,12 +121,12 @@ def mix(real,                   # real training images: `x`, `y`, `vocab`
     check_value('filler', filler)
     k = len(real.vocab)
     a = plan(real.y, k, ratio, how, classes, seed)
-    x, y = real.x[a.keep], real.y[a.keep]
-    if filler == 'none' and a.synthetic: return _weighted(x, y, real.vocab, a.fill)
+    y = real.y[a.keep]
+    if filler == 'none' and a.synthetic: return _weighted(rows_of(real.x, a.keep), y, real.vocab, a.fill)
     source = pool if filler == 'synthetic' and a.synthetic else real
     add = _first(pool, a.fill) if source is not real else a.keep[_repeated(y, a.fill, seed)]
     filled = torch.arange(len(a.keep) + a.synthetic) >= len(a.keep)
-    return Mixed(torch.cat([x, source.x[add]]), torch.cat([y, source.y[add]]), real.vocab, filled)
+    return Mixed(gathered((real.x, a.keep), (source.x, add)), torch.cat([y, source.y[add]]), real.vocab, filled)
 
 # %% ../nbs/03_split.ipynb #6ab6ff60
 def _first(pool, fill):
@@ -184,7 +185,7 @@ def gan_stage(images,           # the images that the GAN may see: `x`, `y`, `vo
         save_gan(learn.model, art.file('gan.safetensors'))
         return dict(history=learn.history, n_train=len(images), failure=learn.failure,
                     curve=best and best.curve.to_dict('list'))
-    params = dict(images=hash_array(images.x), labels=hash_array(images.y), vocab=list(images.vocab), bs=p.gan_bs,
+    params = dict(images=hash_images(images.x), labels=hash_array(images.y), vocab=list(images.vocab), bs=p.gan_bs,
                   n_images=p.gan_images, recipe=r.params, seed=p.gan_seed, judge=judge and judge.hash, **_shared(p))
     return _made('gan', params, work, p)
 
@@ -294,7 +295,7 @@ def cnn_stage(train:Mixed,    # the mixture
         return dict(**{k: ev.to_dict() for k, ev in evs.items()}, history=learn.history, steps=n_steps*r.epochs,
                     counts={c: dict(row) for c, row in train.counts.to_dict('index').items()}, **more(evs))
     weights = None if train.class_weights is None else train.class_weights.tolist()
-    images = {k: [hash_array(o.x), hash_array(o.y)] for k, o in dict(train=train, **{k: im for k, (im, _) in parts.items()}).items()}
+    images = {k: [hash_images(o.x), hash_array(o.y)] for k, o in dict(train=train, **{k: im for k, (im, _) in parts.items()}).items()}
     params = dict(params, cnn=r.params, cnn_seed=p.cnn_seed, n_steps=n_steps, class_weights=weights, images=images,
                   fresh=fresh and fresh.params, **_shared(p))
     return _made('split', params, work, p)
@@ -385,7 +386,7 @@ class SplitRun(SplitData):
     def judge(self):
         "Who judges synthetic images: the classifier of ratio 0 with seed 0, which every comparison needs anyway"
         run, valid = SplitRun(check_params(dict(asdict(self.p), ratio=0, robust='none', cnn_seed=0))), self.part('valid')
-        return Judge(run.classifier(), valid, hash_of([run.artefact.hash, hash_array(valid.x)]))
+        return Judge(run.classifier(), valid, hash_of([run.artefact.hash, hash_images(valid.x)]))
 
     @property
     def refuses(self): return self.judge if self.p.reject else None
@@ -405,7 +406,7 @@ class SplitRun(SplitData):
         return mix(self.real, self.pool, p.ratio, p.how, p.classes, p.filler, p.split_seed)
 
     @property
-    def kept(self): return self.train.x[~self.train.filled]       # real images that are trained on
+    def kept(self): return rows_of(self.train.x, ~self.train.filled)       # real images that are trained on
     def asked_of(self, part): return self.part(part)              # what the classifier is asked about
     @property
     def flips(self): return recipe(self.p.cnn).flip               # is it asked about mirror images, too?
@@ -523,7 +524,7 @@ class FeatureRun(FeatureData):
     "A split experiment on vectors: what `SplitRun` makes of parameters with `space='feature'`"
     flips, fresh = False, None                                    # the extractor has looked at mirror images
     @property
-    def kept(self): return self.real.x[self.plan.keep]
+    def kept(self): return rows_of(self.real.x, self.plan.keep)
     @property
     def basis(self): return dict(features=self.vectors.art.hash)
 
