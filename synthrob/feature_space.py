@@ -14,8 +14,8 @@ import matplotlib.pyplot as plt, pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .core import (Artefact, BadInput, default_device, hash_array, make, read_array, read_tensors, seeded, write_array,
-                           write_tensors)
+from .core import (Artefact, BadInput, default_device, generator, hash_array, make, read_array, read_tensors, seeded,
+                           write_array, write_tensors)
 from fastai.learner import Learner
 from fastai.metrics import accuracy
 from fastai.optimizer import OptimWrapper
@@ -312,9 +312,11 @@ def seen_and_unseen(head,  # a head, or its learner
                     unseen # vectors of other real images
                    ) -> pd.DataFrame: # rows seen and unseen: n, accuracy, confidence, and Fréchet distances
     "How vectors of images that the extractor knows differ from those of others"
-    half = torch.arange(len(seen.y)) % 2 == 0
-    distance = dict(seen=intra_fid(seen.x[half], seen.y[half], seen.x[~half], seen.y[~half])[0],
-                    unseen=intra_fid(unseen.x, unseen.y, seen.x, seen.y)[0])
+    n = min(len(unseen.y), len(seen.y)//2)                        # the distance grows where there are fewer vectors: as many of both
+    some, rest = torch.randperm(len(seen.y), generator=generator('seen')).split([n, len(seen.y) - n])
+    others = torch.randperm(len(unseen.y), generator=generator('unseen'))[:n]
+    rest = seen.x[rest], seen.y[rest]
+    distance = dict(seen=intra_fid(seen.x[some], seen.y[some], *rest)[0], unseen=intra_fid(unseen.x[others], unseen.y[others], *rest)[0])
     ev = {k: evaluate_vectors(head, o) for k, o in dict(seen=seen, unseen=unseen).items()}
     return pd.DataFrame([dict(vectors=k, n=e.n, accuracy=e.accuracy, confidence=e.probs.amax(1).mean().item(),
                               distance=distance[k]) for k, e in ev.items()]).set_index('vectors')
