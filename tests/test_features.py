@@ -1,6 +1,6 @@
 "Experiments on vectors from end to end: through papermill, found again, refused where they cannot be, and beside those on images"
 from __future__ import annotations
-import json, re, subprocess, sys
+import json, subprocess, sys
 from pathlib import Path
 import nbformat, numpy as np, pytest, torch
 from torchvision import models
@@ -11,7 +11,7 @@ from synthrob.feature_space import Extractor, extract
 from synthrob.report import results
 from synthrob.split import FeatureRun, SplitRun, check_params, run_split
 from synthrob.sweep import sweep
-from synthrob.vectors import VectorSet, draw_vectors, load_vector_gan, load_vectors, vector_dls, vector_gan_learner
+from synthrob.vectors import VectorSet, vector_dls, vector_gan_learner
 
 TINY = dict(TOY, space='feature', gan_images=2560, head_epochs=3)
 
@@ -119,7 +119,7 @@ def test_sweep_and_report(faces, tmp_path):
 
 def test_hashes_of_images_stay(faces, tmp_path):
     "What was made before there were vectors is found: nothing of them is in the parameters of an experiment on images"
-    run = run_split(path=faces, out=str(tmp_path), ratio=.5, **TOY)
+    run_split(path=faces, out=str(tmp_path), ratio=.5, **TOY)
     new = {'space', 'extractor', 'weights', 'layer', 'head', 'head_epochs', 'features'}
     for kind in ('gan', 'pool', 'split'):
         for f in Path(tmp_path).glob(f'{kind}/*/params.json'): assert not new & set(read_json(f)), f
