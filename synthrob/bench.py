@@ -481,7 +481,8 @@ def usual_distances(a, b, bs=512):
 @bench(1, 'FID and KID of as many real and other images', 'torchmetrics, on the same features, one subset')
 def quality(s):
     n = min(5000, len(s.train)//3)
-    part = lambda i: ImageSet(s.train.x[i:3*n:3], s.train.y[i:3*n:3], s.train.vocab)
+    order = torch.randperm(len(s.train), generator=generator('quality'))           # FER-2013 lies class by class
+    part = lambda i: ImageSet(s.train.x[order[i:3*n:3]], s.train.y[order[i:3*n:3]], s.train.vocab)
     real, held, other = map(part, range(3))
     noise = .3*torch.randn(other.x.shape, generator=generator('noise'))
     other.x = to_uint8(to_float(other.x) + noise)

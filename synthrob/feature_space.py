@@ -7,7 +7,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pickle import UnpicklingError
 
 import matplotlib.pyplot as plt, pandas as pd
@@ -279,14 +278,11 @@ def _planes(how, seed):
     "A map into the plane, by name"
     if how == 'pca': return PCA(2, random_state=seed)
     if how == 'tsne': return TSNE(2, random_state=seed, init='pca', learning_rate='auto')
-    if how != 'umap': raise BadInput(f"how={how!r} is not known: choose 'pca', 'tsne' or 'umap'.")
-    if find_spec('umap') is None: raise BadInput("how='umap' needs the package umap-learn: install it, or choose 'tsne'.")
-    from umap import UMAP
-    return UMAP(2, random_state=seed)
+    raise BadInput(f"how={how!r} is not known: choose 'pca' or 'tsne'.")
 
 def plot_vectors(real,      # real vectors: anything with `x` (n,d), `y` (n,) and `vocab`
                  synthetic, # synthetic ones of the same classes
-                 how='pca', # 'pca', 'tsne' or 'umap'
+                 how='pca', # 'pca' or 'tsne'
                  n:int=150, # vectors of each class and origin, the first of them
                  seed:int=0,# of the map
                  axs=None   # two axes, for real and synthetic; None: new ones

@@ -29,7 +29,7 @@ class SplitParams:
     how: str = 'replace'          # 'replace': the total stays, 'add': all real images stay
     classes: str = 'prior'        # 'prior': synthetic images follow the real shares, 'balance': they fill the smallest classes first
     filler: str = 'synthetic'     # or a control: 'repeat' real images, 'none' with class weights
-    data: str = 'faces'           # 'faces', 'fer2013', 'folder', or 'torchvision:NAME' such as 'torchvision:CIFAR10'
+    data: str = 'faces'           # 'faces', 'fer2013', 'folder', 'lsun', 'parquet[:COLUMN]' or 'torchvision:NAME'
     path: str = None              # where the data lies: a zip, folder, CSV or tar.gz; nothing for faces
     vocab: str = None             # class names, in order, comma separated; None: those of the data
     size: int = None              # side of the images in pixels; None: as the preset says

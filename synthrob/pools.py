@@ -22,6 +22,7 @@ from .data import Images, duplicate_groups, prepare
 from .gan import class_noise, shaped
 from .loaders import ImageSet, to_float, to_uint8
 from .nets import GAN
+from .rows import Rows
 
 # %% auto #0
 __all__ = ['BLOCK', 'Pool', 'save_pool', 'load_pool', 'own_confidence', 'thresholds', 'filtered', 'acceptance', 'draw', 'Fresh',
@@ -386,7 +387,7 @@ def pool_from_folder(path,          # a folder or zip, `class/image` or `part/cl
 
 def _refuse_copies(images, real, path):
     "Raise `BadInput` if one of `images` equals one of `real`"
-    real = torch.as_tensor(getattr(real, 'x', real))
+    real = x if isinstance(x := getattr(real, 'x', real), Rows) else torch.as_tensor(x)     # those on the disk stay there
     if real.shape[1:] != images.x.shape[1:]:
         a, b = tuple(real.shape[1:]), tuple(images.x.shape[1:])
         raise BadInput(f"The real images are {a} and the pool's {b}: give their size and channels.")

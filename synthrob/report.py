@@ -622,18 +622,19 @@ def headline(row,        # of `conclude`
             ) -> str:
     "The verdict on one arm in plain English"
     mixed = dict(replace='in place of real ones', add='added to the real ones')[row.how]
-    arm = f"{100*row.ratio:.3g} % synthetic images {mixed}" + ', the smallest classes first,'*(row.classes == 'balance')
-    net, d, m = f"the {row.cnn} classifier", row['diff'], points(margin, False)
+    head = ' head on ' in str(row.cnn)                              # of vectors, and not a classifier of images
+    arm = f"{100*row.ratio:.3g} % synthetic {'vectors' if head else 'images'} {mixed}" + ', the smallest classes first,'*(row.classes == 'balance')
+    net, d, m = f"the {row.cnn}" + ' classifier'*(not head), row['diff'], points(margin, False)
     if pd.isna(d): return f"Nothing can be said about {net}: there is not one complete pair of runs."
     moved = f"from {points(row.baseline, False)} to {points(row.value, False)} %"
-    if pd.isna(row.low): return f"Undecided: with {arm}, {net} went {moved} for one seed; nothing follows from that."
+    if pd.isna(row.low): return f"Undecided: with {arm.rstrip(',')}, {net} went {moved} for one seed; nothing follows from that."
     interval, by = f"({100*level:g} % interval {_interval(row.low, row.high)})", points(abs(d), False)
     return dict(
         better=f"Better: {arm} raised the accuracy of {net} {moved}, by {by} points {interval}.",
         worse=f"Worse: {arm} lowered the accuracy of {net} {moved}, by {by} points {interval}.",
         equivalent=f"Equivalent: {arm} changed the accuracy of {net} by {points(d)} points {interval}, less than the "
                    f"{m} points that were declared to matter.",
-        undecided=f"Undecided: with {arm}, the accuracy of {net} changed by {points(d)} points {interval}. That shows "
+        undecided=f"Undecided: with {arm.rstrip(',')}, the accuracy of {net} changed by {points(d)} points {interval}. That shows "
                   f"neither a difference nor that there is none of {m} points.")[row.verdict]
 
 # %% ../nbs/03c_report.ipynb #24a021f2
