@@ -331,3 +331,11 @@ def test_nothing_is_wider_than_the_page(page, width):
     controls = page.evaluate("""[...document.querySelectorAll('.widget-inline-hbox:has(.noUi-handle, select)')]
         .map(o => o.getBoundingClientRect().right)""")
     assert len(controls) == N_CONTROLS and max(controls) <= width
+
+def test_charts_do_not_depend_on_how_figures_are_saved():
+    "A page, or a user's matplotlibrc, may set `savefig`: charts failed under it"
+    import matplotlib
+    from synthrob.panels import chart
+    draw = lambda: str(chart(lambda ax: ax.plot([1, 2]), 'a line'))
+    as_usual = draw()
+    with matplotlib.rc_context({'savefig.dpi': 50, 'savefig.bbox': 'tight'}): assert draw() == as_usual
