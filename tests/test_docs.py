@@ -1,0 +1,66 @@
+"Every public symbol has a doc line, says what its parameters are, and is shown in use on its own page. Nothing is imported or run."
+import ast, json, re
+from pathlib import Path
+import pytest
+
+here = Path(__file__).parent.parent
+# what torch and fastai call by name, and explain themselves
+hooks = re.compile('forward|train|extra_repr|(load_)?state_dict|reset|accumulate|value|name|setups?|encodes|decodes|(before|after)_.*')
+
+def code_of(path): return [''.join(c['source']) for c in json.loads(path.read_text())['cells'] if c['cell_type'] == 'code']
+
+def exported(cell): return re.search(r'^#\|\s*export\s*$', cell, re.M)
+
+pages = {p.stem: code_of(p) for p in sorted((here/'nbs').glob('*.ipynb'))}
+pages = {k: v for k, v in pages.items() if any(re.search(r'^#\|\s*default_exp', c, re.M) for c in v)}
+
+def decorators(node): return ' '.join(ast.unparse(d) for d in node.decorator_list)
+
+def undocumented(f, lines):
+    "Parameters of the function without a comment of their own"
+    args = [*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs]
+    for a in args:
+        if a.arg in ('self', 'cls') or a.arg.startswith('_') or (f.args.args[:1] == [a] and 'patch' in decorators(f)): continue
+        mine = lines[a.lineno - 1]
+        if '#' not in mine[a.col_offset:] or any(b is not a and b.lineno == a.lineno and b.col_offset > a.col_offset for b in args): yield a.arg
+
+def fields(c, lines):
+    "Fields of a dataclass without a comment"
+    if 'dataclass' not in decorators(c): return
+    for n in c.body:
+        if isinstance(n, ast.AnnAssign) and not n.target.id.startswith('_') and '#' not in lines[n.lineno - 1]: yield n.target.id
+
+def problems(cells):
+    "What a reader of this page would miss"
+    shown = '\n'.join(c for c in cells if not exported(c))
+    returned = ' '.join(re.findall(r'->\s*([\w.\[\], |]+)', '\n'.join(c for c in cells if exported(c))))
+    for cell in filter(exported, cells):
+        lines = cell.splitlines()
+        for n in ast.parse(cell).body:
+            if not isinstance(n, (ast.FunctionDef, ast.ClassDef)) or n.name.startswith('_') or 'bench(' in decorators(n): continue
+            if isinstance(n, ast.FunctionDef): yield from problems_of(n, n.name, lines, shown)
+            else:
+                if not ast.get_docstring(n): yield f'{n.name} has no doc line'
+                if not re.search(rf'\b{n.name}\b', shown + returned): yield f'{n.name} is not shown in use'
+                for f in fields(n, lines): yield f'{n.name}: field {f} is not explained'
+                for m in n.body:
+                    if not isinstance(m, ast.FunctionDef) or hooks.fullmatch(m.name) or m.name.startswith('_') and m.name != '__init__': continue
+                    yield from problems_of(m, f'{n.name}.{m.name}', lines, shown)
+
+def problems_of(f, name, lines, shown):
+    own = f.name == '__init__'
+    if hooks.fullmatch(f.name) and name != f.name: return
+    if not own and not ast.get_docstring(f): yield f'{name} has no doc line'
+    if not own and not re.search(rf'\b{f.name}\b', shown): yield f'{name} is not shown in use'
+    for a in undocumented(f, lines): yield f'{name}: parameter {a} is not explained'
+
+@pytest.mark.parametrize('page', pages)
+def test_public_symbols_are_explained_and_shown(page):
+    found = list(problems(pages[page]))
+    assert not found, f'{page}.ipynb:\n' + '\n'.join(found)
+
+def test_the_check_sees_what_is_missing():
+    cell = "#| export\ndef f(a, b): return a\nclass C:\n    def __init__(self, x): pass\n    def m(self): pass"
+    found = list(problems([cell, 'print(C)']))
+    assert found == ['f has no doc line', 'f is not shown in use', 'f: parameter a is not explained', 'f: parameter b is not explained',
+                     'C has no doc line', 'C.__init__: parameter x is not explained', 'C.m has no doc line', 'C.m is not shown in use']
