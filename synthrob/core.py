@@ -91,22 +91,30 @@ def _plain(x):
     if isinstance(x, (Path, torch.device)): return str(x)
     return None if isinstance(x, float) and not math.isfinite(x) else x
 
-def write_json(path, obj):
-    "Write `obj` as readable JSON, whole or not at all"
+def write_json(
+    path, # the file; its folder is made if it is not there
+    obj   # numbers, text, None, lists, dicts, paths, arrays and tensors, nested; a number that is not finite becomes null
+):
+    "Write `obj` as readable JSON, whole or not at all; raises `TypeError` for anything else"
     text = json.dumps(_plain(obj), indent=1, ensure_ascii=False, allow_nan=False)
     with replacing(path) as t: t.write_text(text + '\n', encoding='utf-8')
 
-def read_json(path):
-    "The content of a JSON file"
+def read_json(
+    path # a JSON file in UTF-8
+):       # dict, list, text, number, bool or None
+    "The content of a JSON file; raises `ValueError` where it is damaged"
     return json.loads(Path(path).read_text(encoding='utf-8'))
 
 # %% ../nbs/00b_core.ipynb #acba48cf
-def write_parquet(path, df:pd.DataFrame):
+def write_parquet(
+    path,           # the file; its folder is made if it is not there
+    df:pd.DataFrame # its index is kept
+):
     "Write a table, whole or not at all"
     with replacing(path) as t: df.to_parquet(t)
 
 def write_tensors(
-    path,
+    path,              # the file; its folder is made if it is not there
     tensors:dict,      # name -> tensor, from any device
     metadata:dict=None # name -> text
 ):
@@ -114,21 +122,27 @@ def write_tensors(
     with replacing(path) as t:
         save_file({k: v.detach().cpu().contiguous() for k,v in tensors.items()}, t, metadata=metadata)
 
-def read_tensors(path, device='cpu') -> dict:
+def read_tensors(
+    path,        # a safetensors file
+    device='cpu' # where the tensors are wanted
+) -> dict:       # name -> tensor
     "The tensors of a safetensors file, on `device`"
     return load_file(path, device=str(device))
 
 # %% ../nbs/00b_core.ipynb #455e69f0
-def write_array(path, x):
-    "Write an array or tensor as `.npy`, whole or not at all"
+def write_array(
+    path, # the file; its folder is made if it is not there
+    x     # array or tensor, from any device; of numbers, text or bools
+):
+    "Write an array or tensor as `.npy`, whole or not at all; raises `ValueError` for an array of Python objects"
     if isinstance(x, torch.Tensor): x = x.detach().cpu().numpy()
     with replacing(path) as t, open(t, 'wb') as f: np.save(f, np.asarray(x), allow_pickle=False)
 
 def read_array(
-    path,
+    path,          # a `.npy` file
     mmap:bool=True # leave it on the disk, and read what is used; what is changed stays in memory (copy on write)
 ) -> np.ndarray:
-    "The array of a `.npy` file; an array of Python objects is refused"
+    "The array of a `.npy` file; raises `ValueError` for one of Python objects"
     return np.load(path, mmap_mode='c' if mmap else None, allow_pickle=False)
 
 # %% ../nbs/00b_core.ipynb #5f0f01ac
@@ -188,7 +202,12 @@ class Artefact:
         self.hash = hash_of(dict(kind=kind, recipe=RECIPES.get(kind, 1), params=params))
         self.path = Path(root)/kind/self.hash
 
-    def file(self, name) -> Path: return self.path/name
+    def file(self,
+        name # of a file or folder in the artefact
+    ) -> Path:
+        "Where `name` lies, or will lie"
+        return self.path/name
+
     def __repr__(self): return f"Artefact({self.path}, {'finished' if self.done else 'not finished'})"
 
     @property
@@ -199,7 +218,9 @@ class Artefact:
         return r if isinstance(r, dict) and r.get('hash') == self.hash else None
 
     @property
-    def done(self) -> bool: return self.record is not None
+    def done(self) -> bool:
+        "Was the run finished?"
+        return self.record is not None
 
 # %% ../nbs/00b_core.ipynb #537d8f25
 def _now(): return datetime.now(timezone.utc).isoformat(timespec='seconds')
@@ -212,8 +233,10 @@ def versions() -> dict: # name -> version
     return dict(python=platform.python_version(), torch=torch.__version__, torchvision=get('torchvision'),
                 fastai=get('fastai'), numpy=np.__version__, synthrob=__version__)
 
-def device_name(device=None) -> str:
-    "What `device` is, in words"
+def device_name(
+    device=None # see `default_device`
+) -> str:
+    "What `device` is, in words, such as 'cpu (x86_64, 8 threads)'; raises `BadInput` for one that is not here"
     d = default_device(device)
     if d.type == 'cuda': return f'{d} ({torch.cuda.get_device_name(d)})'
     return f'cpu ({platform.machine()}, {torch.get_num_threads()} threads)'
