@@ -97,18 +97,29 @@ MAX_BYTES = 1<<28  # of one image file: beyond, a bomb or a mistake
 
 class ImageFiles:
     "Images in a folder or a zip: `table` with name, label and part of each, and `read` for their bytes"
-    def __init__(self, path, table, zf, ignored): self.path,self.table,self.zf,self.ignored = path,table,zf,ignored
+    def __init__(self,
+        path,   # the folder or zip, a `Path`
+        table,  # name (from `path` on), label and part of each image, a DataFrame
+        zf,     # the open `ZipFile`; None: a folder
+        ignored # how many files there are that are no images
+    ): self.path,self.table,self.zf,self.ignored = path,table,zf,ignored
+
     def __len__(self): return len(self.table)
     def __repr__(self): return f"ImageFiles({self.path}, {len(self)} images, {self.table.label.nunique()} classes)"
 
-    def read(self, name) -> bytes: # safe to call from several threads
+    def read(self,
+        name # as in `table`
+    ) -> bytes:
+        "The content of one file; may be called from several threads. Raises `OSError` above `MAX_BYTES`"
         f = self.path/name
         size = self.zf.getinfo(name).file_size if self.zf else f.stat().st_size
         if size > MAX_BYTES: raise OSError(f"it takes {size>>20:,} MiB")
         return self.zf.read(name) if self.zf else f.read_bytes()
 
-def existing(path) -> Path:
-    "`path`, if something is there"
+def existing(
+    path # file or folder; `~` is the home folder
+) -> Path:
+    "`path`, if something is there; raises `BadInput` if not"
     path = Path(path).expanduser()
     if not path.exists(): raise BadInput(f"there is no file or folder {path} (seen from {Path.cwd()}): check the path")
     return path
@@ -186,7 +197,7 @@ def has_colour(
 def in_turn(
     ex,       # an executor
     f,        # called with one item each
-    items,
+    items,    # an iterable; it is read no further than `depth` ahead
     depth:int # results that wait to be taken, at most
 ):
     "What `ex.map(f, items)` yields; but a slow reader makes the workers wait, and results do not heap up in memory"
@@ -222,7 +233,11 @@ class BrokenList:
         total:int # how many there are, good ones included
     ): self.path,self.total,self.items = path,total,[]
 
-    def add(self, name, reason):
+    def add(self,
+        name,  # of an image
+        reason # why it cannot be used: a text that goes on after the name, or a `Broken`
+    ):
+        "Note one more; raises `BadInput` if that makes too many"
         self.items.append(dict(name=str(name), reason=str(reason)))
         if len(self.items) > .01*self.total:
             first = '; '.join(f"{o['name']} {o['reason']}" for o in self.items[:3])
@@ -230,6 +245,7 @@ class BrokenList:
                            f"{self.total:,}, cannot be used ({first}): repair or remove them")
 
     def report(self):
+        "Print how many were skipped, and the first three; nothing where there are none"
         if not self.items: return
         few = '; '.join(f"{o['name']} {o['reason']}" for o in self.items[:3])
         more = '; ...' if len(self.items) > 3 else ''

@@ -79,7 +79,9 @@ class Augment:
             flip, degrees, scale, translate, light, erase
 
     @property
-    def params(self): return dict(vars(self))
+    def params(self) -> dict:
+        "Its settings, as JSON can hold them"
+        return dict(vars(self))
 
     def __repr__(self): return f"Augment({', '.join(f'{k}={v}' for k, v in self.params.items())})"
 
@@ -91,7 +93,8 @@ class Augment:
 
 # %% ../nbs/00d_loaders.ipynb #0f16dacb
 def affine_grid(theta:Tensor, # affine maps from output to input coordinates, both in [-1,1], (n,2,3)
-                h:int, w:int  # height and width of the output in pixels
+                h:int,        # height of the output in pixels
+                w:int         # its width
                ) -> Tensor:   # x and y in the input for each pixel of the output (n,h,w,2); not contiguous
     "What `F.affine_grid(theta, (n,c,h,w), align_corners=False)` computes, by broadcasting"
     xs, ys = ((torch.arange(k, device=theta.device)*2 + 1)/k - 1 for k in (w, h))
@@ -145,7 +148,7 @@ class ImageSet:
     def __init__(self,
         x,         # uint8 (n,c,h,w), a tensor or `Rows`
         y,         # classes (n,), int64
-        vocab=None # names of the classes
+        vocab=None # names of the classes; None: numbers
     ):
         if len(x) != len(y): raise BadInput(f"{len(x)} images and {len(y)} labels: there must be one label an image.")
         if x.dtype != torch.uint8 or x.ndim != 4:
@@ -160,30 +163,50 @@ class ImageSet:
 # %% ../nbs/00d_loaders.ipynb #fd813206
 class DeviceDL(DataLoader):
     "A fastai `DataLoader` over an `ImageSet` that lies on `device`: a batch is an index look-up, then `augment`"
-    def __init__(self, dataset, bs=256, shuffle=False, drop_last=False, device=None, augment=None, balanced=False,
-                 n_steps=None, seed=0, **kwargs):
+    def __init__(self,
+                 dataset,        # an `ImageSet`
+                 bs=256,         # images in a batch
+                 shuffle=False,  # another order in every epoch? If not, that of the data
+                 drop_last=False,# leave out a last batch that is not full?
+                 device=None,    # where images lie and batches come from; None: CUDA if there is one
+                 augment=None,   # called with images in [0,1] (n,c,h,w) and a generator, e.g. an `Augment`; None: nothing is done
+                 balanced=False, # draw every class equally often? Only with `shuffle`
+                 n_steps=None,   # batches in an epoch; None: one pass over the data
+                 seed=0,         # of order and augmentation
+                 **kwargs        # for fastai's `DataLoader`; `num_workers` is ignored
+                ):
         kwargs.pop('num_workers', None)                  # there is nothing for a worker to do
         super().__init__(dataset, bs=bs, shuffle=shuffle, drop_last=drop_last, num_workers=0, **kwargs)
         self.augment, self.balanced, self.n_steps, self.seed, self.epoch = augment, balanced, n_steps, seed, 0
         self.to(default_device(device))
 
-    def to(self, device):
-        self.device = device
+    def to(self,
+           device # a name or a `torch.device`
+          ):
+        "Move images (but not `Rows`) and labels to `device`"
+        self.device = torch.device(device)
         self.dataset = ImageSet(self.dataset.x.to(self.device), self.dataset.y.to(self.device), self.dataset.vocab)
 
     @property
-    def vocab(self): return CategoryMap(self.dataset.vocab, sort=False)   # of a plain list fastai would take the last name alone
+    def vocab(self):
+        "Names of the classes, as fastai has them"
+        return CategoryMap(self.dataset.vocab, sort=False)               # of a plain list fastai would take the last name alone
 
     def __len__(self): return self.n_steps or super().__len__()
 
-    def new(self, dataset=None, cls=None, **kwargs):
+    def new(self,
+            dataset=None, # an `ImageSet`; None: the same
+            cls=None,     # class of the new loader; None: the same
+            **kwargs      # what else is to be different, as for `DeviceDL`
+           ):
+        "A loader like this one; without `shuffle` also without augmentation, balance and `n_steps`"
         own = dict(augment=self.augment, balanced=self.balanced, n_steps=self.n_steps, seed=self.seed)
         if not kwargs.get('shuffle', self.shuffle): own.update(augment=None, balanced=False, n_steps=None)
         return super().new(dataset, cls, **{**own, **kwargs})
 
 # %% ../nbs/00d_loaders.ipynb #a8932293
 @patch
-def get_idxs(self:DeviceDL) -> Tensor: # indices of this epoch's images
+def get_idxs(self:DeviceDL) -> Tensor: # indices of images (count,), int64
     "The order of the current `epoch`"
     if not self.shuffle: return torch.arange(self.n)
     count = len(self)*self.bs if self.n_steps or self.drop_last else self.n
@@ -248,7 +271,12 @@ def show_batch(self:DeviceDL,
     return axs
 
 @patch
-def show_results(self:DeviceDL, b, out, max_n=10, **kwargs):
-    "A sheet of images titled 'truth / prediction'"
+def show_results(self:DeviceDL,
+                 b,       # a batch: images in [0,1] (n,c,h,w) and their classes (n,)
+                 out,     # predicted classes (n,)
+                 max_n=10,# images at most
+                 **kwargs # for `show_batch`
+                ):        # the axes
+    "A sheet of images titled 'truth / prediction', as `learn.show_results` draws it"
     name = lambda k: self.dataset.vocab[int(k)]
     return self.show_batch(b, max_n, titles=[f'{name(t)} /\n{name(p)}' for t, p in zip(b[1], out)], **kwargs)
