@@ -21,20 +21,20 @@ _all_ = ['CorruptionExplorer', 'DataExplorer', 'GANExplorer', 'SplitExplorer']
 class Explorers:
     "All explorers on one page; each is made when it is first chosen"
     def __init__(self,
-                 out='runs',  # the folder of the runs
+                 out='runs',  # the folder of all runs, as `out` of the split experiment names it
                  images=None, # `Images` for `DataExplorer`; None: embedded faces
-                 gan=None,    # for `GANExplorer`
-                 runs=None    # for `SplitExplorer`
+                 gan=None,    # for `GANExplorer`, a `GAN` or its folder; None: the newest in `out`
+                 runs=None    # for `SplitExplorer`, a folder or a table from `results`; None: `out`
                 ):
         self.make = dict(data=lambda: DataExplorer(images, out=out), corruptions=lambda: CorruptionExplorer(out=out),
                          GAN=lambda: GANExplorer(gan, out=out), sweep=lambda: SplitExplorer(runs, out=out))
         self.made, self.place = {}, W.VBox([], layout=W.Layout(width='100%'))
         self.which = choice('Explore', list(self.make), hint='data, corruptions, a GAN or a sweep')
-        self.which.observe(lambda _: self.open(), 'value')
+        self.which.observe(lambda _: self._open(), 'value')
         self.box = W.VBox([self.which, self.place])
-        self.open()
+        self._open()
 
-    def open(self):
+    def _open(self):
         "Show the explorer that is chosen, or say in its place why it cannot be shown"
         k = self.which.value
         try: self.made[k] = self.made.get(k) or self.make[k]()

@@ -23,17 +23,21 @@ from .report import style
 __all__ = ['CSS', 'data_url', 'chart', 'tile', 'tiles', 'Seen', 'slider', 'stops', 'choice', 'Explorer']
 
 # %% ../nbs/04a_panels.ipynb #f1b8d865
-def data_url(png): # the bytes of a picture
-    "A PNG as the address of itself"
+def data_url(png:bytes # the bytes of a PNG file
+            ) -> str:  # for `src` of an `Img`
+    "A picture as the address of itself, so that a page needs no file beside it (RFC 2397)"
     return 'data:image/png;base64,' + base64.b64encode(png).decode()
 
-def chart(draw,              # called with axes
-          alt,               # what it shows, for those who cannot see it
-          size=(3.5, 2.5),   # inches, 100 pixels of the page each
-          caption='',        # below it
-          left=.85, bottom=.5, top=.3, right=.12, # margins, inches
-          dpi=130            # dots an inch: more than 100 for clear letters
-         ):                  # an element of a page
+def chart(draw,            # called with matplotlib axes, draws on them
+          alt:str,         # what it shows, for those who cannot see it
+          size=(3.5, 2.5), # (width, height) in inches, 100 pixels of the page each
+          caption='',      # below it; '' for none
+          left=.85,        # margin in inches, room for the labels of the y axis
+          bottom=.5,       # margin in inches, room for the labels of the x axis
+          top=.3,          # margin in inches, room for a title
+          right=.12,       # margin in inches
+          dpi=130          # dots an inch: more than 100 for clear letters
+         ):                # an element of a page
     "A drawing of matplotlib as a figure of a page"
     w, h = size
     with style():
@@ -55,13 +59,13 @@ def _png(x):
     Image.fromarray(a[0] if len(a) == 1 else a.transpose(1, 2, 0)).save(buf, 'png', compress_level=1)
     return buf.getvalue()
 
-def tile(x,        # an image, uint8 (c,h,w)
-         label='', # a few words below it
-         alt=None, # what it shows; None: the label
-         side=88,  # pixels of the page
-         mark=False# does it stand out?
-        ):         # an element of a page
-    "An image of a data set as a figure of a page"
+def tile(x,          # an image, uint8 (c,h,w), of 1 or 3 channels
+         label='',   # a few words below it; '' for none
+         alt=None,   # what it shows, for those who cannot see it; None: the label
+         side=88,    # pixels of the page
+         mark=False  # a frame around it?
+        ):           # an element of a page
+    "An image of a data set as a figure of a page; raises `BadInput` for what is no such image"
     img = Img(src=data_url(_png(x)), alt=label if alt is None else alt, width=side, height=side)
     return Figure(img, Figcaption(label) if label else '', cls='tile' + ' mark'*mark, style=f'width:{side}px')
 
@@ -109,11 +113,12 @@ def _look(label, hint):
                 layout=W.Layout(width='25rem', max_width='100%'))
 
 def slider(label,     # in a word or two
-           low, high, # ends, both included
+           low,       # the least value
+           high,      # the largest value, included
            value,     # at first
-           step=None, # None: 1 for whole numbers, else .05
-           hint=''    # shown where the pointer rests
-          ):          # an ipywidget
+           step=None, # between two values; None: 1 for whole numbers, else .05
+           hint=''    # shown where the pointer rests; '': the label
+          ):          # an `IntSlider` or `FloatSlider` of ipywidgets
     "A slider over numbers; whole ones if all that is given is whole"
     whole = all(isinstance(o, int) for o in (low, high, value, step or 1))
     make = W.IntSlider if whole else W.FloatSlider
@@ -121,25 +126,25 @@ def slider(label,     # in a word or two
 
 def stops(label,   # in a word or two
           options, # in their order: values, or pairs of a name and a value; none of them None
-          value,   # at first
-          hint=''  # shown where the pointer rests
-         ):        # an ipywidget
+          value,   # at first, one of them
+          hint=''  # shown where the pointer rests; '': the label
+         ):        # a `SelectionSlider` of ipywidgets
     "A slider over values that are not equally far apart, or not numbers"
     return W.SelectionSlider(options=list(options), value=value, **_look(label, hint))
 
-def choice(label,     # in a word or two
-           options,   # values, or pairs of a name and a value; none of them None
-           value=None,# at first; None: the first
-           hint=''    # shown where the pointer rests
-          ):          # an ipywidget
-    "A choice of one"
+def choice(label,      # in a word or two
+           options,    # values, or pairs of a name and a value; none of them None
+           value=None, # at first, one of them; None: the first
+           hint=''     # shown where the pointer rests; '': the label
+          ):           # a `Dropdown` of ipywidgets
+    "One of several values, chosen by name"
     pairs = [o if isinstance(o, tuple) else (str(o), o) for o in options]
     return W.Dropdown(options=pairs, value=pairs[0][1] if value is None else value, **_look(label, hint))
 
 # %% ../nbs/04a_panels.ipynb #aa0af4af
 class Explorer:
     "Controls, and below them what follows from their values; subclasses define `draw`"
-    def __init__(self, **controls): # name -> control
+    def __init__(self, **controls): # name -> control, from `slider`, `stops` or `choice`
         self.controls, self.bound, self.busy, self.took, self.seen = controls, set(), False, None, None
         self.page = W.HTML(layout=W.Layout(max_width='100%', overflow='auto'))
         row = W.Box(list(controls.values()), layout=W.Layout(flex_flow='row wrap', width='100%'))
@@ -147,28 +152,40 @@ class Explorer:
         self.step()
         for c in controls.values(): c.observe(lambda _: self.step(), 'value')
 
-    def draw(self, **values) -> Seen: raise NotImplementedError
-    def ahead(self, **values): return ()  # functions that draw, and keep, what a next step may show
-    def reach(self, **values): return {}  # name -> dict(max=) or dict(options=), in the order of the controls
+    def draw(self, **values) -> Seen: # of all controls
+        "What is seen with these values, made from them alone; every subclass has its own"
+        raise NotImplementedError
+
+    def ahead(self, **values): # of all controls; returns functions without arguments
+        "What a next step may show: each function draws one picture, and keeps it"
+        return ()
+
+    def reach(self, **values) -> dict: # name -> dict(min=, max=) or dict(options=), in the order of the controls
+        "The controls whose range or options depend on the others, and what these are now"
+        return {}
 
     @property
-    def values(self): return {k: c.value for k, c in self.controls.items()}
+    def values(self) -> dict: # name -> value
+        "Where the controls stand"
+        return {k: c.value for k, c in self.controls.items()}
 
     def __repr__(self): return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.values.items())})"
     def _repr_mimebundle_(self, **kwargs): return self.box._repr_mimebundle_(**kwargs) | {'text/plain': repr(self)}
 
-    def see(self, **values) -> Seen: # values of controls; those that are not named are as they stand
-        "What is seen with these values, whatever the widgets show; raises `BadInput`"
-        for k in values:
-            if k in self.controls: continue
-            near = get_close_matches(k, self.controls, 1)
-            remedy = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(self.controls)}."
-            raise BadInput(f"There is no control {k!r}: {remedy}")
-        full = self.values | values
-        within = lambda k, new: self._within(k, full[k], new, asked=k in values)
-        full |= {k: within(k, {}) for k in full if k not in self.bound}      # the others depend on these
-        full |= {k: within(k, new) for k, new in self.reach(**full).items()}
-        return self.draw(**full)
+# %% ../nbs/04a_panels.ipynb #75d42d55
+@patch
+def see(self:Explorer, **values) -> Seen: # of some controls; the others are as they stand
+    "What is seen with these values, no widget moves; raises `BadInput` for a value or control that there is not"
+    for k in values:
+        if k in self.controls: continue
+        near = get_close_matches(k, self.controls, 1)
+        remedy = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(self.controls)}."
+        raise BadInput(f"There is no control {k!r}: {remedy}")
+    full = self.values | values
+    within = lambda k, new: self._within(k, full[k], new, asked=k in values)
+    full |= {k: within(k, {}) for k in full if k not in self.bound}      # the others depend on these
+    full |= {k: within(k, new) for k, new in self.reach(**full).items()}
+    return self.draw(**full)
 
 # %% ../nbs/04a_panels.ipynb #c7e96b78
 def _nearest(v, options):
