@@ -178,8 +178,8 @@ def flat(
 class Splits:
     "Which images train, which validate, which test; and what was found on the way"
     train: torch.Tensor  # indices, sorted
-    valid: torch.Tensor
-    test: torch.Tensor
+    valid: torch.Tensor  # the same
+    test: torch.Tensor   # the same
     report: dict         # counts of what was found and removed
     audit: dict          # for each image, arrays of n: `removed` (the reason, or ''), `conflict`, `flat`, `leaked`
     def __repr__(self): return f"Splits(train {len(self.train):,}, valid {len(self.valid):,}, test {len(self.test):,})"
@@ -235,10 +235,10 @@ def _leaky_parts(images, valid, test, seed):
 
 # %% ../nbs/00_data.ipynb #aac30673
 def splits(
-    images:Images,
+    images:Images,   # any, with official parts or without
     valid:float=.1,  # share of the training images that validate, where there is no official validation part
     test:float=.2,   # share of all images that test, where there is no official test part
-    seed:int=42,
+    seed:int=42,     # of the parts that are drawn; official ones do not depend on it
     leak:bool=False  # the source study's protocol: nothing removed, parts drawn at random
 ) -> Splits: # raises `BadInput` if a class has no image in one of the parts
     "Split `images` so that no copy of a test or validation image trains; `audit['leaked']` marks those that have one"
@@ -264,8 +264,8 @@ def splits(
 
 # %% ../nbs/00_data.ipynb #84def78a
 def check_no_leak(
-    images:Images,
-    splits:Splits
+    images:Images, # as they were given to `splits`
+    splits:Splits  # what is to be checked
 ):
     "Raise `RuntimeError` if an image of one part, or an exact copy of it, is in another"
     g = duplicate_groups(images.x)
@@ -285,7 +285,9 @@ class Source:
 
 sources = {} # name -> function(path, size, channels, **options) -> Source
 
-def source(f):
+def source(
+    f # called as f(path, size, channels, **options), each None where nothing is said; returns a `Source`
+):    # `f`: a decorator
     "Put the function `f` into `sources` under its name"
     sources[f.__name__] = f
     return f
@@ -306,10 +308,13 @@ def content_key(
 
 # %% ../nbs/00_data.ipynb #7150d7d2
 @source
-def faces(path=None, size=None, channels=None,
+def faces(
+    path=None,       # must be None: nothing is read
+    size=None,       # height and width in pixels; None: 48
+    channels=None,   # 1 grey, 3 colour; None: 1
     n:int=1000,      # training faces of each class
     n_test:int=200,  # test faces of each class
-    seed:int=0,
+    seed:int=0,      # of the faces; training and test never share one
     nuisance:float=1.# how much pose, light, hair and noise vary
 ) -> Source:
     "The embedded faces, five expressions"
@@ -340,7 +345,10 @@ def _holds_images(path):
     return any(map(is_image, files)) or not any(o.lower().endswith('.csv') for o in files)
 
 @source
-def fer2013(path=None, size=None, channels=None,
+def fer2013(
+    path=None,            # the zip or folder of images, the CSV, or what holds it; it must be given
+    size=None,            # height and width in pixels; None: 48, as they are
+    channels=None,        # 1 grey, 3 three times the same; None: 1
     test:str='PublicTest' # the official part that tests; the other one is left out
 ) -> Source:
     "FER-2013: the zip or folder of images, or the CSV, also in a folder, zip or tar.gz"
@@ -364,7 +372,11 @@ def fer2013(path=None, size=None, channels=None,
 
 # %% ../nbs/00_data.ipynb #72f61b9f
 @source
-def folder(path=None, size=None, channels=None) -> Source:
+def folder(
+    path=None,    # folder or zip; it must be given
+    size=None,    # height and width in pixels; None: 48
+    channels=None # 1 grey, 3 colour; None: colour if there is any
+) -> Source:
     "Images in a folder or zip, `[part/]class/image`, brought to `size` (48) and `channels` (colour if there is any)"
     if path is None: raise BadInput("data='folder' needs a path: give the folder, or zip, of class folders with images")
     def read(out):
@@ -373,9 +385,12 @@ def folder(path=None, size=None, channels=None) -> Source:
     return Source(dict(source='folder', content=content_key(path), size=size or 48, channels=channels), read)
 
 @source
-def lsun(path=None, size=None, channels=None,
+def lsun(
+    path=None,       # the folder of the databases; it must be given
+    size=None,       # height and width in pixels; None: 64
+    channels=None,   # 1 grey, 3 colour; None: 3
     categories=None, # class names; None: those of `vocab`, or all that are there
-    n:int=None       # at most so many images of each category for training
+    n:int=None       # at most so many images of each category for training; None: all
 ) -> Source:
     "LSUN's LMDB databases, `path/bedroom_train_lmdb` and so on, brought to `size` (64) and `channels` (3)"
     if path is None: raise BadInput("data='lsun' needs a path: give the folder in which bedroom_train_lmdb lies")
@@ -387,7 +402,10 @@ def lsun(path=None, size=None, channels=None,
     return Source(dict(source='lsun', content=content, size=size, channels=channels, n=n), read)
 
 @source
-def parquet(path=None, size=None, channels=None,
+def parquet(
+    path=None,    # a parquet file, or the folder of its shards; it must be given
+    size=None,    # height and width in pixels; None: 48
+    channels=None,# 1 grey, 3 colour; None: colour if there is any
     name:str=None # the column of labels; None: found
 ) -> Source:
     "A data set of images in parquet, as Hugging Face has them: a file or a folder of shards"
@@ -398,7 +416,10 @@ def parquet(path=None, size=None, channels=None,
     return Source(dict(source='parquet', content=content_key(path), name=name, size=size, channels=channels), read)
 
 @source
-def torchvision(path=None, size=None, channels=None,
+def torchvision(
+    path=None,               # the folder where it lies, or is to lie; None: 'data'
+    size=None,               # height and width in pixels; None: 32
+    channels=None,           # 1 grey, 3 colour; None: as the data set has it
     name:str='FashionMNIST', # see `torchvision_sets`
     download:bool=False      # fetch it if it is not there
 ) -> Source:
@@ -471,7 +492,7 @@ def prepare(
 
 # %% ../nbs/00_data.ipynb #9a39fbda
 def describe(
-    images:Images,
+    images:Images,      # as they come from `prepare`
     splits:Splits=None, # from `splits`; None: they are made with the defaults
     plot:bool=True      # a figure: counts, and a sheet of images
 ) -> pd.DataFrame: # images of each class in each part
