@@ -23,7 +23,7 @@ from .split import SplitData
 __all__ = ['ABOUT', 'fate', 'groups_of', 'DataExplorer', 'finished_run', 'newest', 'plot_answers', 'CorruptionExplorer']
 
 # %% ../nbs/04b_explore_data.ipynb #8cc2412c
-def fate(splits, # from `synthrob.data.splits`
+def fate(splits, # `Splits` of n images, from `synthrob.data.splits`
          n:int   # images in all
         ) -> np.ndarray: # of text (n,): 'train', 'valid', 'test', or 'removed: ' and the reason
     "What a split does with each image"
@@ -47,11 +47,11 @@ def _by_class(images, row):
     return [r for *_, r in sorted(rows, key=lambda o: o[:2])]
 
 # %% ../nbs/04b_explore_data.ipynb #b3a3a18c
-def groups_of(images, # of all parts
-              splits, # from `synthrob.data.splits`
+def groups_of(images, # `Images` of all parts
+              splits, # `Splits` of these, from `synthrob.data.splits`
               row=6   # images in a row where they are no copies of each other
              ) -> dict: # heading -> list of arrays, positions of images that are shown together
-    "What there is to see in a data set"
+    "What there is to see in a data set: its classes, copies, conflicting labels and leaks, and what a split removes"
     why, copies = splits.audit['removed'], _members(images.group.numpy())
     leak, conflict = (why == 'leak') | splits.audit['leaked'], splits.audit['conflict']
     having = lambda m, least=1: [g for g in copies if len(g) >= least and m[g].any()]
@@ -78,8 +78,8 @@ class DataExplorer(Explorer):
     most = 30 # images on a page
     def __init__(self,
                  images=None, # `Images`; None: a few of the embedded faces
-                 splits=None, # from `synthrob.data.splits`; None: made with the defaults
-                 out='runs'   # where prepared images are kept
+                 splits=None, # `Splits` of these, from `synthrob.data.splits`; None: made with its defaults
+                 out='runs'   # folder of the runs, where the embedded faces are kept
                 ):
         self.images = prepare('faces', n=100, n_test=20, root=out) if images is None else images
         if not len(self.images): raise BadInput("There is no image to look at: prepare a data set that has some.")
@@ -93,15 +93,29 @@ class DataExplorer(Explorer):
                          label=choice('Class', classes, hint='only groups with an image of this class'),
                          page=slider('Page', 1, 1, 1, hint='the next images'))
 
-    def reach(self, what, label, page): return dict(page=dict(max=len(self.pages(what, label))))
+# %% ../nbs/04b_explore_data.ipynb #1e127e55
+@patch
+def reach(self:DataExplorer,
+          what,  # as in `draw`
+          label, # as in `draw`
+          page   # as in `draw`; nothing depends on it
+         ) -> dict: # of `page`: its `max`
+    "How many pages there are"
+    return dict(page=dict(max=len(self.pages(what, label))))
 
-    def draw(self, what, label, page):
-        pages, im = self.pages(what, label), self.images
-        of = '' if label < 0 else f' of {im.vocab[label]}'
-        if not pages[0]: return Seen(f'{ABOUT[what]} There are none{of} among these {len(im):,} images.', [])
-        n, unit = sum(map(len, pages)), 'row' if what == 'classes' else 'group'
-        said = f"Page {page} of {len(pages):,}; {n:,} {unit}{'s'*(n > 1)}{of}."
-        return Seen(f'{ABOUT[what]} {said}', [self._group(g, what) for g in pages[page - 1]])
+@patch
+def draw(self:DataExplorer,
+         what,  # a heading of `groups_of`
+         label, # position of a class in `vocab`: only groups with an image of it; -1: all
+         page   # from 1 on, at most `most` images each
+        ) -> Seen: # a row of tiles for each group
+    "One page of what there is to see under one heading"
+    pages, im = self.pages(what, label), self.images
+    of = '' if label < 0 else f' of {im.vocab[label]}'
+    if not pages[0]: return Seen(f'{ABOUT[what]} There are none{of} among these {len(im):,} images.', [])
+    n, unit = sum(map(len, pages)), 'row' if what == 'classes' else 'group'
+    said = f"Page {page} of {len(pages):,}; {n:,} {unit}{'s'*(n > 1)}{of}."
+    return Seen(f'{ABOUT[what]} {said}', [self._group(g, what) for g in pages[page - 1]])
 
 # %% ../nbs/04b_explore_data.ipynb #21c92d81
 @patch
@@ -129,7 +143,7 @@ def _group(self:DataExplorer, g, what):
 # %% ../nbs/04b_explore_data.ipynb #b2a42983
 def finished_run(folder=None, # `runs/split/<hash>`; None: that of the newest finished run in `out`
                  out='runs'   # the folder of all runs
-                ):            # (model, test `Images`, are answers averaged over mirror images?)
+                ) -> tuple:   # (net from [0,1] to logits, test `Images`, are answers averaged over mirror images?)
     "The classifier of a finished run and the images that tested it; raises `BadInput` where that cannot be had"
     folder = newest('split', out) if folder is None else Path(folder)
     try:
@@ -146,10 +160,10 @@ def finished_run(folder=None, # `runs/split/<hash>`; None: that of the newest fi
     net.load_state_dict(weights)
     return net.eval(), images.subset(t[t.part == 'test']['index'].to_numpy(copy=True)), r.flip
 
-def newest(kind,     # 'split', 'gan'
-           out='runs'
-          ) -> Path: # its folder
-    "The artefact that was finished last; raises `BadInput` where there is none"
+def newest(kind:str,  # of artefact: 'split' or 'gan'
+           out='runs' # the folder of all runs
+          ) -> Path:  # `runs/<kind>/<hash>`
+    "The artefact that was finished last and is not simulated; raises `BadInput` where there is none"
     done = []
     for f in Path(out).glob(f'{kind}/*/record.json'):
         with suppress(OSError, ValueError):
@@ -159,10 +173,11 @@ def newest(kind,     # 'split', 'gan'
     return max(done)[1]
 
 # %% ../nbs/04b_explore_data.ipynb #7f659540
-def plot_answers(ax, vocab,
-                 clean,    # probabilities (k,) for the clean image
-                 damaged,  # for the damaged one
-                 true:int  # the class it is of
+def plot_answers(ax,      # matplotlib axes to draw on
+                 vocab,   # names of the k classes
+                 clean,   # probabilities (k,) for the clean image
+                 damaged, # probabilities (k,) for the damaged one
+                 true:int # position in `vocab` of the class that it is of
                 ):
     "Probabilities as bars: pale as it was, dark as it is; the true class is marked with an arrow"
     at = np.arange(len(vocab))
@@ -178,9 +193,9 @@ class CorruptionExplorer(Explorer):
     "An image, a corruption and its severity, and what a classifier says; without a classifier, only the image"
     def __init__(self,
                  images=None, # `Images` to damage; None: those that tested the newest finished run, else embedded faces
-                 model=None,  # images in [0,1] to logits; None: none
-                 flip=False,  # does it average over mirror images?
-                 out='runs',  # where runs are looked for
+                 model=None,  # with `images`: a net, from images in [0,1] to logits; None: none, nobody is asked
+                 flip=False,  # are its answers averaged over mirror images?
+                 out='runs',  # the folder in which runs are looked for
                  seed:int=0   # of the corruptions
                 ):
         self.warn = ''
@@ -199,27 +214,35 @@ class CorruptionExplorer(Explorer):
         except BadInput as e: self.warn = f'No classifier: {e} Until then these are embedded faces, and nobody is asked.'
         return None, prepare('faces', n=100, n_test=20, root=out).subset(slice(500, 600)), False
 
-    def draw(self, name, severity, image):
-        im, words = self.images, name.replace('_', ' ')
-        true = im.vocab[im.y[image]]
-        now = f'{words}, severity {severity}' if severity else 'clean'
-        shown = [tiles('', tile(im.x[image], f'clean: {true}', f'image {image}, {true}, clean', 160),
-                       tile(self.worn(name, severity, image)[0], now, f'image {image}, {true}, {now}', 160))]
-        if self.model is None: return Seen(f'Image {image}, {true}; {now}.', shown, self.warn)
-        before, after = self.answers('', 0, image), self.answers(name if severity else '', severity, image)
-        says = lambda p: f'{im.vocab[p.argmax()]} ({p.max():.0%})'
-        fell = 'It is right.' if after.argmax() == im.y[image] else 'It is wrong.'
-        alt = 'Probabilities now and of the clean image: '
-        alt += ', '.join(f'{c} {p:.0%} and {q:.0%}' for c, p, q in zip(im.vocab, after, before))
-        bars = lambda ax: plot_answers(ax, im.vocab, before, after, int(im.y[image]))
-        h = .9 + .32*len(im.vocab)
-        shown.append(chart(bars, alt, (3.5, h), left=.35 + .075*max(map(len, im.vocab))))
-        said = f'Image {image} is {true}. Of the clean image the classifier says {says(before)}; {now}: {says(after)}. {fell}'
-        return Seen(said, shown)
+# %% ../nbs/04b_explore_data.ipynb #3765352e
+@patch
+def draw(self:CorruptionExplorer,
+         name,     # of a corruption, one of `common` or `extra`
+         severity, # 0 (clean) to 5
+         image     # position in `images`
+        ) -> Seen: # the clean and the damaged image, and bars of the answers where there is a classifier
+    "An image before and after, and what the classifier says of both"
+    im, words = self.images, name.replace('_', ' ')
+    true = im.vocab[im.y[image]]
+    now = f'{words}, severity {severity}' if severity else 'clean'
+    shown = [tiles('', tile(im.x[image], f'clean: {true}', f'image {image}, {true}, clean', 160),
+                   tile(self.worn(name, severity, image)[0], now, f'image {image}, {true}, {now}', 160))]
+    if self.model is None: return Seen(f'Image {image}, {true}; {now}.', shown, self.warn)
+    before, after = self.answers('', 0, image), self.answers(name if severity else '', severity, image)
+    says = lambda p: f'{im.vocab[p.argmax()]} ({p.max():.0%})'
+    fell = 'It is right.' if after.argmax() == im.y[image] else 'It is wrong.'
+    alt = 'Probabilities now and of the clean image: '
+    alt += ', '.join(f'{c} {p:.0%} and {q:.0%}' for c, p, q in zip(im.vocab, after, before))
+    bars = lambda ax: plot_answers(ax, im.vocab, before, after, int(im.y[image]))
+    h = .9 + .32*len(im.vocab)
+    shown.append(chart(bars, alt, (3.5, h), left=.35 + .075*max(map(len, im.vocab))))
+    said = f'Image {image} is {true}. Of the clean image the classifier says {says(before)}; {now}: {says(after)}. {fell}'
+    return Seen(said, shown)
 
 # %% ../nbs/04b_explore_data.ipynb #b28920ea
 @patch
 def _damaged(self:CorruptionExplorer, name, severity, image):
+    "The image, uint8 (1,c,h,w), damaged"
     x = self.images.x[image:image+1]
     return corrupt(x, name, severity, self.seed, torch.tensor([image])) if severity else x
 
