@@ -42,7 +42,7 @@ class Together(DistributedTrainer):
             raise BadInput(f"Batches of {self.dls.train.bs} images cannot be shared by {self.world} processes: choose a multiple of {self.world}.")
         self.learn.together = self
         if self.sync_bn and self.dls.device.type == 'cuda': self.learn.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-        self.same(self.model)
+        self._same(self.model)
         if self.rank: self.learn.logger = noop
 
     def before_train(self): torch.manual_seed(torch.initial_seed() + self.rank)     # dropout is not to be alike in all parts
@@ -51,7 +51,9 @@ class Together(DistributedTrainer):
         if self.training: self.learn.xb, self.learn.yb = (tuple(self.mine(t) for t in b) for b in (self.xb, self.yb))
     def before_step(self): self.learn.loss, = self.average(self.model.parameters(), self.loss.detach())
     def after_train(self):
-        for m in (self.model, *getattr(self.learn, 'more_state', {}).values()): self.same(m, parameters=False)
+        for m in (self.model, *getattr(self.learn, 'more_state', {}).values()): self._same(m, parameters=False)
+    def after_epoch(self):
+        if self.rank == 0 and 'SYNTHROB_TICK' in os.environ: print(_tick, self.epoch, flush=True)     # the bar of `launch`
     def after_fit(self): self.learn.together = None
 
 # %% ../nbs/00h_distributed.ipynb #1ebb0da0
@@ -59,14 +61,14 @@ class Together(DistributedTrainer):
 def mine(self:Together,
          t:Tensor   # of a whole batch, the same in all processes (n,...)
         ) -> Tensor:# (n/processes,...)
-    "This process's part of `t`: every so manieth"
+    "This process's part of `t`: of three processes, every third row"
     return t[self.rank::self.world]
 
 @patch
 def whole(self:Together,
           t:Tensor    # this process's part (n/processes,...)
          ) -> Tensor: # (n,...): the parts of all, one after the other
-    "Of all processes together"
+    "The parts of all processes, put together"
     return self.accelerator.gather(t)
 
 @patch
@@ -82,11 +84,8 @@ def average(self:Together,
     return [v[0] for v in flat[len(grads):]]
 
 @patch
-def same(self:Together,
-         model:nn.Module,
-         parameters=True # those too, and not the buffers alone?
-        ):
-    "Give every process what the first one has"
+def _same(self:Together, model, parameters=True):
+    "Give every process the buffers of `model` that the first one has, and its `parameters`"
     for t in (model.state_dict().values() if parameters else model.buffers()): torch.distributed.broadcast(t.data, 0)
 
 # %% ../nbs/00h_distributed.ipynb #73595b3f
@@ -103,7 +102,8 @@ class DeviceLearner(Learner):
         if rank_of(): self.remove_cb(ProgressCallback)
         return self
 
-def together(learn): # a `DeviceLearner`
+def together(learn # a `DeviceLearner`
+            ):     # a context, in which to call `fit`
     "fastai's `distrib_ctx` in a process that trains with others, nothing in one that is alone"
     return learn.distrib_ctx() if 'RANK' in os.environ else contextlib.nullcontext(learn)
 
@@ -138,10 +138,6 @@ def launch(target:str,      # a function as 'module:name'; it is called with `pa
     if p.returncode: raise RuntimeError(f"{processes} processes did not finish {target}: {': '.join(why) if why else ''.join(said)}")
 
 _tick, _failed = '@epoch', '@failed'
-
-@patch
-def after_epoch(self:Together):
-    if self.rank == 0 and 'SYNTHROB_TICK' in os.environ: print(_tick, self.epoch, flush=True)
 
 # %% ../nbs/00h_distributed.ipynb #6ef6b0fc
 #| eval: false

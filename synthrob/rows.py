@@ -87,7 +87,8 @@ class Rows:
         return f"Rows({'x'.join(map(str, self.shape))}, {self.nbytes/1e6:,.1f} MB in {len(self.stores)} files)"
 
     @property
-    def nbytes(self) -> int: # of the images, were they in memory
+    def nbytes(self) -> int:
+        "Bytes of the images, were they in memory"
         return math.prod(self.shape)
 
 # %% ../nbs/00f_rows.ipynb #8fe2ec87
@@ -240,8 +241,8 @@ def gathered(
 
 # %% ../nbs/00f_rows.ipynb #3800a372
 def read_ahead(
-    rows:Rows,
-    idxs,         # an index tensor for each batch
+    rows:Rows,    # uint8 (n,c,h,w)
+    idxs,         # an index tensor for each batch, int64; any iterable, read no further than `depth` ahead
     device='cpu', # where batches are wanted
     depth:int=2   # how many batches ahead
 ):

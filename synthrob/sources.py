@@ -36,7 +36,9 @@ class Growing:
         self.rows.truncate(self.start + self.n*int(np.prod(self.shape))); self.rows.seek(0, 2)
 
     @property
-    def n(self): return sum(len(b['kept']) for b in self.blocks)
+    def n(self) -> int:
+        "Rows that are there"
+        return sum(len(b['kept']) for b in self.blocks)
 
     def _header(self, n):
         self.rows.seek(0)
@@ -167,8 +169,10 @@ def lmdb_block(
         there = cursor.first() if after is None else cursor.set_range(after + b'\0')
         return list(islice(cursor.iternext(), n)) if there else []
 
-def lmdb_size(folder) -> int:
-    "How many entries a database has"
+def lmdb_size(
+    folder # an LMDB database, in which `data.mdb` lies
+) -> int:
+    "How many entries a database has; raises `BadInput` for what is no database, or only a piece of one"
     with _opened(folder) as env: return env.stat()['entries']
 
 # %% ../nbs/00g_sources.ipynb #2c1aba64

@@ -24,7 +24,9 @@ __all__ = ['Repeatable', 'optimizer_tensors', 'load_optimizer', 'Checkpoint', 'h
 class Repeatable(Callback):
     "Every epoch draws its order, augmentation and dropout from (`seed`, epoch), whatever was run before"
     order = 5                                                  # after TrainEvalCallback, before anything that draws
-    def __init__(self, seed=0): self.seed = seed
+    def __init__(self,
+                 seed=0 # of the run, an integer or text
+                ): self.seed = seed
     def before_fit(self): self.states = torch.get_rng_state(), self._cuda()
     def before_train(self):
         self.dls.train.epoch = self.epoch
@@ -45,7 +47,11 @@ def optimizer_tensors(opt:torch.optim.Optimizer, # e.g. Adam
     return tensors, [{k: [plain(o) for o in v] if isinstance(v, tuple) else plain(v) for k, v in g.items()}
                      for g in sd['param_groups']]
 
-def load_optimizer(opt, tensors, groups, prefix):
+def load_optimizer(opt:torch.optim.Optimizer, # of the same kind and the same parameters; its state is replaced
+                   tensors:dict,              # tensors by name; those without the prefix are passed over
+                   groups:list,               # parameter groups, also as JSON gives them back
+                   prefix:str                 # as it was given to `optimizer_tensors`
+                  ):
     "The inverse of `optimizer_tensors`, in place"
     params = [p for g in opt.param_groups for p in g['params']]
     state = {}
@@ -64,7 +70,7 @@ class Checkpoint(Callback):
     def __init__(self,
                  path,       # a safetensors file
                  every=20.,  # seconds between two checkpoints at least; the last epoch is always saved
-                 tag=''      # what the training is: a checkpoint with another tag is refused
+                 tag=''      # what the training is: a checkpoint with another tag, or of another length, is a `BadInput`
                 ): self.path, self.every, self.tag = Path(path), every, tag
 
     def before_fit(self):
@@ -85,7 +91,7 @@ class Checkpoint(Callback):
         self.rows.append([float(v) if v is not None else None for v in self.recorder.log[1:-1]])
         self.learn.history = [dict(zip(self.recorder.metric_names[1:-1], row)) for row in self.rows]
         last = self.epoch + 1 == self.n_epoch
-        if last or time.monotonic() - self.saved >= self.every: self.save()
+        if last or time.monotonic() - self.saved >= self.every: self._save()
 
 # %% ../nbs/00e_training.ipynb #021a8f73
 @patch
@@ -95,7 +101,7 @@ def _opts(self:Checkpoint): return {'opt': self.learn.opt.opt, **getattr(self.le
 def _nets(self:Checkpoint): return {'model': self.learn.model, **getattr(self.learn, 'more_state', {})}
 
 @patch
-def save(self:Checkpoint):
+def _save(self:Checkpoint):
     "Write the state after the current epoch; of several processes the first one does"
     if getattr(getattr(self.learn, 'together', None), 'rank', 0): return
     tensors = {f'{nm}.{k}': v for nm, net in self._nets().items() for k, v in net.state_dict().items()}
@@ -138,7 +144,9 @@ def has_bf16(device # where the training runs
 class Autocast(Callback):
     "Forward pass and loss in bfloat16 where the chip has it (`has_bf16`), everything else in float32"
     order = 10
-    def __init__(self, enabled=None): self.enabled = enabled
+    def __init__(self,
+                 enabled=None # True or False, whatever the chip; None: where it has bfloat16
+                ): self.enabled = enabled
     def before_batch(self):
         device = self.x.device
         on = has_bf16(device) if self.enabled is None else self.enabled
@@ -153,7 +161,7 @@ class Autocast(Callback):
 
 # %% ../nbs/00e_training.ipynb #1ca32080
 class DeviceSmoothLoss(AvgSmoothLoss):
-    "fastai's smooth loss, kept on the device"
+    "fastai's smooth loss, a moving average over batches, kept on the device"
     @property
     def name(self): return 'loss'
     def accumulate(self, learn):
