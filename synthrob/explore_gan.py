@@ -28,8 +28,8 @@ __all__ = ['between', 'faces_of', 'sheets_of', 'trained_gan', 'GANExplorer']
 # %% ../nbs/04c_explore_gan.ipynb #ab317540
 def between(a:Tensor,         # noise (...,nz)
             b:Tensor,         # noise, the same shape
-            t:float,          # how far along the way, 0 to 1
-            path='spherical'  # or 'linear'
+            t:float,          # how far along the way: 0 is `a`, 1 is `b`
+            path='spherical'  # slerp (White 2016, arXiv 1609.04468), or 'linear'
            ) -> Tensor:       # noise, the same shape
     "Noise on the way from `a` to `b`; raises `BadInput` for a path that is not known"
     if path == 'linear': return torch.lerp(a, b, t)
@@ -42,8 +42,8 @@ def between(a:Tensor,         # noise (...,nz)
 # %% ../nbs/04c_explore_gan.ipynb #80f63189
 @torch.no_grad()
 def faces_of(gan:GAN,  # the trained pair; its averaged generator is used
-             z:Tensor, # noise (n,nz)
-             y         # classes (n,)
+             z:Tensor, # noise (n,nz), on any device
+             y         # positions of classes (n,)
             ) -> Tensor: # images, uint8 (n,c,h,w), on the CPU
     "The images that `gan` makes of noise"
     device = next(gan.parameters()).device
@@ -51,15 +51,15 @@ def faces_of(gan:GAN,  # the trained pair; its averaged generator is used
 
 # %% ../nbs/04c_explore_gan.ipynb #840a8dc2
 def sheets_of(folder # that of a GAN, with `samples/`, or the folder of the sheets itself
-             ) -> dict: # epoch -> path, ascending
-    "The sample sheets of a training"
+             ) -> dict: # epoch -> path of a PNG, ascending; empty if there is none
+    "The sample sheets that `SampleSheet` saved in a training"
     folder = Path(folder)
     found = [*folder.glob('epoch_*.png'), *folder.glob('samples/epoch_*.png')]
     return dict(sorted((int(re.search(r'epoch_(\d+)', f.name)[1]), f) for f in found))
 
 def trained_gan(folder=None, # `runs/gan/<hash>`; None: that of the GAN in `out` that was finished last
                 out='runs'   # the folder of all runs
-               ) -> tuple:   # the GAN, and what its folder says: dict of sheets, quality, measure, vocab, failure
+               ) -> tuple:   # the `GAN`, and a dict of what its folder says: sheets, quality, measure, vocab, failure
     "A trained GAN and what its training left; raises `BadInput` where there is none"
     folder = newest('gan', out) if folder is None else Path(folder)
     try: gan = load_gan(folder/'gan.safetensors')
@@ -78,8 +78,8 @@ class GANExplorer(Explorer):
     steps = 7    # faces on the way
     def __init__(self,
                  gan=None,   # a `GAN`, or its folder, `runs/gan/<hash>`; None: the newest in `out`, else an untrained one
-                 vocab=None, # class names; None: those its folder says
-                 out='runs'  # where GANs are looked for
+                 vocab=None, # names of its classes, in order; None: those its folder says, else numbers
+                 out='runs'  # the folder in which GANs are looked for
                 ):
         self.warn, about = '', {}
         if isinstance(gan, GAN): self.gan = gan
@@ -100,23 +100,36 @@ class GANExplorer(Explorer):
         self.warn = about['failure']
         return gan, about
 
-    def draw(self, label, a, b, way, path, spread, truncate, epoch=None):
-        z = self.noise(label, a, b, way, path, spread, truncate)
-        now = faces_of(self.gan, z.expand(len(self.vocab), -1), range(len(self.vocab)))
-        c, ends, share = self.vocab[label], f'from seed {a} to seed {b}', [i/(self.steps - 1) for i in range(self.steps)]
-        at, row = round(way*(self.steps - 1)), self.row(label, a, b, path, spread, truncate)
-        along = [tile(x, f'{t:.2g}', f'synthetic face, {c}, {t:.0%} of the way', 72, i == at)
-                 for i, (x, t) in enumerate(zip(row, share))]
-        here = tile(now[label], f'{c}, {way:.2f}', f'synthetic face, {c}, {way:.0%} of the way {ends}', 160)
-        alike = [tile(x, k, f'the same noise as {k}', 72) for x, k in zip(now, self.vocab)]
-        shown = [tiles(ends, *along), tiles('here', here), tiles('the same noise, each class', *alike)]
-        cut = f', truncated at ± {truncate:g}' if truncate else ''
-        said = f'{c}: {way:.0%} of the {path} way {ends}; spread {spread:g}{cut}.'
-        return Seen(said, shown + ([self._sheet(epoch)] if epoch else []), self.warn)
+# %% ../nbs/04c_explore_gan.ipynb #e4b3d70e
+@patch
+def draw(self:GANExplorer,
+         label,     # position of a class in `vocab`
+         a,         # seed of the first face, as `synthesize` takes it
+         b,         # seed of the second face
+         way,       # how far from the first to the second, 0 to 1
+         path,      # between them, 'spherical' or 'linear'
+         spread,    # standard deviation of the noise
+         truncate,  # no noise beyond so many standard deviations; 0: all of it
+         epoch=None # of a sample sheet, a key of `sheets`; None: without one
+        ) -> Seen:  # faces along the way, the one here, the same noise in each class, the sheet
+    "What the GAN makes of the noise at one place of the way"
+    z = self.noise(label, a, b, way, path, spread, truncate)
+    now = faces_of(self.gan, z.expand(len(self.vocab), -1), range(len(self.vocab)))
+    c, ends, share = self.vocab[label], f'from seed {a} to seed {b}', [i/(self.steps - 1) for i in range(self.steps)]
+    at, row = round(way*(self.steps - 1)), self.row(label, a, b, path, spread, truncate)
+    along = [tile(x, f'{t:.2g}', f'synthetic face, {c}, {t:.0%} of the way', 72, i == at)
+             for i, (x, t) in enumerate(zip(row, share))]
+    here = tile(now[label], f'{c}, {way:.2f}', f'synthetic face, {c}, {way:.0%} of the way {ends}', 160)
+    alike = [tile(x, k, f'the same noise as {k}', 72) for x, k in zip(now, self.vocab)]
+    shown = [tiles(ends, *along), tiles('here', here), tiles('the same noise, each class', *alike)]
+    cut = f', truncated at ± {truncate:g}' if truncate else ''
+    said = f'{c}: {way:.0%} of the {path} way {ends}; spread {spread:g}{cut}.'
+    return Seen(said, shown + ([self._sheet(epoch)] if epoch else []), self.warn)
 
 # %% ../nbs/04c_explore_gan.ipynb #3bfe69ce
 @patch
 def _controls(self:GANExplorer):
+    "The controls by name; `epoch` only where there are sheets"
     cut = [('none', 0.), *((f'± {v:g}', v) for v in (3., 2.5, 2., 1.5, 1., .75, .5))]
     c = dict(label=choice('Class', [(o, i) for i, o in enumerate(self.vocab)]),
              a=slider('From seed', 0, 99, 0, hint='the first face'),
@@ -129,13 +142,22 @@ def _controls(self:GANExplorer):
     return c
 
 @patch
-def noise(self:GANExplorer, label, a, b, way, path, spread, truncate):
-    "The noise (1,nz) at one place of the way"
+def noise(self:GANExplorer,
+          label,   # position of a class in `vocab`: each class has noise of its own
+          a,       # seed of the first face
+          b,       # seed of the second face
+          way,     # how far from the first to the second, 0 to 1
+          path,    # 'spherical' or 'linear'
+          spread,  # standard deviation
+          truncate # nothing beyond so many standard deviations; 0: all of it
+         ) -> Tensor: # (1,nz), for `faces_of`
+    "The noise at one place of the way"
     ends = (class_noise(1, self.gan.params['nz'], label, s) for s in (a, b))
     return between(*(shaped(z, spread, truncate or None) for z in ends), way, path)
 
 @patch
 def _row(self:GANExplorer, label, a, b, path, spread, truncate):
+    "Faces at equal steps of the way, uint8 (steps,c,h,w)"
     z = [self.noise(label, a, b, t, path, spread, truncate) for t in np.linspace(0, 1, self.steps).tolist()]
     return faces_of(self.gan, torch.cat(z), [label]*self.steps)
 
