@@ -76,7 +76,7 @@ def fit_images(self:Learner,
 def class_noise(n:int,     # images
                 nz:int,    # dimensions of the noise
                 c:int,     # class
-                seed:int=0,
+                seed:int=0,# of the noise: an integer or text
                 block=256  # rows drawn at a time: part of the definition, for the first `n` rows must not depend on `n`
                ) -> Tensor:# (n,nz)
     "Noise for images 0 to `n` of class `c`: a longer row begins with the shorter one"
@@ -106,7 +106,7 @@ def synthesize(gan:GAN,       # the trained pair; its averaged generator is used
                spread=1.,     # standard deviation of the noise: more than 1 for more variety, less for more typical images
                truncate=None  # noise only from ± this many standard deviations; None: all of it
               ) -> tuple:     # images uint8 (n,c,h,w) and labels int64 (n,), ordered by class, on the CPU
-    "Draw `n` images of every class"
+    "Draw `n` images of every class; raises `BadInput` for numbers that do not fit the classes"
     k = gan.params['n_classes']
     n = [n]*k if isinstance(n, int) else list(n)
     if len(n) != k or min(n) < 0: raise BadInput(f"n={n}: give one number of images, or {k}, one a class, none negative.")
@@ -133,7 +133,12 @@ def sample_sheet(gan:GAN,     # the trained pair
 class SampleSheet(Callback):
     "Save a sample sheet of a GAN in training to `folder` after every `every`-th epoch and the last"
     order, run_valid = 75, False
-    def __init__(self, folder, every=1, n=10): self.folder, self.every, self.n = Path(folder), every, n
+    def __init__(self,
+                 folder,  # where the pictures go: epoch_0001.png and so on; made if it is not there
+                 every=1, # epochs from one sheet to the next
+                 n=10     # images of each class
+                ): self.folder, self.every, self.n = Path(folder), every, n
+
     def after_epoch(self):
         last = self.epoch + 1 == self.n_epoch
         if self.epoch < getattr(getattr(self.learn, 'checkpoint', None), 'start', 0): return
@@ -174,7 +179,10 @@ def plot_training(learn:Learner, # from `gan_learner`, after or in the middle of
 class LiveFigure(Callback):
     "Draw `plot_training` anew at the end of an epoch, in place; outside of Jupyter nothing is drawn"
     order, run_valid = 77, False
-    def __init__(self, every=5.): self.every = every             # seconds between two drawings at least
+    def __init__(self,
+                 every=5. # seconds between two drawings at least
+                ): self.every = every
+
     def before_fit(self): self.handle, self.shown = None, time.monotonic() - self.every
     def after_epoch(self):
         if time.monotonic() - self.shown < self.every and self.epoch + 1 < self.n_epoch: return
@@ -186,11 +194,15 @@ class LiveFigure(Callback):
         self.shown = time.monotonic()
 
 # %% ../nbs/01_gan.ipynb #00435522
-def save_gan(gan:GAN, path):
+def save_gan(gan:GAN, # the pair and its average; a `VectorGAN` as well
+             path     # the safetensors file to be written
+            ):
     "Write the weights of `gan` and its sizes to one safetensors file, whole or not at all"
     write_tensors(path, gan.state_dict(), metadata={k: json.dumps(v) for k, v in gan.params.items()})
 
-def load_gan(path, device='cpu') -> GAN:
+def load_gan(path,        # what `save_gan` wrote
+             device='cpu' # where its nets are wanted
+            ) -> GAN:
     "The GAN that `save_gan` wrote, in eval mode"
     with safe_open(path, 'pt') as f: gan = GAN(**{k: json.loads(v) for k, v in f.metadata().items() if k != 'format'})
     gan.load_state_dict(read_tensors(path))

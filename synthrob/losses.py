@@ -156,7 +156,9 @@ class DiffAugment:
         self.flip, self.translate, self.cutout, self.light, self.strength = flip, translate, cutout, light, strength
 
     @property
-    def params(self): return {k: 'adaptive' if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+    def params(self) -> dict:
+        "Its settings, as JSON can hold them; 'adaptive' is a strength that a tensor holds"
+        return {k: 'adaptive' if isinstance(v, Tensor) else v for k, v in vars(self).items()}
 
     def __repr__(self): return f"DiffAugment({', '.join(f'{k}={v}' for k, v in self.params.items())})"
 
@@ -190,7 +192,7 @@ def shift_flip(x:Tensor,       # images (n,c,h,w)
 def cut_square(x:Tensor,    # images (n,c,h,w)
                u:Tensor,    # centre of the square, uniform in [0,1], (n,2)
                share:float  # its side as a share of the image's
-              ) -> Tensor:
+              ) -> Tensor:  # images (n,c,h,w)
     "Set a square of each image to zero; it may hang over the edge"
     def inside(u, n):
         return (torch.arange(n, device=x.device) + .5 - u[:, None]*n).abs() < share*n/2

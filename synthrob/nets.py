@@ -16,8 +16,7 @@ from .layers import ConditionalNorm, attend, coarsest, levels
 from .resnets import R3Discriminator, R3Generator, ResnetDiscriminator, ResnetGenerator
 
 # %% auto #0
-__all__ = ['architectures', 'Generator', 'Discriminator', 'plain_weights', 'SourceGenerator', 'SourceDiscriminator', 'GAN',
-           'n_params', 'summary']
+__all__ = ['architectures', 'Generator', 'Discriminator', 'SourceGenerator', 'SourceDiscriminator', 'GAN', 'n_params', 'summary']
 
 # %% ../nbs/01a_nets.ipynb #3b3c428a
 class Generator(nn.Module):
@@ -75,7 +74,7 @@ class Discriminator(nn.Module):
         return self.linear(h)[:, 0] + (self.embed(y)*h).sum(1)/h.shape[1]**.5
 
 # %% ../nbs/01a_nets.ipynb #f6611ea2
-def plain_weights(m):
+def _plain_weights(m):
     "DCGAN's first weights: N(0, .02²), and N(1, .02²) for the scales of norms (arXiv 1511.06434, section 3)"
     if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)): nn.init.normal_(m.weight, std=.02)
     if isinstance(m, nn.BatchNorm2d): nn.init.normal_(m.weight, 1, .02)
@@ -97,7 +96,7 @@ class SourceGenerator(nn.Module):
             up = nn.ConvTranspose2d(ni, no, *((4, 2, 1) if i else (side,)), bias=False)
             layers += [up, nn.BatchNorm2d(no), nn.ReLU(), look]
             ni = no
-        self.layers = nn.Sequential(*layers, nn.ConvTranspose2d(ni, channels, 4, 2, 1), nn.Tanh()).apply(plain_weights)
+        self.layers = nn.Sequential(*layers, nn.ConvTranspose2d(ni, channels, 4, 2, 1), nn.Tanh()).apply(_plain_weights)
 
     def forward(self, z, y):
         e = torch.cat([z, F.one_hot(y, self.n_classes).to(z)], 1)
@@ -120,7 +119,7 @@ class SourceDiscriminator(nn.Module):
             layers += [nn.Conv2d(ni, no, 4, 2, 1, bias=i == 0), nn.BatchNorm2d(no) if i else nn.Identity(),
                        nn.LeakyReLU(.2), look]
             ni = no
-        self.layers = nn.Sequential(*layers, nn.Conv2d(ni, 1, sizes[0][0])).apply(plain_weights)
+        self.layers = nn.Sequential(*layers, nn.Conv2d(ni, 1, sizes[0][0])).apply(_plain_weights)
 
     def forward(self, x, y):
         y = self.embed(y).view(-1, 1, self.size, self.size)
