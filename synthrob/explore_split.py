@@ -28,8 +28,10 @@ def _arm_name(row, nets):
 
 class SweepTables:
     "What a finished sweep says, read and judged once"
-    def __init__(self, frame,     # from `results`, of one setting
-                 margin=None):    # of equivalence; None: what the runs declare
+    def __init__(self,
+                 frame,      # from `results`, of one setting: runs that can be compared
+                 margin=None # of equivalence, a share: .01 is one point of accuracy; None: what the runs declare
+                ):
         self.frame, self.margin = frame, declared_margin(frame, margin)
         self.table, self.root = conclude(frame, self.margin), Path(frame.attrs['root'])
         self.pairs = paired(frame)                              # in the order of `table`
@@ -52,27 +54,36 @@ class SweepTables:
 
 # %% ../nbs/04d_explore_split.ipynb #0a1b46c7
 @patch
-def ratios(self:SweepTables, arm) -> list: # ascending, 0 first
+def ratios(self:SweepTables,
+           arm:str # a key of `arms`
+          ) -> list: # ascending, 0 first
     "The ratios that an arm was run at"
     return [0., *sorted(set(self.table.ratio[self.arms[arm]].astype(float).tolist()))]
 
 @patch
-def row(self:SweepTables, arm, ratio) -> pd.Series: # of `conclude`; at ratio 0 the first of the arm
+def row(self:SweepTables,
+        arm:str,    # a key of `arms`
+        ratio:float # one of `ratios`
+       ) -> pd.Series: # of `conclude`; at ratio 0 the first of the arm, for its baseline
     "What is known of an arm at one ratio"
     t = self.table.loc[self.arms[arm]]
     return t.iloc[0] if not ratio else t[t.ratio.astype(float) == ratio].iloc[0]
 
 @patch
-def runs_of(self:SweepTables, arm, ratio, base=False) -> tuple: # of hashes
+def runs_of(self:SweepTables,
+            arm:str,     # a key of `arms`
+            ratio:float, # one of `ratios`
+            base=False   # those at ratio 0 that they are paired with?
+           ) -> tuple:   # of hashes
     "The runs behind an arm at a ratio, or those of their baseline; at ratio 0 all baselines of the arm"
     at = self.arms[arm] if not ratio else [self.row(arm, ratio).name]
     own = [self.pairs[i].base_runs if base or not ratio else self.pairs[i].runs.ravel() for i in at]
     return tuple(dict.fromkeys(map(str, np.concatenate(own))))
 
 # %% ../nbs/04d_explore_split.ipynb #5bc43b4f
-def plot_confusion(ax,
-                   m:Confusion,       # at this ratio
-                   base:Confusion=None# at ratio 0: differences are written below; None: none
+def plot_confusion(ax,                 # matplotlib axes to draw on
+                   m:Confusion,        # at this ratio
+                   base:Confusion=None # at ratio 0: differences are written below; None: none
                   ):
     "Shares of each true class in per cent; below them, in points, the difference to ratio 0"
     share = lambda c: 100*c.confusion.to_numpy()/c.confusion.to_numpy().sum(1, keepdims=True).clip(1)
@@ -90,11 +101,12 @@ def plot_confusion(ax,
     ax.set_yticklabels(m.vocab, fontsize=8)
     ax.tick_params(length=0)
 
-def plot_recalls(ax, vocab,
-                 base, # recall at ratio 0 (k,)
-                 now,  # at this ratio (k,); nan where nothing is known
-                 low,  # ends of the intervals of the difference (k,), nan where there is none
-                 high
+def plot_recalls(ax,    # matplotlib axes to draw on
+                 vocab, # names of the k classes
+                 base,  # recall at ratio 0 (k,), 0 to 1
+                 now,   # recall at this ratio (k,); nan where nothing is known
+                 low,   # lower ends of the intervals of `now - base` (k,); nan where there is none
+                 high   # upper ends (k,)
                 ):
     "Recall by class: rings at ratio 0, dots with the interval of the paired difference here"
     at, base, now, low, high = (100*np.asarray(o, float) for o in (np.arange(len(vocab))/100, base, now, low, high))
@@ -107,9 +119,10 @@ def plot_recalls(ax, vocab,
     ax.grid(axis='x', alpha=.25)
 
 # %% ../nbs/04d_explore_split.ipynb #fad13c2e
-def plot_severities(ax, severities,
-                    base, # accuracies at ratio 0 (runs, severities)
-                    now   # at this ratio, or None
+def plot_severities(ax,         # matplotlib axes to draw on
+                    severities, # those that were asked, 1 to 5
+                    base,       # accuracies at ratio 0 (runs, severities), 0 to 1
+                    now         # accuracies at this ratio (runs, severities); None: only `base`
                    ):
     "Accuracy against severity: means over runs, and bands from the least to the largest run"
     for v, color, name, mark in ((base, '0.35', 'ratio 0', 'o--'), (now, '#0173b2', 'here', 's-')):
@@ -121,8 +134,8 @@ def plot_severities(ax, severities,
     ax.legend(loc='lower left')
 
 # %% ../nbs/04d_explore_split.ipynb #11f8781b
-def example_runs(out=None # a folder to write to; None: a temporary one
-                ) -> Path:# of the runs
+def example_runs(out=None  # a folder to write to; None: a temporary one
+                ) -> Path: # of the runs, ready for `results`
     "A small simulated sweep, to see what an explorer shows before anything is trained"
     out = Path(out or tempfile.mkdtemp(prefix='synthrob'))
     gain = lambda o: .03*(o['ratio'] == .2) - .02*(o['ratio'] == .4)
@@ -130,8 +143,8 @@ def example_runs(out=None # a folder to write to; None: a temporary one
     return out
 
 def sweeps_of(frame,      # from `results`
-              margin=None # of equivalence; None: what the runs declare
-             ) -> dict:   # name of the setting -> `SweepTables`
+              margin=None # of equivalence, as for `SweepTables`; None: what the runs declare
+             ) -> dict:   # name of the setting -> `SweepTables`; 'all runs' where there is one
     "The comparable parts of a table of runs, judged; raises `BadInput` where nothing in it can be compared"
     found, errors = {}, []
     for name, f in settings(frame):
@@ -145,10 +158,10 @@ class SplitExplorer(Explorer):
     "A sweep by ratio: the verdict, confusion, recall by class, accuracy under corruption"
     def __init__(self,
                  runs=None,   # the folder of the runs, or a table from `results`; None: `out`, else simulated ones
-                 margin=None, # of equivalence; None: what the runs declare
-                 cells=None,  # only the runs of a sweep: a `Sweep`, its hash, or hashes of cells
-                 out='runs',  # where runs are looked for
-                 **where      # values that parameters must have, see `results`
+                 margin=None, # of equivalence, as for `SweepTables`; None: what the runs declare
+                 cells=None,  # only the runs of a sweep: a `Sweep`, its hash, or hashes of cells; None: all
+                 out='runs',  # the folder in which runs are looked for
+                 **where      # values that parameters must have, as for `results`
                 ):
         self.warn, self.panel = '', lru_cache(1024)(self._panel)
         self.sweeps = self._read(runs, margin, cells, where, out)
@@ -172,20 +185,37 @@ class SplitExplorer(Explorer):
             self.warn = f'These runs are SIMULATED, for there are none to compare yet. {e}'
         return sweeps_of(results(example_runs()), margin)
 
-    def reach(self, arm, ratio, corruption, setting=None):
-        sweep = self._sweep(setting)
-        known = arm if arm in sweep.arms else next(iter(sweep.arms))
-        found = dict(arm=[(o, o) for o in sweep.arms], ratio=_stops(sweep, known), corruption=_names(sweep))
-        return {k: dict(options=v) for k, v in found.items()}
-
-    def draw(self, arm, ratio, corruption, setting=None):
-        shown = [draw() for draw in self._panels(arm, ratio, corruption, setting)]
-        return Seen(self._sweep(setting).sentence(arm, ratio), shown, self.warn)
-
     def _sweep(self, setting): return self.sweeps[setting or next(iter(self.sweeps))]
 
+# %% ../nbs/04d_explore_split.ipynb #7fb10806
+@patch
+def reach(self:SplitExplorer,
+          arm,         # as in `draw`
+          ratio,       # as in `draw`; nothing depends on it
+          corruption,  # as in `draw`; nothing depends on it
+          setting=None # as in `draw`
+         ) -> dict:    # of `arm`, `ratio` and `corruption`: their `options`
+    "The arms and corruptions of a setting, and the ratios of the arm"
+    sweep = self._sweep(setting)
+    known = arm if arm in sweep.arms else next(iter(sweep.arms))
+    found = dict(arm=[(o, o) for o in sweep.arms], ratio=_stops(sweep, known), corruption=_names(sweep))
+    return {k: dict(options=v) for k, v in found.items()}
+
+@patch
+def draw(self:SplitExplorer,
+         arm,         # classifier, way to mix and filler in words: a key of `SweepTables.arms`
+         ratio,       # of synthetic images, one that the arm was run at
+         corruption,  # for accuracy against severity; '': the mean of all
+         setting=None # a key of `sweeps`; None: the first
+        ) -> Seen:    # the verdict, and three charts; four if robustness was measured
+    "What is known of an arm at one ratio"
+    shown = [draw() for draw in self._panels(arm, ratio, corruption, setting)]
+    return Seen(self._sweep(setting).sentence(arm, ratio), shown, self.warn)
+
 # %% ../nbs/04d_explore_split.ipynb #ada7680f
-def _stops(sweep, arm): return [(f'{r:g}', r) for r in sweep.ratios(arm)]
+def _stops(sweep, arm):
+    "Ratios of an arm as options"
+    return [(f'{r:g}', r) for r in sweep.ratios(arm)]
 
 def _names(sweep):
     "Corruptions as options"
@@ -193,8 +223,11 @@ def _names(sweep):
     return [('mean of all', ''), *((str(n).replace('_', ' '), str(n)) for n in names)]
 
 @patch
-def sentence(self:SweepTables, arm, ratio) -> str:
-    "The verdict on an arm at a ratio"
+def sentence(self:SweepTables,
+             arm:str,    # a key of `arms`
+             ratio:float # one of `ratios`
+            ) -> str:
+    "The verdict on an arm at a ratio, as the report words it; at ratio 0 the accuracy of the baselines"
     row, zero = self.row(arm, ratio), self.runs.loc[list(self.runs_of(arm, 0.))].value
     if not ratio:
         sd = f', SD {100*zero.std():.1f}' if len(zero) > 1 else ''
@@ -215,8 +248,13 @@ def _panels(self:SplitExplorer, arm, ratio, corruption, setting):
     return [partial(self.panel, k, setting, arm, ratio, corruption if k == 'severity' else '') for k in kinds]
 
 @patch
-def ahead(self:SplitExplorer, arm, ratio, corruption, setting=None):
-    "The other ratios, the nearest first"
+def ahead(self:SplitExplorer,
+          arm,         # as in `draw`
+          ratio,       # as in `draw`: the nearest come first
+          corruption,  # as in `draw`
+          setting=None # as in `draw`
+         ) -> list:    # of functions without arguments
+    "What a slider over the ratio may show next: each function draws one chart, and keeps it"
     near = sorted(self._sweep(setting).ratios(arm), key=lambda r: abs(r - ratio))
     return [draw for r in near for draw in self._panels(arm, r, corruption, setting)]
 
@@ -229,8 +267,11 @@ def _panel(self:SplitExplorer, kind, setting, arm, ratio, corruption):
 
 # %% ../nbs/04d_explore_split.ipynb #a1a1d96b
 @patch
-def curve(self:SweepTables, arm, ratio):
-    "Accuracy against the ratio, and where one stands"
+def curve(self:SweepTables,
+          arm:str,    # a key of `arms`
+          ratio:float # one of `ratios`: it is marked
+         ):           # an element of a page, from `chart`
+    "Accuracy of an arm against the ratio, its controls, and where one stands"
     t, row = self.table, self.row(arm, ratio)
     same = (t.cnn == row.cnn) & (t.cnn_epochs == row.cnn_epochs) & (t.how == row.how)
     t = t[t.index.isin(self.arms[arm]) | (same & (t.filler != 'synthetic'))]
@@ -245,8 +286,11 @@ def curve(self:SweepTables, arm, ratio):
     return chart(draw, alt, caption=caption, left=.6)
 
 @patch
-def confused(self:SweepTables, arm, ratio):
-    "The confusion matrix, beside that at ratio 0"
+def confused(self:SweepTables,
+             arm:str,    # a key of `arms`
+             ratio:float # one of `ratios`
+            ):           # an element of a page, from `chart`
+    "The confusion matrix of all runs at a ratio, with the differences to that at ratio 0"
     base, m = (self.confusion(self.runs_of(arm, ratio, base)) for base in (True, False))
     pairs = [f'{a} taken for {b} in {n/max(1, m.confusion.loc[a].sum()):.0%}' for a, b, n in m.most_confused()[:3]]
     alt = f'Confusion matrix. Most often: {", ".join(pairs) or "nothing"}.'
@@ -257,8 +301,11 @@ def confused(self:SweepTables, arm, ratio):
 
 # %% ../nbs/04d_explore_split.ipynb #65575d48
 @patch
-def recall(self:SweepTables, arm, ratio):
-    "Recall by class, beside that at ratio 0"
+def recall(self:SweepTables,
+           arm:str,    # a key of `arms`
+           ratio:float # one of `ratios`
+          ):           # an element of a page, from `chart`
+    "Recall by class, beside that at ratio 0, with the intervals of the paired differences"
     rows = [self.recalls[c].loc[self.row(arm, ratio).name] for c in self.vocab]
     get = lambda k: np.array([o[k] for o in rows], float)
     base, now = get('baseline'), get('value') if ratio else np.full(len(rows), np.nan)
@@ -270,7 +317,11 @@ def recall(self:SweepTables, arm, ratio):
     return chart(draw, alt, (3.5, .95 + .3*len(rows)), f'Recall by class; rings: ratio 0{dots}.', left=self.wide)
 
 @patch
-def severity(self:SweepTables, arm, ratio, corruption):
+def severity(self:SweepTables,
+             arm:str,       # a key of `arms`
+             ratio:float,   # one of `ratios`
+             corruption:str # '': the mean of all that were measured
+            ):              # an element of a page, from `chart`, or a sentence where these runs were not asked
     "Accuracy under a corruption, or under all on average, against severity"
     t = self.hits[corruption] if corruption else self.hits.T.groupby(level='severity', observed=True).mean().T
     at = lambda base: t.reindex(list(self.runs_of(arm, ratio, base))).dropna()
