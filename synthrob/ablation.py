@@ -23,65 +23,73 @@ from .split import SplitData, check_params
 from .trainer import GANRecipe
 
 # %% auto #0
-__all__ = ['Trials', 'fit_classifier', 'judge_of', 'load_judge', 'trial', 'ablation', 'compared']
+__all__ = ['Trials', 'judge_of', 'load_judge', 'trial', 'ablation', 'compared']
 
 # %% ../nbs/05_ablation.ipynb #f240241f
 @dataclass(frozen=True)
 class Trials:
     "What all trials have in common"
-    data: dict                # parameters of the data, as `SplitParams` has them: `data`, `path`, `vocab`, `size`, `real_share`, `out` ...
-    n_images: int = 20_000    # real images that the discriminator sees
-    bs: int = 64              # batch size of the GAN
-    n_pool: int = 5_000       # synthetic images that are judged, over all classes
-    cnn: str = 'poster'       # recipe of the judge and of the classifier of CAS
-    cnn_epochs: int = 10      # their epochs
+    data: dict             # of the data, as for `SplitParams`: `data`, `path`, `vocab`, `size`, `real_share`, `out` ...
+    n_images: int = 20_000 # real images that the discriminator sees
+    bs: int = 64           # batch size of the GAN
+    n_pool: int = 5_000    # synthetic images that are judged, over all classes
+    cnn: str = 'poster'    # recipe of the judge and of the classifier of CAS
+    cnn_epochs: int = 10   # their epochs, as long as one over the real training part
 
     @cached_property
-    def split(self) -> SplitData: return SplitData(check_params(dict(self.data, ratio=0, robust='none')))
-    @property
-    def root(self): return self.split.p.out
-    @property
-    def device(self): return default_device(self.split.p.device)
+    def split(self) -> SplitData: # its `real` trains, `part('valid')` judges
+        "The real images, read once, in their parts; raises `BadInput` for data that cannot be had"
+        return SplitData(check_params(dict(self.data, ratio=0, robust='none')))
 
     @property
-    def params(self):
+    def root(self) -> str: # `out` of `data`
+        "The folder of all artefacts"
+        return self.split.p.out
+
+    @property
+    def device(self) -> torch.device: # `device` of `data`; CUDA if none is named and there is one
+        "Where GANs and classifiers are trained"
+        return default_device(self.split.p.device)
+
+    @property
+    def params(self) -> dict: # as JSON can hold it
+        "What a trial's name depends on, besides recipe and seed: the other fields, and hashes of the images"
         own = {k: v for k, v in vars(self).items() if k not in ('data', 'split')}
         real, valid = self.split.real, self.split.part('valid')
         return own | {k: hash_array(v) for k, v in dict(train=real.x, labels=real.y, valid=valid.x).items()}
 
-# %% ../nbs/05_ablation.ipynb #967144c7
-def fit_classifier(bench:Trials,   # which recipe, how long
-                   images,        # `x`, `y`, `vocab`
-                   seed:int=0     # of the training
-                  ):              # a `Learner`, trained for as many steps as on the real images of `bench`
-    "Train the bench's classifier on `images`"
+# %% ../nbs/05_ablation.ipynb #c40019ad
+def _fit_classifier(bench, images, seed=0):
+    "A `Learner`: the classifier of `bench`, trained on `images` for as many steps as on the real ones"
     r = recipe(bench.cnn, epochs=bench.cnn_epochs)
     dls = image_dls(images, bs=r.bs, n_steps=max(1, len(bench.split.real)//r.bs), seed=seed, device=bench.device)
     learn = cnn_learner(dls, r, seed=seed)
     with learn.no_bar(), learn.no_logging(): learn.fit_recipe()
     return learn
 
-def judge_of(bench:Trials) -> Artefact: # its folder holds `cnn.safetensors`; the record says how good it is
+def judge_of(bench:Trials # whose real training part the judge learns
+            ) -> Artefact: # its folder holds `cnn.safetensors`, its record the `accuracy` on real validation images
     "The judge: trained now, or found"
     def work(art):
-        learn = fit_classifier(bench, bench.split.real)
+        learn = _fit_classifier(bench, bench.split.real)
         write_tensors(art.file('cnn.safetensors'), {k: v.clone() for k, v in learn.model.state_dict().items()})
         return dict(accuracy=evaluate(learn, bench.split.part('valid')).accuracy)
     same = {k: v for k, v in bench.params.items() if k in ('cnn', 'cnn_epochs', 'train', 'labels')}
     return make('judge', same, work, root=bench.root, device=bench.device)
 
-def load_judge(bench:Trials) -> nn.Module: # images in [0,1] to logits, in eval mode
-    "The judge's net"
+def load_judge(bench:Trials # whose judge
+              ) -> nn.Module: # images in [0,1] (n,c,h,w) to logits (n,k), in eval mode, on the device of `bench`
+    "The net of the judge, which is trained if it has not been yet"
     real = bench.split.real
     with seeded('judge'): net = recipe(bench.cnn).net(real.x.shape[-1], real.x.shape[1], len(real.vocab))
     net.load_state_dict(read_tensors(judge_of(bench).file('cnn.safetensors')))
     return net.to(bench.device, memory_format=torch.channels_last).eval()
 
 # %% ../nbs/05_ablation.ipynb #896efe63
-def trial(bench:Trials,       # what is common
-          recipe:GANRecipe,  # what is tried
-          seed:int=0         # of the GAN's training
-         ) -> Artefact:      # its record holds `quality`, `cost`, `failure`; its folder the GAN
+def trial(bench:Trials,     # what all trials have in common
+          recipe:GANRecipe, # what is tried
+          seed:int=0        # of the GAN's training, its images and the classifier of CAS
+         ) -> Artefact:     # its record holds `quality`, `cost`, `failure`; its folder `gan.safetensors`
     "Train a GAN and judge it: done now, or found"
     def work(art):
         start, cpu = time.perf_counter(), time.process_time()
@@ -100,17 +108,17 @@ def _judged(bench, gan, seed):
     real, valid = bench.split.real, bench.split.part('valid')
     n = (real.y.bincount(minlength=len(real.vocab))*bench.n_pool/len(real)).round().long()
     pool = ImageSet(*synthesize(gan, n.tolist(), seed, progress=False), real.vocab)
-    q = judge(pool, real, valid, load_judge(bench), fit=partial(fit_classifier, bench, seed=seed), progress=False)
+    q = judge(pool, real, valid, load_judge(bench), fit=partial(_fit_classifier, bench, seed=seed), progress=False)
     return q.to_dict()
 
 def _sizes(nets): return {f'{what}_{net.lower()}': int(nets.loc[net, what]) for net in nets.index for what in nets}
 
 # %% ../nbs/05_ablation.ipynb #59c94ed3
-def ablation(bench:Trials,       # what is common
-             recipes:dict,      # name -> `GANRecipe`
-             seeds:int=3,       # trainings of each
-             executor=None      # e.g. `engines.local(slots=2)`: a `concurrent.futures.Executor`; None: one after the other
-            ) -> pd.DataFrame:  # a row a trial
+def ablation(bench:Trials,     # what all trials have in common
+             recipes:dict,     # name -> `GANRecipe`
+             seeds:int=3,      # trainings of each, with seeds 0, 1, ...
+             executor=None     # a `concurrent.futures.Executor`, e.g. `engines.local(slots=2)`; None: one after the other
+            ) -> pd.DataFrame: # a row a trial: name, seed, recipe, what `judge` says, cost, `failed`, device, hash
     "Every recipe with every seed; what is finished is found"
     judge_of(bench)                                            # before trials want it side by side
     todo = [(nm, r, s) for s in range(seeds) for nm, r in recipes.items()]
@@ -132,9 +140,9 @@ def _row(name, r, seed, rec):
 # %% ../nbs/05_ablation.ipynb #dd6d69b9
 def compared(rows:pd.DataFrame, # from `ablation`
              to:str,            # name of the recipe to compare with
-             by='cas'           # what is compared
-            ) -> pd.DataFrame:  # a row a recipe: n, mean, sd, `diff` from `to` and its sd (paired by seed), seconds; the best first
-    "How recipes differ from one, seed by seed"
+             by='cas'           # what is compared: a column of numbers
+            ) -> pd.DataFrame:  # a row a recipe, the best first: n, mean, sd, `diff` from `to` and its sd, cost
+    "How recipes differ from one, seed by seed; raises `BadInput` for a recipe that is not in the table"
     wide = rows.pivot(index='seed', columns='name', values=by)
     if to not in wide: raise BadInput(f"There is no recipe {to!r} in the table: choose from {', '.join(wide)}.")
     diff = wide.sub(wide[to], axis=0)

@@ -155,6 +155,7 @@ def noise(self:GANExplorer,
     ends = (class_noise(1, self.gan.params['nz'], label, s) for s in (a, b))
     return between(*(shaped(z, spread, truncate or None) for z in ends), way, path)
 
+# %% ../nbs/04c_explore_gan.ipynb #b5f4df93
 @patch
 def _row(self:GANExplorer, label, a, b, path, spread, truncate):
     "Faces at equal steps of the way, uint8 (steps,c,h,w)"
