@@ -72,19 +72,25 @@ def subset(self:Pool,
     return Pool(self.x[idx], self.y[idx], self.vocab, {**self.provenance, **more})
 
 @patch
-def show(self:Pool, n=8, **kwargs):
-    "A sheet of `n` images of each class, drawn at random; see `Images.show`"
+def show(self:Pool,
+         n=8,     # images of each class
+         **kwargs # for `Images.show`
+        ):        # the axes
+    "A sheet of `n` images of each class, drawn at random"
     return Images(self.x, self.y, self.vocab).show(n, **kwargs)
 
 # %% ../nbs/01d_pools.ipynb #0a39ad7a
-def save_pool(pool:Pool, folder):
+def save_pool(pool:Pool, # images, labels, class names and provenance
+              folder     # made if it is not there; a pool that lies there is replaced
+             ):
     "Write `pool` to `folder`: images.npy, labels.npy, and pool.json last"
     folder = Path(folder)
     write_array(folder/'images.npy', pool.x)
     write_array(folder/'labels.npy', pool.y)
     write_json(folder/'pool.json', dict(vocab=pool.vocab, provenance=pool.provenance, content=pool.hash))
 
-def load_pool(folder) -> Pool: # its images are mapped from the disk
+def load_pool(folder   # what `save_pool` wrote
+             ) -> Pool:# its images are mapped from the disk
     "The pool that `save_pool` wrote; raises `BadInput` where there is none, or another than its hash says"
     folder = Path(folder)
     f = folder/'pool.json'
@@ -146,7 +152,7 @@ def _limits(threshold, k):
         raise BadInput(f"threshold={threshold} must be a probability, or {k}, one a class.")
     return t.expand(k)
 
-def filtered(pool:Pool,
+def filtered(pool:Pool,   # synthetic images of any origin
              conf:Tensor, # how sure a classifier is of each image (n,), from `own_confidence`
              threshold,   # one number, or one a class, from `thresholds`
              **more       # what else the provenance is to say of this filter
@@ -261,27 +267,34 @@ class Fresh(Callback):
         self.how = dict(model=model, threshold=threshold, spread=spread, most=most)
 
     @property
-    def params(self) -> dict: # what determines the images, as JSON can hold it: for the hash of a run
+    def params(self) -> dict:
+        "What determines the images, as JSON can hold it: for the hash of a run"
         t = self.how['threshold']
         source = self.source.hash if isinstance(self.source, Pool) else _fingerprint(self.source.ema)
         how = dict(model=_fingerprint(self.how['model']), threshold=t if t is None else torch.as_tensor(t).tolist())
         return {**self.how, **how, 'every': self.every, 'seed': self.seed, 'source': source}
 
     @property
-    def train_set(self): return self.dls.train.dataset
+    def _train_set(self): return self.dls.train.dataset
+
+    def before_fit(self):
+        self._check()
+        ds = self._train_set
+        ds.given = getattr(ds, 'given', ds.x)     # a training that was stopped may have left others in `x`
+        self.given, self.round = ds.given, None
 
     def before_train(self):
         r = self.epoch//self.every
-        if r != self.round: self.train_set.x = self.given if r == 0 else self.redrawn(r)
+        if r != self.round: self._train_set.x = self.given if r == 0 else self.redrawn(r)
         self.round = r
 
-    def after_fit(self): self.train_set.x = self.given
+    def after_fit(self): self._train_set.x = self.given
 
 # %% ../nbs/01d_pools.ipynb #8e45444f
 @patch
-def before_fit(self:Fresh):
-    "Look at everything before the first step"
-    ds = self.train_set
+def _check(self:Fresh):
+    "Raise `BadInput` for what does not go together, before the first step; leave the synthetic `rows` of each class"
+    ds = self._train_set
     if self.how['model'] is self.learn.model: raise BadInput("A classifier in training is no judge: give another one.")
     if (n := len(self.filled)) != len(ds): raise BadInput(f"filled marks {n} images, and {len(ds)} are trained on.")
     if not self.filled.any(): raise BadInput("No training image is synthetic: leave `Fresh` out.")
@@ -290,8 +303,6 @@ def before_fit(self:Fresh):
     if isinstance(self.source, Pool):
         for name, rows, have in zip(ds.vocab, self.rows, self.source.counts):
             if have < (n := len(rows)): raise BadInput(f"The pool has {have} images of class {name!r}, and {n} are used.")
-    ds.given = getattr(ds, 'given', ds.x)     # a training that was stopped may have left others in `x`
-    self.given, self.round = ds.given, None
 
 @patch
 def redrawn(self:Fresh,
@@ -310,14 +321,15 @@ def redrawn(self:Fresh,
 # %% ../nbs/01d_pools.ipynb #5b27eac6
 @dataclass
 class Refined:
-    "What `refine` found"
+    "What `refine` found: the best round, though it need not be better than real images alone"
     pool: Pool              # of the best round
     model: nn.Module        # trained on real images and that pool
     history: pd.DataFrame   # a row a round, 0 is real images alone: score on validation, share of candidates accepted
     best: int               # the round of `pool` and `model`
 
     @property
-    def helps(self) -> bool: # does the best round beat real images alone, on validation?
+    def helps(self) -> bool:
+        "Does the best round beat real images alone, on validation?"
         return bool(self.history.score[self.best] > self.history.score[0])
 
 def _accuracy(model, images):

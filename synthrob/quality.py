@@ -120,7 +120,7 @@ def gan_test(model,      # a classifier trained on real images
 
 # %% ../nbs/01c_quality.ipynb #45c3b738
 class Moments(NamedTuple):
-    "A cloud of features as FID sees it"
+    "A cloud of features as FID sees it: computed once, used for many distances"
     n: int        # points
     mean: Tensor  # (d,), float64
     cov: Tensor   # (d,d), float64
@@ -223,7 +223,7 @@ def intra_fid(fa:Tensor, # features (n,d)
 def appearance(x:Tensor,    # images uint8 (n,c,h,w)
                side:int=16, # of the small image, in pixels
                bs:int=4096, # images at a time
-              device=None  # where to compute; None: where `x` is
+               device=None  # where to compute; None: where `x` is
               ) -> Tensor:  # (n,c*side*side), float32, of length 1 (0 for a flat image)
     "What an image looks like at first sight: small, of mean 0 and length 1, its lighter half on the right"
     _check_images(x)
@@ -305,7 +305,8 @@ def memorisation(train:Tensor,      # what training images look like: `appearanc
                  held:Tensor,       # held-out images (m,d), drawn as the training images were
                  fake:Tensor,       # synthetic images (k,d)
                  y_train=None,      # labels: only images of one class are compared; None: all are one class
-                 y_held=None, y_fake=None,
+                 y_held=None,       # of the held-out images (m,), as `y_train`
+                 y_fake=None,       # of the synthetic images (k,), as `y_train`
                  vocab=None,        # class names for the table
                  level:float=.01    # share of held-out images that counts as near by chance
                 ) -> Memorisation:
@@ -409,8 +410,11 @@ class Quality:
         table = self.by_class.astype(float).to_dict('index')
         return dict(summary=self.summary, by_class=table, sentence=self.sentence)
 
-    def plot_nearest(self, n:int=10, ax=None): # synthetic images on the sheet; axes
-        "See `plot_nearest`"
+    def plot_nearest(self,
+                     n:int=10, # synthetic images on the sheet, the most suspicious first
+                     ax=None   # axes to draw on; None: new ones
+                    ):         # the axes
+        "A sheet of its most suspicious images, above their nearest training and nearest held-out images"
         return plot_nearest(*self.images, self.memory, n, ax)
 
 # %% ../nbs/01c_quality.ipynb #9adc5eac
@@ -510,9 +514,19 @@ class KeepBest(Callback):
         "What was measured so far"
         return pd.DataFrame(self.rows, columns=['epoch', 'images', self.measure])
 
+    def before_fit(self): self._prepare()
+    def before_epoch(self):
+        if not self.ready: self._begin()
+    def after_epoch(self):
+        due = (self.epoch + 1) % self.every == 0 or self.epoch + 1 == self.n_epoch
+        if due and self.epoch >= self.start: self._keep()
+    def after_fit(self):
+        if self.restore and self.weights: self.model.ema.load_state_dict(self.weights)
+
 # %% ../nbs/01c_quality.ipynb #31b65178
 @patch
-def before_fit(self:KeepBest):
+def _prepare(self:KeepBest):
+    "See that GAN and validation go together, and look at the validation images once"
     p, k, shape = self.model.params, self.real.y.bincount(minlength=len(self.real.vocab)), tuple(self.real.x.shape[1:])
     makes = p['channels'], p['size'], p['size']
     if shape != makes: raise BadInput(f"The GAN makes images of {makes}, validation has {shape}: prepare them alike.")
@@ -524,15 +538,15 @@ def before_fit(self:KeepBest):
     self.tag = hash_of([p, self.measure, self.every, self.n, self.seed, judged_by])
 
 @patch
-def before_epoch(self:KeepBest):
-    if self.ready: return                       # only now is it known where a checkpoint lets the training go on
+def _begin(self:KeepBest):
+    "In the first epoch: only now is it known where a checkpoint lets the training go on"
     self.ready, self.start = True, getattr(getattr(self.learn, 'checkpoint', None), 'start', 0)
     if self.start and self.path and self.path.exists(): self._load()
 
 @patch
-def after_epoch(self:KeepBest):
+def _keep(self:KeepBest):
+    "Measure the averaged generator as it is now, and keep its weights if they are the best so far"
     epoch = self.epoch + 1
-    if self.epoch < self.start or (epoch % self.every and epoch < self.n_epoch): return
     x, y = synthesize(self.model, self.n, self.seed, progress=False)
     self.model.train()                          # `synthesize` has set it to eval mode
     value = measures[self.measure](self.features, self.real.y, features(self.net, x)[0], y)
@@ -541,10 +555,6 @@ def after_epoch(self:KeepBest):
         self.best = [epoch, value]
         self.weights = {k: v.detach().cpu().clone() for k, v in self.model.ema.state_dict().items()}
     if self.path: self._save()
-
-@patch
-def after_fit(self:KeepBest):
-    if self.restore and self.weights: self.model.ema.load_state_dict(self.weights)
 
 # %% ../nbs/01c_quality.ipynb #82529799
 @patch
@@ -561,7 +571,9 @@ def _load(self:KeepBest):
     self.weights = read_tensors(self.path)
 
 @patch
-def plot_curve(self:KeepBest, ax=None): # axes to draw on; None: new ones
+def plot_curve(self:KeepBest,
+               ax=None # axes to draw on; None: new ones
+              ):       # the axes
     "The quality curve, with its best point"
     import matplotlib.pyplot as plt
     if ax is None: ax = plt.subplots(figsize=(4, 2.4), dpi=80)[1]
