@@ -62,7 +62,7 @@ def groups_of(images, # `Images` of all parts
             'removed: repeated': having(why == 'repeated'),
             'removed: flat': [flat[i:i+row] for i in range(0, len(flat), row)]}
 
-# %% ../nbs/04b_explore_data.ipynb #397cdd31
+# %% ../nbs/04b_explore_data.ipynb #b92211b8
 ABOUT = {
     'classes': 'Images of each class, drawn at random.',
     'copies': 'Images whose pixels are all equal, the largest groups first.',
@@ -73,6 +73,7 @@ ABOUT = {
     'removed: repeated': 'Removed because a copy is in the training part already: one of each group stays.',
     'removed: flat': 'Removed because there is next to nothing in them: the pixels hardly differ.'}
 
+# %% ../nbs/04b_explore_data.ipynb #397cdd31
 class DataExplorer(Explorer):
     "What is in a data set: its classes, copies, conflicting labels, leaks, and what a split removes and why"
     most = 30 # images on a page
@@ -93,29 +94,26 @@ class DataExplorer(Explorer):
                          label=choice('Class', classes, hint='only groups with an image of this class'),
                          page=slider('Page', 1, 1, 1, hint='the next images'))
 
-# %% ../nbs/04b_explore_data.ipynb #1e127e55
-@patch
-def reach(self:DataExplorer,
-          what,  # as in `draw`
-          label, # as in `draw`
-          page   # as in `draw`; nothing depends on it
-         ) -> dict: # of `page`: its `max`
-    "How many pages there are"
-    return dict(page=dict(max=len(self.pages(what, label))))
+    def reach(self,
+              what,  # as in `draw`
+              label, # as in `draw`
+              page   # as in `draw`; nothing depends on it
+             ) -> dict: # of `page`: its `max`
+        "How many pages there are"
+        return dict(page=dict(max=len(self.pages(what, label))))
 
-@patch
-def draw(self:DataExplorer,
-         what,  # a heading of `groups_of`
-         label, # position of a class in `vocab`: only groups with an image of it; -1: all
-         page   # from 1 on, at most `most` images each
-        ) -> Seen: # a row of tiles for each group
-    "One page of what there is to see under one heading"
-    pages, im = self.pages(what, label), self.images
-    of = '' if label < 0 else f' of {im.vocab[label]}'
-    if not pages[0]: return Seen(f'{ABOUT[what]} There are none{of} among these {len(im):,} images.', [])
-    n, unit = sum(map(len, pages)), 'row' if what == 'classes' else 'group'
-    said = f"Page {page} of {len(pages):,}; {n:,} {unit}{'s'*(n > 1)}{of}."
-    return Seen(f'{ABOUT[what]} {said}', [self._group(g, what) for g in pages[page - 1]])
+    def draw(self,
+             what,  # a heading of `groups_of`
+             label, # position of a class in `vocab`: only groups with an image of it; -1: all
+             page   # from 1 on, at most `most` images each
+            ) -> Seen: # a row of tiles for each group
+        "One page of what there is to see under one heading"
+        pages, im = self.pages(what, label), self.images
+        of = '' if label < 0 else f' of {im.vocab[label]}'
+        if not pages[0]: return Seen(f'{ABOUT[what]} There are none{of} among these {len(im):,} images.', [])
+        n, unit = sum(map(len, pages)), 'row' if what == 'classes' else 'group'
+        said = f"Page {page} of {len(pages):,}; {n:,} {unit}{'s'*(n > 1)}{of}."
+        return Seen(f'{ABOUT[what]} {said}', [self._group(g, what) for g in pages[page - 1]])
 
 # %% ../nbs/04b_explore_data.ipynb #21c92d81
 @patch
