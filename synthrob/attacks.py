@@ -142,7 +142,9 @@ class Attacked(NamedTuple):
     x: Tensor         # images, float in [0,1], (n,c,h,w): changed where the attack succeeded or at least tried
     stands: Tensor    # is the image still named rightly? bool (n,)
     @property
-    def accuracy(self) -> float: return self.stands.double().mean().item()
+    def accuracy(self) -> float: # 0 to 1
+        "Robust accuracy: the share of the images that still stand"
+        return self.stands.double().mean().item()
 
 def _parts(name, steps):
     "The attacks that `name` is made of, with their steps"
@@ -213,7 +215,10 @@ def attack_curve(learn,               # a `Learner` from `cnn_learner`, a `Predi
     return pd.DataFrame(rows, columns=['attack', 'norm', 'eps', 'steps', 'n', 'accuracy'])
 
 # %% ../nbs/02c_attacks.ipynb #f5b49fb7
-def proportion_interval(p, n, level=.95):
+def proportion_interval(p,        # the share, 0 to 1
+                        n,        # images it was seen on
+                        level=.95 # confidence level
+                       ):         # low, high
     "The interval of Wilson (1927) for a proportion `p` that was seen on `n` images"
     ci = binomtest(round(p*n), n).proportion_ci(level, 'wilson')
     return ci.low, ci.high
@@ -245,7 +250,7 @@ def check_masking(model:nn.Module, # as in `attack`, in eval mode
                   steps:int=10,    # of PGD; it is given four times as many to see whether they help
                   queries:int=50,  # of the random searches
                   tol:float=.03,   # share of the images by which a comparison may fail by chance
-                  seed:int=0
+                  seed:int=0       # of random starts and searches
                  ) -> pd.DataFrame:# a row a check: what should leave more and what less, both robust accuracies, passed
     "Signs that a model's gradient is hidden rather than its boundary far away"
     ask = lambda name, e, n=None: attack(model, x, y, name, e, norm, n, seed).accuracy

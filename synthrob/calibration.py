@@ -90,18 +90,21 @@ class Temperature:
     T: float           # above 1: the classifier was too sure
     n: int             # validation images it was fitted to
     nll_before: float  # mean negative log-likelihood of these, in nats
-    nll_after: float
+    nll_after: float   # the same at temperature `T`
 
     def __call__(self, p) -> Tensor: # calibrated probabilities (n,k), float32
         "Calibrate probabilities or logits (n,k)"
         return (_log_probs(p)/self.T).softmax(1).float()
 
-    def to_dict(self): return asdict(self)
+    def to_dict(self) -> dict: # `T`, `n`, `nll_before`, `nll_after`
+        "Plain numbers, as a record keeps them; `Temperature(**d)` is the way back"
+        return asdict(self)
 
 # %% ../nbs/02d_calibration.ipynb #7433c8fb
 def fit_temperature(p,             # probabilities or logits of validation images (n,k)
                     y,             # their true classes (n,)
-                    low=.05, high=20. # T is sought between these
+                    low=.05,       # the lowest T that is tried
+                    high=20.       # the highest
                    ) -> Temperature:
     "The temperature of the least negative log-likelihood, by Brent's method on log T; never one that is worse than 1"
     y = torch.as_tensor(y).cpu()

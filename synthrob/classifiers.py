@@ -42,7 +42,11 @@ def conv_bn(ni,       # maps in
 
 class ResBlock(nn.Module):
     "Two 3x3 convolutions around a skip; with `stride` 2 the skip is pooled, then projected"
-    def __init__(self, ni, no, stride=1):
+    def __init__(self,
+                 ni,      # maps in
+                 no,      # maps out
+                 stride=1 # 2 halves the side
+                ):
         super().__init__()
         self.convs = nn.Sequential(conv_bn(ni, no, stride), nn.ReLU(inplace=True), conv_bn(no, no))
         pool = [nn.AvgPool2d(stride, ceil_mode=True)] if stride > 1 else []
@@ -106,7 +110,9 @@ class Torchvision:
         raise BadInput(f"torchvision has no classifier {self.name!r}: {hint}")
 
     @staticmethod
-    def names(): return models.list_models(module=models)      # of all classifiers, not of detectors and the like
+    def names() -> list:
+        "All classifiers that torchvision has, without detectors and the like"
+        return models.list_models(module=models)
 
     @property
     def __name__(self): return f'torchvision:{self.name}'

@@ -32,9 +32,9 @@ from .tables import Confusion, check_table, implied_n
 from .training import Autocast, Checkpoint, Repeatable, has_bf16, quiet
 
 # %% auto #0
-__all__ = ['recipes', 'Recipe', 'recipe', 'WeightedFocal', 'WeightedFocalFlat', 'balanced_weights', 'DeviceMix', 'DeviceMixUp',
-           'DeviceCutMix', 'cnn_learner', 'loss_of', 'predict', 'Evaluation', 'evaluate', 'PosterNet', 'StrongNet',
-           'Torchvision', 'check_net', 'Confusion', 'check_table', 'implied_n']
+__all__ = ['recipes', 'Recipe', 'recipe', 'WeightedFocal', 'WeightedFocalFlat', 'balanced_weights', 'DeviceMixUp', 'DeviceCutMix',
+           'cnn_learner', 'loss_of', 'predict', 'Evaluation', 'evaluate', 'PosterNet', 'StrongNet', 'Torchvision',
+           'check_net', 'Confusion', 'check_table', 'implied_n']
 
 # %% ../nbs/02_cnn.ipynb #27010652
 _all_ = ['PosterNet', 'StrongNet', 'Torchvision', 'check_net', 'Confusion', 'check_table', 'implied_n']
@@ -60,7 +60,8 @@ class Recipe:
     def __post_init__(self): _check_recipe(self)
 
     @property
-    def params(self):
+    def params(self) -> dict: # plain values; the net by its name
+        "What goes into the hash of a run: every field, the newer ones only where they are not at their default"
         later = {f.name: f.default for f in fields(self) if f.name in ('loss', 'gamma', 'mix', 'alpha')}
         own = {k: v for k, v in vars(self).items() if k not in ('net', 'augment') and (k not in later or v != later[k])}
         return {**own, 'net': self.net.__name__, 'augment': self.augment and self.augment.params}
@@ -135,21 +136,24 @@ def balanced_weights(y:Tensor, # labels (n,)
     return len(y)/(k*n).float()
 
 # %% ../nbs/02_cnn.ipynb #e997aca1
-class DeviceMix(MixHandler):
+class _DeviceMix(MixHandler):
     "What `DeviceMixUp` and `DeviceCutMix` share: where they draw, and the loss"
     def before_fit(self):
         if self.learn.loss_func == self.lf: self.learn.loss_func = self.old_lf      # a stopped training left it
         alpha = self.distrib.concentration1.to(self.dls.device)
         self.distrib = Beta(alpha, alpha, validate_args=False)                      # to validate is to wait
 
-    def lf(self, pred, *yb):
+    def lf(self,
+           pred, # logits (n,k)
+           *yb   # labels (n,) of the batch as it came; those of the partners are in `yb1`
+          ):     # a number; at validation the loss as it was
         "The mean of the losses for both labels, weighted by `lam`; like the loss itself a mean over class weights"
         if not self.training: return self.old_lf(pred, *yb)
         with NoneReduce(self.old_lf) as lf: loss = torch.lerp(lf(pred, *self.yb1), lf(pred, *yb), self.lam)
         w = getattr(self.old_lf.func, 'weight', None)
         return loss.mean() if w is None else loss.sum()/torch.lerp(w[self.yb1[0]], w[yb[0]], self.lam).sum()
 
-class DeviceMixUp(DeviceMix, MixUp):
+class DeviceMixUp(_DeviceMix, MixUp):
     "fastai's `MixUp` without waiting for the device: each image keeps the larger share"
     def before_batch(self):
         lam = self.distrib.sample((len(self.y),))
@@ -157,7 +161,7 @@ class DeviceMixUp(DeviceMix, MixUp):
         self.learn.xb = (torch.lerp(self.x.flip(0), self.x, self.lam[:, None, None, None]),)
 
 # %% ../nbs/02_cnn.ipynb #7d5f3b65
-class DeviceCutMix(DeviceMix, CutMix):
+class DeviceCutMix(_DeviceMix, CutMix):
     "fastai's `CutMix` without waiting for the device: one rectangle a batch"
     def before_batch(self):
         x, sides = self.x, self.x.shape[-2:]
@@ -245,7 +249,11 @@ def predict(model:nn.Module,  # takes images in [0,1], returns logits
 # %% ../nbs/02_cnn.ipynb #506f23ce
 class Evaluation(Confusion):
     "All that is said of a classifier's `probs` (n,k) for images of true classes `y` (n,), named by `vocab`"
-    def __init__(self, probs, y, vocab):
+    def __init__(self,
+                 probs, # probability of each class (n,k), 0 to 1
+                 y,     # true classes (n,), 0 to k-1
+                 vocab  # names of the k classes
+                ):
         self.probs, self.y = torch.as_tensor(probs, dtype=torch.float32), torch.as_tensor(y)
         self.pred = self.probs.argmax(1)
         super().__init__(confusion_matrix(self.y, self.pred, labels=range(len(vocab))), vocab)

@@ -600,15 +600,15 @@ def severity_table(side:int=32 # of the images, in pixels
 # %% ../nbs/02b_corruptions.ipynb #b0333f00
 class Corrupted(NamedTuple):
     "A batch of a benchmark"
-    name: str
-    severity: int
-    rows: slice # which of the images
-    x: Tensor   # corrupted, uint8 (n,c,h,w)
+    name: str     # the corruption
+    severity: int # 1 to 5
+    rows: slice   # which of the images
+    x: Tensor     # corrupted, uint8 (n,c,h,w)
 
 def corrupted(images:Tensor,       # clean, uint8 (n,c,h,w)
               names=common,        # corruptions
-              severities=range(1, 6),
-              seed=0,
+              severities=range(1, 6), # of 1 (mild) to 5 (severe)
+              seed=0,              # another seed, another noise
               index=None,          # position of each image in the whole set, (n,); None: 0, 1, 2, ...
               bs:int=1024,         # images in a batch
               progress=False       # show a progress bar over corruptions?
@@ -631,8 +631,8 @@ def corrupted(images:Tensor,       # clean, uint8 (n,c,h,w)
 
 # %% ../nbs/02b_corruptions.ipynb #3324ca69
 def hash_table(images:Tensor,      # clean, uint8 (n,c,h,w), in the order of the set
-               seed=0,
-               names=common+extra,
+               seed=0,             # of the benchmark
+               names=common+extra, # corruptions, the rows of the table
                progress=False      # show a progress bar?
               ) -> pd.DataFrame:   # a row a corruption, a column a severity: 16 hexadecimal characters
     "The hash of the corrupted images, for each corruption and severity"
@@ -644,7 +644,7 @@ def hash_table(images:Tensor,      # clean, uint8 (n,c,h,w), in the order of the
     return table.loc[list(names)].rename_axis('corruption').rename_axis('severity', axis=1)
 
 def benchmark_hash(images:Tensor,  # clean, uint8 (n,c,h,w), in the order of the set
-                   seed=0,
+                   seed=0,         # of the benchmark
                    progress=False  # show a progress bar?
                   ) -> str:        # 16 hexadecimal characters
     "The hash of a whole benchmark: all of `common` and `extra`, five severities"

@@ -66,9 +66,10 @@ class Extractor(nn.Module):
         self.model, self.layer, self.flip = model.eval().requires_grad_(False), layer, flip
 
     def train(self, mode=True): return super().train(False)
-    def forward(self, x): return (self.once(x) + self.once(x.flip(-1)))/2 if self.flip else self.once(x)
+    def forward(self, x): return (self._once(x) + self._once(x.flip(-1)))/2 if self.flip else self._once(x)
 
-    def once(self, x):
+    def _once(self, x):
+        "The vectors of images, not of their mirror images"
         seen, linears = None, [m for m in self.model.modules() if isinstance(m, nn.Linear)]
         def look(v): nonlocal seen; seen = _as_vectors(v, self.layer)
         if self.layer is None: hooks = [m.register_forward_pre_hook(lambda _, inp: look(inp[0])) for m in linears]
@@ -126,7 +127,7 @@ def pretrained(name:str, # of a classifier of torchvision, e.g. 'resnet18'
 
 # %% ../nbs/02g_features.ipynb #cef36386
 @torch.no_grad()
-def extract(extractor:Extractor,
+def extract(extractor:Extractor, # on the device where it is to compute
             x:Tensor,       # images uint8 (n,c,h,w)
             bs:int=256,     # images at a time
             progress=True   # a progress bar?
@@ -139,13 +140,20 @@ def extract(extractor:Extractor,
 
 class Scale(nn.Module):
     "Vectors, standardised: less the mean `mean` (d,), over the standard deviation `std` (d,); a number that never varies becomes 0"
-    def __init__(self, mean:Tensor, std:Tensor):
+    def __init__(self,
+                 mean:Tensor, # of each number (d,)
+                 std:Tensor   # of each number (d,), none 0
+                ):
         super().__init__()
         self.register_buffer('mean', mean)
         self.register_buffer('std', std)
 
     @classmethod
-    def of(cls, v:Tensor): return cls(v.mean(0), v.std(0).where(v.std(0) > 1e-6, 1.))
+    def of(cls,
+           v:Tensor # vectors (n,d), n at least 2
+          ) -> Scale:
+        "The scale that standardises `v`"
+        return cls(v.mean(0), v.std(0).where(v.std(0) > 1e-6, 1.))
 
     def forward(self, v): return (v - self.mean)/self.std
 
@@ -185,11 +193,19 @@ def features_stage(images,       # all images of a source: `x`, `y`, `vocab`
 # %% ../nbs/02g_features.ipynb #960d2e1c
 class LinearHead(nn.Sequential):
     "Vectors (n,dim) to logits (n,n_classes)"
-    def __init__(self, dim:int, n_classes:int): super().__init__(nn.Linear(dim, n_classes))
+    def __init__(self,
+                 dim:int,      # numbers of a vector
+                 n_classes:int # number of classes
+                ): super().__init__(nn.Linear(dim, n_classes))
 
 class MLPHead(nn.Sequential):
     "Vectors (n,dim) to logits (n,n_classes), over `nf` hidden units"
-    def __init__(self, dim:int, n_classes:int, nf=256, drop=.5):
+    def __init__(self,
+                 dim:int,       # numbers of a vector
+                 n_classes:int, # number of classes
+                 nf=256,        # hidden units
+                 drop=.5        # dropout of these
+                ):
         super().__init__(nn.Linear(dim, nf), nn.ReLU(), nn.Dropout(drop), nn.Linear(nf, n_classes))
 
 head_recipes = dict(linear=Recipe(LinearHead, lr=2e-3, epochs=10, wd=.05, one_cycle=True),
@@ -234,7 +250,7 @@ def evaluate_vectors(learn,  # a `Learner` from `head_learner`, or a head
 
 # %% ../nbs/02g_features.ipynb #e39c5062
 def vector_gan_stage(vectors:VectorSet, # that the GAN may see
-                     recipe:VectorRecipe,
+                     recipe:VectorRecipe, # of its nets and losses, see `vector_recipe`
                      n_images:int,      # vectors that its discriminator sees
                      bs:int=256,        # vectors at a time
                      seed:int=0,        # of its training

@@ -85,7 +85,9 @@ class Robustness:
         s, c = self.summary, self.clean
         return f"Robustness(n={c['n']}, accuracy {c['accuracy']:.1%} clean, {s['mca']:.1%} corrupted; worst {s['worst']})"
 
-    def save(self, folder):
+    def save(self,
+             folder # made if it is not there
+            ):
         "Write corruptions.parquet, attacks.parquet, answers.parquet, and at last robust.json"
         folder = Path(folder)
         for k in ('corruptions', 'attacks', 'answers'): write_parquet(folder/f'{k}.parquet', getattr(self, k))
@@ -120,7 +122,10 @@ def summary(self:Robustness) -> dict: # plain numbers (and the name of the worst
                 recall={c: float(mean[f'recall_{c}']) for c in self.vocab},
                 attacks={ball_name(a.attack, a.norm, a.eps): float(a.accuracy) for a in hit.itertuples()})
 
-def ball_name(attack, norm, eps): # e.g. 'pgd inf 2/255', 'pgd 2 0.5'
+def ball_name(attack, # its name
+              norm,   # 'inf' or '2'
+              eps     # the radius, for images in [0,1]
+             ):       # e.g. 'pgd inf 2/255', 'pgd 2 0.5'
     "An attack and its ball in words"
     return f'{attack} {norm} {eps*255:.3g}/255' if norm == 'inf' else f'{attack} {norm} {eps:.3g}'
 
@@ -293,7 +298,9 @@ def plot_corruptions(self:Robustness,
 
 # %% ../nbs/02a_robust.ipynb #0969b8a5
 @patch
-def plot_worst(self:Robustness, ax=None):
+def plot_worst(self:Robustness,
+               ax=None # axes to draw on
+              ):       # the axes
     "Bars of accuracy by corruption, worst first, with 95 % intervals for so many images; the line is clean accuracy"
     import matplotlib.pyplot as plt
     t, n = self.by_corruption.sort_values('accuracy', kind='stable'), self.clean['n']
@@ -310,7 +317,9 @@ def plot_worst(self:Robustness, ax=None):
 
 # %% ../nbs/02a_robust.ipynb #a6a07417
 @patch
-def plot_calibration(self:Robustness, ax=None):
+def plot_calibration(self:Robustness,
+                     ax=None # axes to draw on
+                    ):       # the axes
     "Expected calibration error by severity (0: clean), as the net answers and at the temperature of validation"
     import matplotlib.pyplot as plt
     if ax is None: ax = plt.subplots(figsize=(4, 2.6), dpi=68)[1]
