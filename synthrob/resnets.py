@@ -83,9 +83,9 @@ class DownBlock(nn.Module):
 
 # %% ../nbs/01f_resnets.ipynb #54edb861
 class SpectralNet(nn.Module):
-    "A net whose weights have 1 as largest singular value after `spectral()`; `logits` is called with them at hand"
+    "A net with weights of largest singular value 1 (Miyato et al. 2018, arXiv 1802.05957): build it, call `spectral`, define `logits`"
     def spectral(self):
-        "Put all convolutions, linear layers and embeddings under spectral norm"
+        "Put all convolutions, linear layers and embeddings that are there by now under spectral norm"
         self.normed = [m for m in self.modules() if isinstance(m, (nn.Conv2d, nn.Linear, nn.Embedding))]
         for m in self.normed: spectral_norm(m)
 
@@ -94,6 +94,13 @@ class SpectralNet(nn.Module):
             with torch.autocast(x.device.type, enabled=False):
                 for m in self.normed: m.weight
             return self.logits(x, y)
+
+    def logits(self,
+               x, # images in [-1,1] (n,c,h,w)
+               y  # labels (n,)
+              ):  # logits (n,)
+        "What the net computes, while the normed weights are at hand: call the net, not this"
+        raise NotImplementedError
 
 # %% ../nbs/01f_resnets.ipynb #0e335087
 class ResnetDiscriminator(SpectralNet):
@@ -113,7 +120,11 @@ class ResnetDiscriminator(SpectralNet):
         self.attend = nn.ModuleList(attend(sizes, attention)[-2::-1])
         self.spectral()
 
-    def logits(self, x, y):
+    def logits(self,
+               x, # images in [-1,1] (n,channels,size,size)
+               y  # labels (n,)
+              ):  # logits (n,)
+        "Blocks, the sum over all places, and the projection"
         for down, look in zip(self.downs, self.attend): x = look(down(x))
         return self.head(F.relu(self.last(x)).float().sum((2, 3)), y)
 

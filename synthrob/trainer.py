@@ -20,7 +20,7 @@ from .nets import architectures
 from .training import has_bf16
 
 # %% auto #0
-__all__ = ['gan_recipes', 'relative', 'GANRecipe', 'gan_recipe', 'GANTrainer', 'TrainStat', 'diversity', 'Peak', 'Watch']
+__all__ = ['gan_recipes', 'relative', 'GANRecipe', 'gan_recipe', 'GANTrainer', 'TrainStat', 'diversity', 'Watch']
 
 # %% ../nbs/01g_trainer.ipynb #8209ef24
 @dataclass(frozen=True)
@@ -41,13 +41,14 @@ class GANRecipe:
     lr_d: float = None           # of the discriminator; None: the generator's
     betas: tuple = (0., .99)     # of both Adams
     augment: object = 'ada'      # 'ada' (of adaptive strength), 'diff', None, or called with images in [-1,1] and a generator
-    half_life: int = 5_000       # of the generator's moving average, in images seen; 0: no average
+    half_life: int = 5_000       # of the generator's moving average, in images; at first an eighth of those seen; 0: no average
     balanced: bool = True        # show every class equally often?
 
     def __post_init__(self): _check_recipe(self)
 
     @property
-    def params(self):
+    def params(self) -> dict:
+        "The fields, as JSON can hold them: for the hash of a run"
         own = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
         return own | dict(augment=getattr(self.augment, 'params', self.augment))
 
@@ -96,7 +97,7 @@ class GANTrainer(Callback):
     order, run_valid = 65, False        # after the schedules have set the learning rate, before the checkpoint
     def __init__(self,
                  recipe:GANRecipe,   # what is trained how
-                 opt_d=None,         # makes the discriminator's optimizer from its parameters
+                 opt_d=None,         # opt_d(parameters) makes the discriminator's optimizer; it must be given
                  seed=0              # of the noise and the augmentation
                 ):
         self.recipe, self.make_opt_d, self.seed, self.adversarial = recipe, opt_d, seed, adversarial[recipe.loss]
@@ -130,17 +131,27 @@ class GANTrainer(Callback):
         self.average()
         raise CancelBatchException()                              # the step is done: fastai's own is not wanted
 
-    def nets(self): return torch.autocast(self.dls.device.type, torch.bfloat16, enabled=self.bf16)
-    def noise(self, n):
+    def nets(self):
+        "The region in which nets are called, in bfloat16 where the chip has it and the width is a multiple of 16"
+        return torch.autocast(self.dls.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def noise(self,
+              n # rows
+             ): # (n,nz), standard normal
+        "The next noise of this epoch; of several processes each has its part of it"
         draw = lambda n: torch.randn(n, self.model.ema.nz, generator=self.rng_noise, device=self.dls.device)
         return draw(n) if self.together is None else self.together.mine(draw(n*self.together.world))
 
     @property
-    def together(self): return getattr(self.learn, 'together', None)     # where several processes train one GAN
+    def together(self):
+        "The callback `Together`, where several processes train one GAN, else None"
+        return getattr(self.learn, 'together', None)
     @property
-    def step(self): return self.epoch*self.n_iter + self.iter     # counted from the training's start, also after a resume
+    def step(self) -> int:
+        "Batches before this one, counted from the training's start, also after a resume"
+        return self.epoch*self.n_iter + self.iter
     @property
-    def gamma(self):
+    def gamma(self) -> float:
         "The penalty's weight now"
         r = self.recipe
         return r.gamma if r.gamma_end is None else SchedCos(r.gamma, r.gamma_end)(self.step/(self.n_iter*self.n_epoch))
@@ -166,18 +177,18 @@ def d_step(self:GANTrainer,
     self.opt_d.zero_grad(set_to_none=True)
     total.backward()
     on_real, on_fake = on_real.detach(), on_fake.detach()
-    said = self.agreed(D.parameters(), loss.detach(), on_real.mean(), on_fake.mean())
+    said = self._agreed(D.parameters(), loss.detach(), on_real.mean(), on_fake.mean())
     self.opt_d.step()
-    if 'strength' in self.more: self.more['strength'].update(*map(self.whole, (on_real, on_fake) if r.loss in relative else (on_real,)))
+    if 'strength' in self.more: self.more['strength'].update(*map(self._whole, (on_real, on_fake) if r.loss in relative else (on_real,)))
     self.learn.loss_d, self.learn.d_real, self.learn.d_fake = said
 
 @patch
-def agreed(self:GANTrainer, params, *values):
+def _agreed(self:GANTrainer, params, *values):
     "Gradients averaged over all processes, where there are several, and the `values` averaged, too"
     return values if self.together is None else self.together.average(params, *values)
 
 @patch
-def whole(self:GANTrainer, t): return t if self.together is None else self.together.whole(t)
+def _whole(self:GANTrainer, t): return t if self.together is None else self.together.whole(t)
 
 @patch
 def penalty(self:GANTrainer,
@@ -209,7 +220,7 @@ def g_step(self:GANTrainer,
             loss = self.adversarial.g(on_real, D(self.augment(fake, self.rng), y))
         self.opt.zero_grad()
         loss.backward()
-        loss, = self.agreed(self.model.generator.parameters(), loss.detach())
+        loss, = self._agreed(self.model.generator.parameters(), loss.detach())
         self.opt.step()
     finally: D.requires_grad_(True)
     return loss
@@ -227,7 +238,10 @@ def average(self:GANTrainer):
 # %% ../nbs/01g_trainer.ipynb #2d0b282e
 class TrainStat(Metric):
     "The mean over an epoch of a scalar that the training step leaves in `learn`"
-    def __init__(self, attr): self.attr, self.total, self.count = attr, 0., 0
+    def __init__(self,
+                 attr # its name there, and in the table; a number or a scalar tensor
+                ): self.attr, self.total, self.count = attr, 0., 0
+
     def reset(self): self.total, self.count = 0., 0
     def accumulate(self, learn): self.total, self.count = self.total + getattr(learn, self.attr), self.count + 1
     @property
@@ -238,13 +252,13 @@ class TrainStat(Metric):
 # %% ../nbs/01g_trainer.ipynb #3dececa6
 @torch.no_grad()
 def diversity(x:Tensor, # images (n,c,h,w)
-              y:Tensor, # their classes (n,)
+              y:Tensor, # their classes (n,); one with fewer than two images does not count
               k:int     # number of classes
              ) -> Tensor: # scalar, in the units of `x`
     "The standard deviation of a pixel among images of one class, mean over pixels and classes"
     return torch.stack([x[y == c].float().std(0).mean() for c in range(k)]).nanmean()
 
-class Peak(nn.Module):
+class _Peak(nn.Module):
     "The highest diversity so far, as a share of that of real images: part of a checkpoint"
     def __init__(self):
         super().__init__()
@@ -265,13 +279,13 @@ class Watch(Callback):
         self.y = torch.arange(self.k, device=self.dls.device).repeat_interleave(16)
         self.z = torch.randn(len(self.y), self.model.ema.nz, generator=generator('watch')).to(self.dls.device)
         self.learn.failure, self.shares, self.good = None, [], None
-        self.peak = self.learn.more_state.setdefault('watch', Peak())
+        self.peak = self.learn.more_state.setdefault('watch', _Peak())
 
     def before_train(self):
         "After a resume, what the checkpoint held is the last good state"
-        if self.good is None and 0 < getattr(getattr(self.learn, 'checkpoint', None), 'start', 0) == self.epoch: self.keep()
+        if self.good is None and 0 < getattr(getattr(self.learn, 'checkpoint', None), 'start', 0) == self.epoch: self._keep()
 
-    def keep(self): self.good = {k: v.clone() for k, v in self.model.state_dict().items()}
+    def _keep(self): self.good = {k: v.clone() for k, v in self.model.state_dict().items()}
 
     @torch.no_grad()
     def after_epoch(self):
@@ -281,11 +295,12 @@ class Watch(Callback):
         fell = share < self.low and (self.peak.share > self.up or self.epoch + 1 == self.n_epoch)
         self.shares.append(share)
         self.peak.share.clamp_(min=share)
-        if not finite or share != share: self.fail('diverged', 'weights that are not finite')
-        elif fell: self.fail('collapsed', f'images of one class differ by {share:.1%} of what real ones do')
-        else: self.keep()
+        if not finite or share != share: self._fail('diverged', 'weights that are not finite')
+        elif fell: self._fail('collapsed', f'images of one class differ by {share:.1%} of what real ones do')
+        else: self._keep()
 
-    def fail(self, kind, why):
+    def _fail(self, kind, why):
+        "Put the last good state back, say what happened, and stop"
         seen = (self.epoch + 1)*len(self.dls.train)*self.dls.train.bs
         kept = 'its last good state is kept' if self.good else 'there is no good state to keep'
         said = f"The GAN's training has {kind} by image {seen:,} ({why}): {kept}."

@@ -50,9 +50,12 @@ class VectorSet(ImageSet):
 
 # %% ../nbs/01h_vectors.ipynb #da8510ad
 class VectorDL(DeviceDL):
-    "A fastai `DataLoader` over a `VectorSet` that lies on `device`: a batch is an index look-up"
-    def to(self, device):
-        self.device, ds = device, self.dataset
+    "A fastai `DataLoader` over a `VectorSet` that lies on `device`: a batch is an index look-up; arguments as for `DeviceDL`"
+    def to(self,
+           device # a name or a `torch.device`
+          ):
+        "Move vectors and labels to `device`"
+        self.device, ds = torch.device(device), self.dataset
         self.dataset = VectorSet(ds.x.to(device), ds.y.to(device), ds.vocab)
 
     def __iter__(self):
@@ -87,10 +90,10 @@ class Gaussians(nn.Module):
         if y.bincount(minlength=k).min() < 2: raise BadInput("A class with fewer than two vectors has no covariance: leave it out.")
         self.params = dict(dim=x.shape[1], n_classes=k, nz=x.shape[1])
         self.register_buffer('mean', torch.stack([x[y == c].mean(0) for c in range(k)]))
-        self.register_buffer('root', torch.stack([self.root_of(x[y == c].double()) for c in range(k)]).float())
+        self.register_buffer('root', torch.stack([self._root(x[y == c].double()) for c in range(k)]).float())
 
     @staticmethod
-    def root_of(x):
+    def _root(x):
         "The symmetric root of the covariance of `x`, which need not have full rank"
         scale, q = torch.linalg.eigh(torch.cov(x.T).reshape(x.shape[1], -1))
         return (q*scale.clamp_min(0).sqrt()) @ q.T
@@ -113,7 +116,13 @@ def mlp(ni:int,   # numbers in
 
 class VectorGenerator(nn.Module):
     "`G(z, y)`: vectors (n,dim) from noise (n,nz) and labels (n,)"
-    def __init__(self, dim, n_classes, nz=64, nf=256, depth=3):
+    def __init__(self,
+                 dim,       # length of a vector
+                 n_classes, # number of classes
+                 nz=64,     # dimensions of the noise, and of the embedded class
+                 nf=256,    # width of the hidden layers
+                 depth=3    # hidden layers
+                ):
         super().__init__()
         self.nz, self.embed = nz, nn.Embedding(n_classes, nz)
         self.layers, self.out = mlp(2*nz, nf, depth), nn.Linear(nf, dim)
@@ -122,7 +131,12 @@ class VectorGenerator(nn.Module):
 
 class VectorDiscriminator(nn.Module):
     "`D(x, y)`: logits (n,) of vectors (n,dim) and labels (n,)"
-    def __init__(self, dim, n_classes, nf=256, depth=3):
+    def __init__(self,
+                 dim,       # length of a vector
+                 n_classes, # number of classes
+                 nf=256,    # width of the hidden layers
+                 depth=3    # hidden layers
+                ):
         super().__init__()
         self.layers, self.out, self.embed = mlp(dim, nf, depth), nn.Linear(nf, 1), nn.Embedding(n_classes, nf)
         nn.init.normal_(self.embed.weight, std=nf**-.5)
@@ -166,7 +180,7 @@ class VectorRecipe(GANRecipe):
     gamma: float = 1.            # weight of the penalty: of vectors that are standardised
     lr: float = 1e-3             # learning rate of the generator
     augment: object = None       # there is none
-    half_life: int = 50_000      # of the generator's moving average, in vectors seen; at first an eighth of these
+    half_life: int = 50_000      # of the generator's moving average, in vectors; at first an eighth of those seen; 0: no average
     depth: int = 3               # hidden layers of both nets
 
     def __post_init__(self):
@@ -198,7 +212,11 @@ class VectorTrainer(GANTrainer):
         self.average()
         raise CancelBatchException()                              # the step is done: fastai's own is not wanted
 
-    def penalty(self, x, y, logits):
+    def penalty(self,
+                x,     # what the discriminator saw: real, then synthetic vectors (2n,d)
+                y,     # labels of the half (n,)
+                logits # what it said (2n,); None under 'gp', which asks anew
+               ):      # scalar
         "The recipe's penalty, without its weight: see `GANTrainer`"
         n = len(y)
         if self.recipe.penalty != 'gp': return super().penalty(x, y, logits)
@@ -255,7 +273,9 @@ def draw_vectors(gan,           # a `VectorGAN`, or `Gaussians`: called with noi
     return torch.cat(xs), torch.repeat_interleave(torch.arange(k), torch.tensor(n))
 
 # %% ../nbs/01h_vectors.ipynb #e9a8e83e
-def load_vector_gan(path, device='cpu') -> VectorGAN:
+def load_vector_gan(path,        # what `save_gan` wrote of a `VectorGAN`
+                    device='cpu' # where its nets are wanted
+                   ) -> VectorGAN:
     "The GAN that `save_gan` wrote, in eval mode; raises `BadInput` for a GAN that makes images"
     with safe_open(path, 'pt') as f: params = {k: json.loads(v) for k, v in f.metadata().items() if k != 'format'}
     if 'dim' not in params: raise BadInput(f"{path} holds a GAN that makes images: read it with `load_gan`.")
@@ -277,17 +297,25 @@ class VectorPool(VectorSet, Pool):
 
     def __repr__(self): return f"VectorPool({len(self):,} vectors of {self.x.shape[1]}, {self.counts.to_dict()})"
 
-    def subset(self, idx, **more): return VectorPool(self.x[idx], self.y[idx], self.vocab, {**self.provenance, **more})
+    def subset(self,
+               idx,   # indices or a boolean mask
+               **more # what to add to the provenance
+              ) -> VectorPool:
+        "The vectors at `idx`, and why only these"
+        return VectorPool(self.x[idx], self.y[idx], self.vocab, {**self.provenance, **more})
 
 # %% ../nbs/01h_vectors.ipynb #c4a8bbab
-def save_vectors(pool:VectorPool, folder):
+def save_vectors(pool:VectorPool, # vectors, labels, class names and provenance
+                 folder           # made if it is not there; a pool that lies there is replaced
+                ):
     "Write `pool` to `folder`: vectors.npy, labels.npy, and pool.json last"
     folder = Path(folder)
     write_array(folder/'vectors.npy', pool.x)
     write_array(folder/'labels.npy', pool.y)
     write_json(folder/'pool.json', dict(vocab=pool.vocab, provenance=pool.provenance, content=pool.hash))
 
-def load_vectors(folder) -> VectorPool: # its vectors are mapped from the disk
+def load_vectors(folder          # what `save_vectors` wrote
+                ) -> VectorPool: # its vectors are mapped from the disk
     "The pool that `save_vectors` wrote; raises `BadInput` where there is none"
     folder = Path(folder)
     f = folder/'pool.json'
