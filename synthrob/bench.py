@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse, importlib, io, json, math, os, statistics, subprocess, sys, tempfile, time, warnings
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, partial, wraps
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,13 +48,9 @@ from .trainer import relative
 from .training import Autocast, has_bf16
 
 # %% auto #0
-__all__ = ['benches', 'Setting', 'setting', 'stopwatch', 'duel', 'fastest', 'Row', 'bench', 'FileSet', 'file_loader', 'walk',
-           'loader', 'fastai_loader', 'augment', 'TrainOnly', 'our_cnn', 'bare_cnn', 'cnn', 'source_cnn', 'cnn_source',
-           'our_gan', 'bare_parts', 'bare_gan', 'bare_d_step', 'bare_g_step', 'gan', 'OneInput', 'NoiseToImage',
-           'fastai_gan', 'gan_fastai', 'AsTheyAre', 'usual_distances', 'quality', 'measure_peak', 'measure_prepare',
-           'memory', 'large_file', 'large_learner', 'large', 'train_large', 'large_peak', 'usual_corruptions',
-           'measure_corrupted', 'corruption', 'tiny_cell', 'same_cells', 'cell_overhead', 'cells_per_hour', 'sweep',
-           'run_benches', 'parser', 'main']
+__all__ = ['benches', 'Setting', 'setting', 'stopwatch', 'duel', 'fastest', 'Row', 'bench', 'loader', 'augment', 'cnn',
+           'cnn_source', 'gan', 'gan_fastai', 'quality', 'measure_peak', 'memory', 'large', 'large_peak',
+           'usual_corruptions', 'corruption', 'cell_overhead', 'sweep', 'run_benches', 'parser', 'main']
 
 # %% ../nbs/06_bench.ipynb #26539e51
 @dataclass
@@ -65,17 +61,27 @@ class Setting:
     folder: Path           # a folder that may be filled, gone when the benchmark is over
     device: torch.device   # where batches are wanted
     data: str              # 'fer2013' or 'faces'
-    path: Path = None      # FER-2013
-    names: list = None     # of the training images in FER-2013
+    path: Path = None      # of FER-2013; None for faces
+    names: list = None     # of the training images' JPEGs in `path`; None: there are none, JPEGs are made
     bs: int = 256          # images in a batch of a loader or classifier
     gan: dict = None       # `bs`, `n_steps` and `nf` of the GAN
     repeats: int = 5       # rounds
-    bar: bool = True       # show a progress bar over the rounds?
+    bar: bool = True       # all of it, with a progress bar over the rounds? False: as small as `quick` wants it
 
     @property
-    def n(self): return len(self.train)//self.bs*self.bs                       # what an epoch of whole batches sees
-    def rounds(self, most=10**6): return progress_bar(range(min(self.repeats, most)), leave=False, display=self.bar)
-    def dls(self, **kwargs): return image_dls(self.train, **{'bs': self.bs, 'device': self.device, **kwargs})
+    def n(self) -> int:
+        "How many images an epoch of whole batches sees"
+        return len(self.train)//self.bs*self.bs
+
+    def rounds(self,
+               most:int=10**6 # for what takes long: no more than this
+              ):              # an iterator with a progress bar
+        "The rounds of a benchmark, numbered from 0"
+        return progress_bar(range(min(self.repeats, most)), leave=False, display=self.bar)
+
+    def dls(self, **kwargs): # of `image_dls`, in place of the setting's
+        "Our `DataLoaders` over the training images"
+        return image_dls(self.train, **{'bs': self.bs, 'device': self.device, **kwargs})
 
     @cached_property
     def files(self) -> list: # one a training image, in `folder/train/class/`
@@ -102,8 +108,8 @@ def setting(data:str=None,    # 'fer2013' or 'faces'; None: FER-2013 if it is fo
             repeats:int=None, # rounds; None: 5, or 2 if `quick`
             quick=False,      # a few hundred images, small nets: to see that it works
             device=None       # None: CUDA if there is one
-           ):                 # a `Setting`
-    "Prepare the images in a temporary folder. Raises `BadInput` for a name or path that is not there"
+           ):                 # a context that gives a `Setting`
+    "Prepare the images in a temporary folder, gone at the end. Raises `BadInput` for a name or path that is not there"
     if data not in (None, 'fer2013', 'faces'): raise BadInput(f"There is no data {data!r} here: choose fer2013 or faces.")
     if repeats is not None and repeats < 1: raise BadInput(f"repeats={repeats}: there must be at least one round.")
     if data == 'faces' and path is not None: raise BadInput(f"data='faces' need no path: leave out {str(path)!r}.")
@@ -126,7 +132,7 @@ def setting(data:str=None,    # 'fer2013' or 'faces'; None: FER-2013 if it is fo
 
 # %% ../nbs/06_bench.ipynb #5428971c
 def stopwatch(work,  # called without arguments
-              device # the device to wait for
+              device # to wait for: a `torch.device` or its name
              ) -> float: # seconds
     "How long `work` takes, until the device has finished"
     wait = torch.cuda.synchronize if torch.device(device).type == 'cuda' else lambda: None
@@ -140,13 +146,13 @@ def duel(ours,       # does the work once and returns what it did, e.g. the numb
          theirs,     # does the same in another way
          s:Setting   # rounds and device
         ) -> list:   # (our seconds, their seconds) of each round
-    "Warm up, check that both do the same, then measure in turns"
+    "Warm up, check that both do the same, then measure in turns; raises `RuntimeError` if they do not"
     a, b = ours(), theirs()
     if a != b: raise RuntimeError(f"not the same work: {a} and {b}")
     return [(stopwatch(ours, s.device), stopwatch(theirs, s.device)) for _ in s.rounds()]
 
-def fastest(ways:dict, # name -> work
-            s:Setting
+def fastest(ways:dict, # name -> work, called without arguments
+            s:Setting  # device
            ) -> str:   # a name
     "The way that was fastest, tried once each: a usual way competes with its best settings"
     took = {k: stopwatch(f, s.device) for k, f in ways.items()}
@@ -156,22 +162,31 @@ def fastest(ways:dict, # name -> work
 @dataclass
 class Row:
     "The outcome of one benchmark"
-    name: str
-    what: str       # ours
-    against: str    # the opponent
-    pairs: list     # (ours, theirs) of each round
+    name: str       # of the benchmark, a key of `benches`
+    what: str       # ours, in words
+    against: str    # the opponent, in words
+    pairs: list     # (ours, theirs) of each round, in `unit`
     target: float   # what the ratio should be at least
     unit: str = 's' # of `pairs`
     note: str = ''  # what else is to be known
 
     @property
-    def ratios(self): return [theirs/ours for ours, theirs in self.pairs]
+    def ratios(self) -> list:
+        "Theirs to ours, round by round"
+        return [theirs/ours for ours, theirs in self.pairs]
+
     @property
-    def ratio(self): return statistics.median(self.ratios)
+    def ratio(self) -> float:
+        "The median of `ratios`: 2 is twice as fast, or half of the memory"
+        return statistics.median(self.ratios)
+
     @property
-    def met(self): return self.ratio >= self.target
+    def met(self) -> bool:
+        "Is the ratio at least the target?"
+        return self.ratio >= self.target
 
     def to_dict(self) -> dict: # as JSON can hold it
+        "All that is known, with the medians of both and the smallest and the largest ratio as `spread`"
         ours, theirs = (statistics.median(o) for o in zip(*self.pairs))
         return dict(name=self.name, ratio=self.ratio, target=self.target, spread=[min(self.ratios), max(self.ratios)],
                     n=len(self.pairs), met=self.met, what=self.what, against=self.against, ours=ours, theirs=theirs,
@@ -197,10 +212,12 @@ def bench(target:float,  # what the ratio (theirs/ours) should be at least
     "Register a function `f(setting) -> (pairs, note)` as a benchmark"
     def _register(f):
         key = name or f.__name__
+        @wraps(f)
         def run(s):
             pairs, note = f(s)
             return Row(key, what, against, pairs, target, unit, note)
-        run.about, run.needs = f'{what} / {against}; target {target:g}', needs
+        run.__doc__ = run.about = f'{what} / {against}; target {target:g}'
+        run.needs = needs
         benches[key] = run
         return run
     return _register
@@ -247,6 +264,7 @@ def fastai_loader(s:Setting, workers:int):
     return ImageDataLoaders.from_folder(s.folder, img_cls=img_cls, batch_tfms=tfms, bs=s.bs, num_workers=workers,
                                         device=s.device).train
 
+# %% ../nbs/06_bench.ipynb #86abbb3c
 @bench(15, 'an augmented epoch from DeviceDL', 'fastai ImageDataLoaders.from_folder with aug_transforms')
 def augment(s):
     dl = s.dls(augment=Augment()).train
@@ -315,6 +333,7 @@ def source_cnn(s:Setting, workers:int):
         return n
     return epoch
 
+# %% ../nbs/06_bench.ipynb #b71026c7
 @bench(3, 'an epoch of the poster CNN by cnn_learner, loading included', "the source study's recipe: files, Adam, float32")
 def cnn_source(s):
     ways = {k: source_cnn(s, k) for k in (0, 2)}
@@ -450,6 +469,7 @@ def fastai_gan(s:Setting,
         return n_steps
     return learn, steps
 
+# %% ../nbs/06_bench.ipynb #c155085d
 @bench(1, 'steps of a plain GAN by gan_learner', 'fastai.vision.gan with the same nets, loss and optimizer')
 def gan_fastai(s):
     learn, ours = our_gan(s, loss='nonsaturating', penalty=None, augment=None, half_life=0, balanced=False)
@@ -519,13 +539,14 @@ def measure_peak(imports:str, # lines of Python: what is imported
                  work:str,    # what is measured; it finds its arguments in `args` and leaves a number `n`
                  first='',    # what comes before, e.g. reading
                  **args       # as JSON can hold them
-                ) -> dict:    # `n`, seconds of `work`, bytes `before` it and at the `peak`
-    "Do `work` in a fresh process"
+                ) -> dict:    # `n`, `seconds` of `work`, bytes `before` it and at the `peak`
+    "The time and the memory that `work` takes in a fresh process; raises `CalledProcessError` if it fails there"
     code = _PEAK.format(imports=imports, first=first, work=work)
     env = {**os.environ, 'PYTHONPATH': os.pathsep.join(o or os.getcwd() for o in sys.path)}   # the same synthrob
     out = subprocess.run([sys.executable, '-c', code, json.dumps(args)], env=env, text=True, stdout=subprocess.PIPE, check=True)
     return json.loads(out.stdout.splitlines()[-1])
 
+# %% ../nbs/06_bench.ipynb #80f5407b
 def measure_prepare(data:str, path, root) -> dict: # n images, seconds, bytes `before` and at the `peak`
     "Prepare `data` in a fresh process and a fresh folder"
     with tempfile.TemporaryDirectory(dir=root) as folder:
@@ -595,6 +616,7 @@ def train_large(file,        # the images
     check_held_out(train.x, torch.cat([part('valid').x, part('test').x]))
     return large_learner(train.x, train.y, device, n_steps, part('valid').subset(slice(0, 640)))()
 
+# %% ../nbs/06_bench.ipynb #3b9de9d9
 @bench(1/1.3, 'memory beyond imports to split, mix and train on a set of ten times the budget', 'the budget', unit='GB')
 def large_peak(s):
     file, budget = large_file(s)
@@ -639,6 +661,7 @@ def measure_corrupted(x:torch.Tensor, # images, uint8 (n,c,h,w)
     return measure_peak('import numpy, torch\nfrom synthrob.corruptions import corrupted', 'n = sum(len(b.x) for b in corrupted(x))',
                         "x = torch.from_numpy(numpy.load(args['file']))", file=str(file))
 
+# %% ../nbs/06_bench.ipynb #db057ce9
 @bench(20, 'an image corrupted by corrupted(), 5 severities', 'imagecorruptions, those of the 15 that run', unit='ms',
        name='corrupt', needs='imagecorruptions')
 def corruption(s):
@@ -681,6 +704,7 @@ def same_cells(params:dict) -> None:
         for n in plt.get_fignums(): plt.figure(n).savefig(io.BytesIO(), bbox_inches='tight')
         plt.close('all')
 
+# %% ../nbs/06_bench.ipynb #0f7e8c93
 @bench(1, 'what papermill and a warm kernel add to the cells of a notebook', 'the limit of 1 s', name='cell')
 def cell_overhead(s):
     params, pairs, bare = tiny_cell(s), [], []
@@ -712,6 +736,7 @@ def cells_per_hour(s:Setting,
         Sweep(grid(seeds[:slots]), out=out).run(ex)
         return 3600*len(seeds[slots:])/stopwatch(lambda: Sweep(grid(seeds), out=out).run(ex), 'cpu')
 
+# %% ../nbs/06_bench.ipynb #ac937089
 @bench(1, 'a finished sweep of 72 cells, started again', 'the limit of 10 s')
 def sweep(s):
     out, per_hour, first = s.folder/'sweep_runs', {}, 1
@@ -731,11 +756,11 @@ def sweep(s):
     return pairs, f'{first} cells; of the smallest cells in an hour, by slots: {speed}; {os.cpu_count()} cores'
 
 # %% ../nbs/06_bench.ipynb #c276116f
-def run_benches(names=(),       # of `benches`; none: all
-                show=print,     # called with each `Row` when it is there
-                **kwargs        # of `setting`
-               ) -> list:       # rows
-    "Run benchmarks by name. Raises `BadInput` for one that is not there"
+def run_benches(names=(),   # keys of `benches`; none: all whose opponents are installed
+                show=print, # called with each `Row` when it is there
+                **kwargs    # of `setting`
+               ) -> list:   # of `Row`
+    "Run benchmarks by name. Raises `BadInput` for one that is not there, or whose opponent is not installed"
     for k in names:
         if k not in benches: raise BadInput(f"There is no benchmark {k!r}: choose from {', '.join(benches)}.")
     needs = {k: f.needs for k, f in benches.items() if f.needs and find_spec(f.needs) is None}
@@ -774,8 +799,8 @@ OMP_WAIT_POLICY=passive."""
     return p
 
 def main(args=None # list of arguments; None: those of the command line
-        ):
-    "The command `synthrob_bench`; returns 2 for bad input, else 0"
+        ) -> int:  # 2 for bad input, else 0
+    "The command `synthrob_bench`"
     a, out = parser().parse_args(args), sys.stdout
     def show(row): print(json.dumps({**row.to_dict(), **about}) if a.json else row, file=out, flush=True)
     try:
