@@ -118,7 +118,7 @@ def simulate_runs(root,                           # the folder to write to, as `
                   cnns=('poster',),               # and 'strong'
                   gan_seeds=(0,),                 # one GAN each
                   cnn_seeds=range(6),             # one classifier each
-                  vocab=('fear', 'angry', 'happy', 'sad', 'neutral'),
+                  vocab=('fear', 'angry', 'happy', 'sad', 'neutral'), # class names
                   n=1000,                         # test images; as many validate
                   **more                          # further parameters of all runs, such as `margin` or `real_share`
                  ) -> int:                        # how many runs were written
@@ -360,6 +360,7 @@ class Pairs:
 
     @property
     def diffs(self) -> np.ndarray: # (classifier seeds,) for one GAN or none, else (GAN seeds, classifier seeds)
+        "Arm minus baseline"
         d = self.value - self.base
         return d[0] if len(d) == 1 else d
 
@@ -467,7 +468,14 @@ def judge(pairs,       # from `paired`
         t.loc[at, 'verdict'] = [turned.get(k, k) for k in d.kind]
     return t
 
-def differences(frame, metric='accuracy', part='test', margin=.02, alpha=.05, against=None, **where) -> pd.DataFrame:
+def differences(frame,             # from `results`
+                metric='accuracy', # of its metrics, one that is a share
+                part='test',       # 'valid' or 'test'
+                margin=.02,        # as for `judge`
+                alpha=.05,         # level of every test
+                against=None,      # None: ratio 0; or a control, 'repeat' or 'none', at the same ratio
+                **where            # more of what is said, as for `paired`
+               ) -> pd.DataFrame:  # as from `judge`; for metrics in `LOWER` less is better
     "`judge` of `paired`: every arm beside its baseline, one row each"
     return judge(paired(frame, metric, part, against, **where), margin, alpha, metric in LOWER)
 
@@ -610,7 +618,9 @@ def plot_corruptions(table,     # from `corruption_table`, of one classifier, wa
     return ax
 
 # %% ../nbs/03c_report.ipynb #3d4744d8
-def points(x, sign=True):
+def points(x,        # a share, or a difference of two
+           sign=True # say plus, too?
+          ) -> str:  # with one digit
     "A share as points, in words"
     return f"{round(100*x, 1) + 0.:{'+' if sign else ''}.1f}".replace('-', '\u2212')       # + 0. for there is no -0.0
 
@@ -722,7 +732,8 @@ def costs(frame            # from `results`
     rows = [dict(stage=k, made=len(v), mean=v.mean(), sd=v.std(), total=v.sum()) for k, v in stages.items() if len(v)]
     return pd.DataFrame(rows + [dict(stage='all', total=sum(r['total'] for r in rows))])
 
-def duration(seconds):
+def duration(seconds # NaN: an empty text
+            ) -> str:
     "Seconds as people say them"
     if pd.isna(seconds): return ''
     if seconds < 100: return f'{seconds:.1f} s'
@@ -797,7 +808,7 @@ CSS = """
 
 # %% ../nbs/03c_report.ipynb #56d8f8b2
 def html_table(rows,     # list of dicts, of what is to be shown
-               caption,
+               caption,  # stands above it, and is read to those who cannot see it
                text=(),  # columns that hold text and not numbers
                chosen=() # positions of rows that stand out
               ):
@@ -859,7 +870,9 @@ def ratio_figure(frame,       # from `results`, of one setting
                  metric,      # one of `METRICS`
                  net,         # the classifier in words
                  margin=None, # of equivalence, where it is to be drawn
-                 alpha=.05, class_=None):
+                 alpha=.05,   # level of the tests: intervals are of 1 - alpha
+                 class_=None  # whose recall it is; None where a metric is of all
+                ):            # a <figure> element
     "`plot_ratio` with caption, and in words for those who cannot see it"
     zero = frame[(frame.metric == metric) & (frame.part == 'test') & (frame.ratio == 0)]
     zero = _of(zero, t.iloc[0], NET)
@@ -946,7 +959,8 @@ def recall_table(top,    # a row of `conclude`
                f"is adjusted over {len(rows)} classes.")
     return html_table(rows, caption, ('class',))
 
-def cost_table(frame):
+def cost_table(frame # from `results`
+              ):
     "`costs` as HTML"
     rows = [{'stage': r.stage, 'made': '' if pd.isna(r.made) else f'{r.made:.0f}', 'mean': duration(r['mean']),
              'SD': duration(r.sd), 'total': duration(r.total)} for _, r in costs(frame).iterrows()]
@@ -1098,7 +1112,8 @@ class Report:
     def _repr_html_(self): return f'<style>{CSS}</style>{self.body}'
 
     @property
-    def html(self) -> str: # a page that needs no other file and no network
+    def html(self) -> str:
+        "A page that needs no other file and no network"
         css = CSS + 'body{margin:0;background:#fff}@media(prefers-color-scheme:dark){body{background:#14171c}}'
         head = Head(Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'),
                     Title('synthrob report'), Style(Safe(css)))

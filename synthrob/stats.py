@@ -312,10 +312,18 @@ class Verdict:
     family: int = 1         # comparisons made at once
 
     @property
-    def alpha(self): return round(1-self.level, 12)
+    def alpha(self) -> float:
+        "Level of the tests"
+        return round(1-self.level, 12)
+
     @property
-    def of_a_kind(self): return self.nested or self.generators >= least_seeds(self.alpha)   # not these generators only
-    def to_dict(self): return asdict(self)
+    def of_a_kind(self) -> bool:
+        "Is the claim about generators of this kind, and not about these only?"
+        return self.nested or self.generators >= least_seeds(self.alpha)
+
+    def to_dict(self) -> dict: # by field
+        "Plain numbers and texts, as JSON can hold them"
+        return asdict(self)
 
 # %% ../nbs/03b_stats.ipynb #10c2711f
 def _points(x, sign='+'): return f'{100*x:{sign}.1f}'.replace('-', '−')
