@@ -211,13 +211,12 @@ def bench(target:float,  # what the ratio (theirs/ours) should be at least
          ):              # a decorator
     "Register a function `f(setting) -> (pairs, note)` as a benchmark"
     def _register(f):
-        key = name or f.__name__
+        key, f.__doc__ = name or f.__name__, f'{what} / {against}; target {target:g}'
         @wraps(f)
         def run(s):
             pairs, note = f(s)
             return Row(key, what, against, pairs, target, unit, note)
-        run.__doc__ = run.about = f'{what} / {against}; target {target:g}'
-        run.needs = needs
+        run.about, run.needs = f.__doc__, needs
         benches[key] = run
         return run
     return _register
