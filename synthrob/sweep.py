@@ -115,17 +115,23 @@ class Cell:
         self.gan = hash_of([params.get(k) for k in _gan_fields]) if 'gan_seed' in params else None
 
     @property
-    def hash(self): return self.art.hash
+    def hash(self) -> str: # 16 hexadecimal characters
+        "Of all that determines it: the name of its folder"
+        return self.art.hash
+
     @property
     def error(self) -> dict|None: # `error` in one line, `when`, and the `notebook` as far as it came
         "What its last execution ended with, if that failed"
         try: return read_json(self.art.file('error.json'))
         except (OSError, ValueError): return None
+
     @property
-    def state(self): return 'done' if self.art.done else 'failed' if self.error else 'open'
+    def state(self) -> str: # 'done', 'failed' or 'open'
+        "How it stands on the disk; 'open' also while it is executed"
+        return 'done' if self.art.done else 'failed' if self.error else 'open'
 
 def cell_of(p,               # `SplitParams`, from `check_params`
-            content:dict={} # what lies at `path` and `pool`
+            content:dict={} # what lies at `path`, `pool` and `weights`, as for `cell_params`
            ) -> Cell:
     "The cell of an experiment"
     params, whole = cell_params(p, content), lambda o: o and str(Path(o).expanduser().absolute())
@@ -251,7 +257,9 @@ def varying(self:Sweep) -> list: # names
     return [k for k in names if len({one[k] for one, _ in self.combos}) > 1]
 
 @patch
-def name(self:Sweep, cell:Cell) -> str:
+def name(self:Sweep,
+         cell:Cell # one of its cells
+        ) -> str:  # e.g. 'ratio=0.5 cnn_seed=0'; the hash where nothing varies
     "A cell in the words of the axes that vary"
     return ' '.join(f'{k}={cell.given[k]}' for k in self.varying if k in cell.given) or cell.hash
 
@@ -330,7 +338,9 @@ def _now(): return datetime.now(timezone.utc).isoformat(timespec='seconds')
 # %% ../nbs/03a_sweep.ipynb #b8f14d33
 class Queue:
     "The cells of a sweep that are still to be executed, and who is next"
-    def __init__(self, cells):
+    def __init__(self,
+                 cells # those of a sweep; what is done or failed is left alone
+                ):
         self.ready = {c.gan for c in cells if c.state == 'done'} | {None}                   # GANs that exist
         self.settled = {c: c.state for c in cells if c.state != 'open'}
         rank, led = {}, set(self.ready)
@@ -339,7 +349,10 @@ class Queue:
             led.add(c.gan)
         self.todo = sorted((c for c in cells if c not in self.settled), key=rank.get)
 
-    def settle(self, c, state):
+    def settle(self,
+               c:Cell,   # a cell
+               state:str # 'done': then its GAN exists; or 'failed'
+              ):
         "`c` has ended"
         self.settled[c] = state
         if state == 'done': self.ready.add(c.gan)
@@ -375,7 +388,9 @@ class Costs:
         for f in Path(root).glob('cell/*/record.json') if root else ():
             with contextlib.suppress(OSError, ValueError, KeyError): self.add(read_json(f))
 
-    def add(self, record:dict):
+    def add(self,
+            record:dict # `record.json` of a finished cell
+           ):
         "Learn from the record of a cell, unless it found its work done, or half of it"
         p, took = record['params'], record['took']
         if record['resumed'] or 'split' not in took: return
@@ -408,7 +423,7 @@ def _span(seconds:float) -> str:
 def _n(k, what): return f"{k} {what}{'s'*(k != 1)}"
 
 @patch
-def hints(self:Sweep, cells) -> list: # of texts
+def _hints(self:Sweep, cells) -> list: # of texts
     "What the README says of the presets of `cells`, where nothing but the preset was chosen"
     from synthrob.params import presets
     plain = lambda given: all(given.get(k, v) == v for k, v in presets[given['preset']].items())
@@ -429,7 +444,7 @@ def price(self:Sweep,
     known = f"about {_span(seconds)}{side} by finished cells of the same kind on {', '.join(costs.devices)}"
     if not cells and not gans: return known
     unknown = f"not known for {_n(cells, 'cell')} and {_n(gans, 'GAN')}, nothing of their kind has been run here"
-    return '; '.join([unknown, *self.hints(todo), *([f'the others: {known}'] if seconds else [])])
+    return '; '.join([unknown, *self._hints(todo), *([f'the others: {known}'] if seconds else [])])
 
 # %% ../nbs/03a_sweep.ipynb #f4ceba20
 _mixture = 'ratio', 'how', 'classes', 'filler', 'gan_seed'
@@ -467,7 +482,12 @@ def overview(self:Sweep) -> pd.DataFrame: # a row an arm, a column a ratio
 
 # %% ../nbs/03a_sweep.ipynb #ddcbd5fe
 @patch
-def enough(self:Sweep, effect, sd, power, alpha) -> str:
+def enough(self:Sweep,
+           effect, # difference in accuracy that is to be shown, a share of 1
+           sd,     # of paired differences, a share of 1; None: of finished pairs where there are six, or else .014
+           power,  # with which probability it is to be shown
+           alpha   # with which probability one is shown where there is none
+          ) -> str:
     "Does the sweep have the seeds that its aim needs?"
     from synthrob.stats import seeds_needed
     seen, pairs = (None, 0) if sd else self.spread()
@@ -511,12 +531,15 @@ class Line:
     "One line of text that is rewritten; in a log, where it cannot be, it is added at most every `every` seconds"
     def __init__(self,
                  stream=None, # None: the notebook, or else stderr
-                 every=30.
+                 every=30.    # seconds between two lines of a log
                 ):
         self.notebook, self.stream = stream is None and in_notebook(), stream or sys.stderr
         self.every, self.handle, self.shown, self.when = every, None, '', -math.inf
 
-    def show(self, text, last=False):
+    def show(self,
+             text,      # one line
+             last=False # does it stay, whatever comes next?
+            ):
         "Put `text` in the place of what is there"
         if text == self.shown and not last: return
         if self.notebook: self._display(text)
@@ -530,7 +553,9 @@ class Line:
 
 # %% ../nbs/03a_sweep.ipynb #aabe599a
 @patch
-def say(self:Line, text):
+def say(self:Line,
+        text # one line or more
+       ):
     "A line that stays"
     if self.notebook: return print(text)
     self.stream.write('\r\x1b[2K'*self.stream.isatty() + text + '\n')
@@ -560,7 +585,7 @@ def declare(self:Sweep) -> dict: # what lies in `sweep.json`
 class Runner:
     "A sweep under way: its queue, what is running, what has been learned about times"
     def __init__(self,
-                 s:Sweep,
+                 s:Sweep,    # whose cells are executed
                  retry=False # put failed cells into the queue again
                 ):
         for c in s.cells if retry else ():
@@ -568,7 +593,11 @@ class Runner:
         self.s, self.queue, self.costs, self.line = s, Queue(s.cells), Costs(s.out), Line()
         self.running, self.died, self.made, self.slots, self.began = {}, Counter(), 0, 0, time.monotonic()
 
-    def count(self, state): return sum(v == state for v in self.queue.settled.values())
+    def count(self,
+              state # 'done' or 'failed'
+             ) -> int:
+        "How many cells have ended so, now or in an earlier run"
+        return sum(v == state for v in self.queue.settled.values())
 
     def left(self) -> str:
         "How long it will take from here, by the cells that have finished"
@@ -586,13 +615,13 @@ class Runner:
 
 # %% ../nbs/03a_sweep.ipynb #056128de
 @patch
-def start(self:Runner, executor, cell):
+def _start(self:Runner, executor, cell):
     "Hand a cell to the engine"
     job = import_module('synthrob.sweep').run_cell          # what another process finds, also if this is a notebook
     self.running[executor.submit(job, cell.art.params, cell.given, os.getcwd())] = cell, time.monotonic()
 
 @patch
-def end(self:Runner, future):
+def _end(self:Runner, future):
     "Take what has come of a cell"
     cell, _ = self.running.pop(future)
     try: r = future.result()
@@ -616,11 +645,11 @@ def loop(self:Runner,
     self.slots = getattr(executor, 'slots', slots)
     while self.queue.todo or self.running:
         while len(self.running) < slots and (c := self.queue.next([o for o, _ in self.running.values()])):
-            self.start(executor, c)
+            self._start(executor, c)
         self.line.show(f'{self}')
         if self.running: ended = wait(self.running, .5, FIRST_COMPLETED)[0]
         else: ended = time.sleep(.5) or ()
-        for f in ended: self.end(f)
+        for f in ended: self._end(f)
     self.line.show(f'{self}', last=True)
 
 # %% ../nbs/03a_sweep.ipynb #ba32edbf
