@@ -33,8 +33,8 @@ from .vectors import VectorSet, vector_dls, vector_recipe
 # %% auto #0
 __all__ = ['class_order', 'share_out', 'Plan', 'plan', 'Mixed', 'mix', 'Judge', 'gan_stage', 'pool_stage', 'own_pool_stage',
            'pool_size', 'answers', 'evaluation_of', 'leak_worth', 'cnn_stage', 'check_held_out', 'SplitData',
-           'SplitRun', 'train_part', 'FeatureData', 'FeatureRun', 'run_split', 'SplitParams', 'check_params',
-           'check_value', 'given_params', 'idle_params', 'presets']
+           'SplitRun', 'FeatureRun', 'run_split', 'SplitParams', 'check_params', 'check_value', 'given_params',
+           'idle_params', 'presets']
 
 # %% ../nbs/03_split.ipynb #478eb14e
 _all_ = ['SplitParams', 'check_params', 'check_value', 'given_params', 'idle_params', 'presets']
@@ -99,7 +99,13 @@ def plan(y:Tensor,           # labels of all real training images (n,)
 # %% ../nbs/03_split.ipynb #f5aff471
 class Mixed(ImageSet):
     "A training set: real images first, then what the filler added, marked in `filled`; `class_weights` for the loss, or None"
-    def __init__(self, x, y, vocab, filled, class_weights=None):
+    def __init__(self,
+                 x,                 # images uint8 (n,c,h,w), or vectors (n,d)
+                 y,                 # labels (n,)
+                 vocab,             # class names
+                 filled,            # was it added by the filler? bool (n,)
+                 class_weights=None # of each class in the loss (k,); None: all 1
+                ):
         (ImageSet if x.ndim == 4 else VectorSet).__init__(self, x, y, vocab)          # vectors are mixed as images are
         self.filled, self.class_weights = filled, class_weights
 
@@ -322,7 +328,9 @@ class SplitData:
     def __init__(self, p:SplitParams): self.p = p                 # from `check_params`
 
     @property
-    def leak(self): return self.p.preset == 'source'              # the study's protocol, leak included
+    def leak(self) -> bool:
+        "Is it the study's protocol, leak included?"
+        return self.p.preset == 'source'
 
     @cached_property
     def images(self):
@@ -338,10 +346,16 @@ class SplitData:
         if not self.leak: check_no_leak(self.images, s)
         return s
 
-    def part(self, name): return self.images.subset(getattr(self.splits, name))
+    def part(self,
+             name # 'train', 'valid' or 'test'
+            ):    # `x`, `y`, `vocab`
+        "The images of a part, all of them"
+        return self.images.subset(getattr(self.splits, name))
 
     @cached_property
-    def held(self): return torch.cat([self.part('valid').x, self.part('test').x])
+    def held(self) -> Tensor: # uint8 (n,c,h,w)
+        "Images that nothing may be trained on: those that validate and test"
+        return torch.cat([self.part('valid').x, self.part('test').x])
 
     @cached_property
     def used(self):
@@ -353,7 +367,9 @@ class SplitData:
         return train[keep]
 
     @cached_property
-    def real(self): return self.images.subset(self.used)
+    def real(self): # `x`, `y`, `vocab`
+        "The real training images of this experiment"
+        return self.images.subset(self.used)
 
 # %% ../nbs/03_split.ipynb #778bbc88
 class SplitRun(SplitData):
@@ -364,23 +380,33 @@ class SplitRun(SplitData):
     def __new__(cls, p): return object.__new__(FeatureRun if p.space == 'feature' else cls)
 
     @cached_property
-    def plan(self): return plan(self.real.y, len(self.real.vocab), self.p.ratio, self.p.how, self.p.classes, self.p.split_seed)
+    def plan(self) -> Plan:
+        "Which real images stay, and how many of each class are added"
+        return plan(self.real.y, len(self.real.vocab), self.p.ratio, self.p.how, self.p.classes, self.p.split_seed)
 
     @property
-    def wants_pool(self): return self.p.filler == 'synthetic' and self.plan.synthetic > 0
+    def wants_pool(self) -> bool:
+        "Are there to be synthetic images?"
+        return self.p.filler == 'synthetic' and self.plan.synthetic > 0
 
     @cached_property
     def gan(self):
         "The trained GAN's folder"
         if not self.leak: check_held_out(self.real.x, self.held)
-        return gan_stage(self.seen, self.p, self.picks)
+        return gan_stage(self.seen, self.p, self._picks)
 
     @property
-    def seen(self): return self.images.subset(torch.cat([self.splits.train, self.splits.test])) if self.leak else self.real
+    def seen(self): # `x`, `y`, `vocab`
+        "The images that the GAN may see: the real training images; in the study's protocol the test images, too"
+        return self.images.subset(torch.cat([self.splits.train, self.splits.test])) if self.leak else self.real
+
     @property
-    def picks(self): return self.judge if self.p.gan_pick == 'best' else None
+    def _picks(self): return self.judge if self.p.gan_pick == 'best' else None        # who picks the GAN's best state
+
     @property
-    def n_steps(self): return max(1, len(self.real)//_means(self.p)[0].bs)    # in an epoch, at any ratio
+    def n_steps(self) -> int:
+        "Steps of the classifier in an epoch: those of ratio 0, at any ratio"
+        return max(1, len(self.real)//_means(self.p)[0].bs)
 
     @cached_property
     def judge(self):
@@ -389,15 +415,15 @@ class SplitRun(SplitData):
         return Judge(run.classifier(), valid, hash_of([run.artefact.hash, hash_images(valid.x)]))
 
     @property
-    def refuses(self): return self.judge if self.p.reject else None
+    def _refuses(self): return self.judge if self.p.reject else None                  # who refuses images of the pool
 
     @cached_property
     def pool(self):
         "The synthetic images; None where none are wanted"
         p, real = self.p, self.real
         if not self.wants_pool: return None
-        if p.pool is not None: return own_pool_stage(real, self.images.x, p, self.refuses)
-        return pool_stage(self.gan, real.vocab, pool_size(self.plan.fill, int(real.y.bincount().max())), p, self.refuses)
+        if p.pool is not None: return own_pool_stage(real, self.images.x, p, self._refuses)
+        return pool_stage(self.gan, real.vocab, pool_size(self.plan.fill, int(real.y.bincount().max())), p, self._refuses)
 
     @cached_property
     def train(self):
@@ -406,11 +432,22 @@ class SplitRun(SplitData):
         return mix(self.real, self.pool, p.ratio, p.how, p.classes, p.filler, p.split_seed)
 
     @property
-    def kept(self): return rows_of(self.train.x, ~self.train.filled)       # real images that are trained on
-    def asked_of(self, part): return self.part(part)              # what the classifier is asked about
+    def kept(self) -> Tensor: # uint8 (n,c,h,w)
+        "The real images that the classifier is trained on"
+        return rows_of(self.train.x, ~self.train.filled)
+
+    def asked_of(self,
+                 part # 'valid' or 'test'
+                ):    # `x`, `y`, `vocab`, and the `names` of the images
+        "What the classifier is asked about"
+        return self.part(part)
+
     @property
-    def flips(self): return recipe(self.p.cnn).flip               # is it asked about mirror images, too?
-    basis = {}                                                    # what the record says of it besides
+    def flips(self) -> bool:
+        "Is the classifier asked about mirror images, too?"
+        return recipe(self.p.cnn).flip
+
+    _basis = {}                                                   # what the record says of it besides
 
     @property
     def fresh(self):
@@ -439,26 +476,29 @@ def _finish(self:SplitRun):
     if not self.leak: check_held_out(self.kept, self.held)
     parts = {k: (self.asked_of(k), getattr(s, k).tolist()) for k in ('valid', 'test')}
     params = {k: v for k, v in asdict(self.p).items() if k not in _elsewhere}
-    params |= dict(self.basis, leak=self.leak, data=self.images.hash, gan=self.gan.hash if self.wants_pool and self.p.pool is None else None,
+    params |= dict(self._basis, leak=self.leak, data=self.images.hash, gan=self.gan.hash if self.wants_pool and self.p.pool is None else None,
                    pool=self.pool.hash if self.wants_pool else None)
     more = lambda evs: dict(given=asdict(self.p), splits=s.report, broken=self.images.about.get('broken', []),
                             leak=leak_worth(evs['test'], s.audit['leaked'][s.test.numpy()]),
                             pool=self.pool.to_dict() if self.wants_pool else None)
     return cnn_stage(self.train, self.n_steps, parts, params, self.p, more, self.fresh)
 
+@patch
+def evaluation(self:SplitRun,
+               part='test' # 'test' or 'valid'
+              ) -> Evaluation:
+    "What is said of the classifier on a part"
+    return evaluation_of(pd.read_parquet(self.artefact.file('predictions.parquet')), part)
+
+# %% ../nbs/03_split.ipynb #f7d0aa8b
 def train_part(part:str,  # 'gan' or 'cnn'
                given:dict,# parameters of the experiment
                folder:str # of the unfinished artefact: its checkpoint is what comes out
               ):
     "What each of several processes does (`synthrob.distributed.launch`): its share of one training, all before it being finished"
     run, folder = SplitRun(check_params(given)), Path(folder)
-    if part == 'gan': _fit_gan(run.seen, run.p, run.picks, folder)
+    if part == 'gan': _fit_gan(run.seen, run.p, run._picks, folder)
     else: _fit_cnn(run.train, run.part('valid'), run.n_steps, run.p, run.fresh, folder)
-
-@patch
-def evaluation(self:SplitRun, part='test') -> Evaluation:
-    "What is said of the classifier on a part, 'test' or 'valid'"
-    return evaluation_of(pd.read_parquet(self.artefact.file('predictions.parquet')), part)
 
 # %% ../nbs/03_split.ipynb #0e0f8f30
 @patch
@@ -486,7 +526,7 @@ def robustness(self:SplitRun) -> Robustness: # None if nothing is asked
     return self.robust and Robustness.load(self.robust.path)
 
 # %% ../nbs/03_split.ipynb #ad7c16eb
-class FeatureData(SplitRun):
+class _FeatureData(SplitRun):
     "What an experiment on vectors starts from besides: the net that makes them, and the vectors"
     @cached_property
     def extracting(self):
@@ -511,22 +551,29 @@ class FeatureData(SplitRun):
         return features_stage(self.images, self.used, self.extractor, dict(params, layer=p.layer), p.out, p.device)
 
     @cached_property
-    def real_vectors(self): return self.vectors.part(self.used, self.images)
+    def real_vectors(self) -> VectorSet:
+        "The vectors of the real training images"
+        return self.vectors.part(self.used, self.images)
 
-    def asked_of(self, part):
+    def asked_of(self,
+                 part # 'valid' or 'test'
+                ):    # `x`, `y`, `vocab`, `names`
         "The vectors of a part, with the names of their images"
         vectors = self.vectors.part(getattr(self.splits, part), self.images)
         vectors.names = self.part(part).names
         return vectors
 
 # %% ../nbs/03_split.ipynb #fd5d7e57
-class FeatureRun(FeatureData):
+class FeatureRun(_FeatureData):
     "A split experiment on vectors: what `SplitRun` makes of parameters with `space='feature'`"
     flips, fresh = False, None                                    # the extractor has looked at mirror images
     @property
-    def kept(self): return rows_of(self.real.x, self.plan.keep)
+    def kept(self) -> Tensor: # uint8 (n,c,h,w)
+        "The real images whose vectors the head is trained on"
+        return rows_of(self.real.x, self.plan.keep)
+
     @property
-    def basis(self): return dict(features=self.vectors.art.hash)
+    def _basis(self): return dict(features=self.vectors.art.hash)
 
     @cached_property
     def gan(self):
