@@ -191,7 +191,7 @@ def seeded(
 RECIPES = dict(data=1, gan=2, pool=2, split=1)
 
 class Artefact:
-    "What lies, or will lie, in `root/kind/hash`"
+    "What lies, or will lie, in `root/kind/hash`; raises `BadInput` for a kind that is no name"
     def __init__(self,
         kind:str,    # 'data', 'gan', 'pool', 'split' or another name of letters, digits and _
         params:dict, # everything that determines the result, as JSON can hold it

@@ -25,7 +25,7 @@ __all__ = ['sources', 'FER_FIVE', 'Images', 'concat', 'duplicate_groups', 'flat'
 
 # %% ../nbs/00_data.ipynb #61944312
 class Images:
-    "Labelled images of one size, in memory or mapped from the disk; or, where they are too many, as `Rows` on the disk"
+    "Labelled images of one size, in memory, mapped from the disk or, if too many, `Rows`; raises `BadInput`"
     def __init__(self,
         x,           # uint8 (n,c,h,w), tensor, array or `Rows`
         y,           # class of each image, 0..len(vocab)-1
@@ -99,7 +99,7 @@ def select(self:Images,
 def concat(
     *images:Images # with the same classes and the same shape
 ) -> Images:
-    "All of `images` in one; copies are looked for across them"
+    "All of `images` in one; copies are looked for across them. Raises `BadInput` for other classes or another shape"
     a = images[0]
     for b in images[1:]:
         if b.vocab != a.vocab:
@@ -317,7 +317,7 @@ def faces(
     seed:int=0,      # of the faces; training and test never share one
     nuisance:float=1.# how much pose, light, hair and noise vary
 ) -> Source:
-    "The embedded faces, five expressions"
+    "The embedded faces, five expressions; raises `BadInput` for a path"
     if path is not None:
         raise BadInput(f"data='faces' are drawn and need no path: leave out {str(path)!r}, or choose another data")
     size, channels = size or 48, channels or 1
@@ -351,7 +351,7 @@ def fer2013(
     channels=None,        # 1 grey, 3 three times the same; None: 1
     test:str='PublicTest' # the official part that tests; the other one is left out
 ) -> Source:
-    "FER-2013: the zip or folder of images, or the CSV, also in a folder, zip or tar.gz"
+    "FER-2013 (Goodfellow et al. 2013, arXiv 1307.0414), as images or as its CSV; raises `BadInput` if it is neither"
     if path is None:
         raise BadInput("data='fer2013' needs a path: give the zip, the folder, the CSV or the tar.gz of FER-2013")
     if test not in FER_USAGES[1:]: raise BadInput(f"test is {test!r}, and FER-2013 has 'PublicTest' and 'PrivateTest'")
@@ -377,7 +377,7 @@ def folder(
     size=None,    # height and width in pixels; None: 48
     channels=None # 1 grey, 3 colour; None: colour if there is any
 ) -> Source:
-    "Images in a folder or zip, `[part/]class/image`, brought to `size` (48) and `channels` (colour if there is any)"
+    "Images in a folder or zip, `[part/]class/image`, brought to `size` and `channels`; raises `BadInput` without a path"
     if path is None: raise BadInput("data='folder' needs a path: give the folder, or zip, of class folders with images")
     def read(out):
         files = list_images(path)
@@ -392,7 +392,7 @@ def lsun(
     categories=None, # class names; None: those of `vocab`, or all that are there
     n:int=None       # at most so many images of each category for training; None: all
 ) -> Source:
-    "LSUN's LMDB databases, `path/bedroom_train_lmdb` and so on, brought to `size` (64) and `channels` (3)"
+    "LSUN's LMDB databases (Yu et al. 2015, arXiv 1506.03365), `path/bedroom_train_lmdb` and so on; raises `BadInput`"
     if path is None: raise BadInput("data='lsun' needs a path: give the folder in which bedroom_train_lmdb lies")
     if n is not None and n < 1: raise BadInput(f"n is {n}, and at least one image of a category must be read")
     dbs, size, channels = lsun_databases(path, categories), size or 64, channels or 3
@@ -408,7 +408,7 @@ def parquet(
     channels=None,# 1 grey, 3 colour; None: colour if there is any
     name:str=None # the column of labels; None: found
 ) -> Source:
-    "A data set of images in parquet, as Hugging Face has them: a file or a folder of shards"
+    "A data set of images in parquet, as Hugging Face has them; raises `BadInput` for what holds none"
     if path is None: raise BadInput("data='parquet' needs a path: give a parquet file, or the folder of its shards")
     for f in list_shards(path): parquet_columns(f, name)
     size = size or 48
@@ -423,7 +423,7 @@ def torchvision(
     name:str='FashionMNIST', # see `torchvision_sets`
     download:bool=False      # fetch it if it is not there
 ) -> Source:
-    "A data set of torchvision that lies, or is to lie, in the folder `path` (`data`), brought to `size` (32)"
+    "A data set of torchvision, brought to `size` and `channels`"
     path = Path(path or 'data').expanduser()
     read = partial(torchvision_images, name, path, size=size or 32, channels=channels, download=download)
     # its content is fixed by its publisher: the name is enough, and a folder of several sets may grow

@@ -64,7 +64,7 @@ def fit_images(self:Learner,
                every=20.,         # seconds between checkpoints
                cbs=None           # callbacks for this training only
               ):
-    "Train a GAN until its discriminator has seen `n_images` real images, rounded up to whole epochs of its loader"
+    "Train a GAN until its discriminator has seen `n_images`, rounded up to whole epochs; raises `BadInput` below 1"
     if n_images < 1: raise BadInput(f"n_images={n_images}: a GAN must see at least one image.")
     n_epoch = math.ceil(n_images/(len(self.dls.train)*self.dls.train.bs))
     sched = combine_scheds([.5, .5], [SchedNo(self.lr, self.lr), SchedCos(self.lr, self.lr/10)])

@@ -63,7 +63,7 @@ def balanced_stream(y:Tensor,   # labels (n,), int64
 
 # %% ../nbs/00d_loaders.ipynb #24993ee7
 class Augment:
-    "Random flip, affine map, light and erasing of a batch, on its device; callable as `augment(x, generator)`"
+    "Random flip, affine map, light and erasing of a batch, called as `augment(x, generator)`; raises `BadInput`"
     def __init__(self,
                  flip=True,       # mirror half of the images left-right?
                  degrees=12.,     # rotation drawn from ±`degrees`
@@ -144,7 +144,7 @@ def erased(self:Augment,
 
 # %% ../nbs/00d_loaders.ipynb #798206fe
 class ImageSet:
-    "Images `x`, labels `y` and the class names, as fastai's loaders expect a data set"
+    "Images `x`, labels `y` and class names, a data set for fastai's loaders; raises `BadInput` for other types"
     def __init__(self,
         x,         # uint8 (n,c,h,w), a tensor or `Rows`
         y,         # classes (n,), int64

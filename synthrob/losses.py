@@ -141,14 +141,14 @@ class LeCam(nn.Module):
 
 # %% ../nbs/01b_losses.ipynb #92b4ce41
 class DiffAugment:
-    "Random flip, translation, cutout and light of images in [-1,1], differentiable; callable as `augment(x, generator)`"
+    "Random flip, translation, cutout and light, differentiable (Zhao et al. 2020, arXiv 2006.10738); raises `BadInput`"
     def __init__(self,
                  flip=True,      # mirror half of the images?
                  translate=.125, # shift by up to this share of the side, in whole pixels; zeros come in
                  cutout=.4,      # side of the square set to zero, as a share of the image's side
                  light=.2,       # brightness and relative contrast drawn from ±`light`
                  strength=1.     # each of the four is done to an image with this probability; may be a scalar tensor
-                ):
+                ):               # called as `augment(x, generator)`, with images in [-1,1] (n,c,h,w)
         for nm, v in dict(translate=translate, cutout=cutout, light=light).items():
             if not 0 <= v < 1: raise BadInput(f"{nm}={v} is a share: choose it from 0 to below 1.")
         if not isinstance(strength, Tensor) and not 0 <= strength <= 1:
@@ -201,7 +201,7 @@ def cut_square(x:Tensor,    # images (n,c,h,w)
 
 # %% ../nbs/01b_losses.ipynb #869ec304
 class AdaptiveStrength(nn.Module):
-    "Moves the strength `p` of an augmentation so that the discriminator knows `target` of the images (arXiv 2006.06676)"
+    "Moves the strength `p` of an augmentation by what the discriminator knows (arXiv 2006.06676); raises `BadInput`"
     def __init__(self,
                  target=.6,    # wanted mean sign of real logits, from -1 to 1
                  images=50_000 # real images in which `p` may go from 0 to 1; the paper has 500,000

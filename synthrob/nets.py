@@ -131,7 +131,7 @@ architectures = dict(dcgan=(Generator, Discriminator), resnet=(ResnetGenerator, 
 
 # %% ../nbs/01a_nets.ipynb #e91ee836
 class GAN(nn.Module):
-    "Generator, discriminator and the generator's moving average; calling it samples from the average"
+    "Generator, discriminator and the generator's moving average, from which a call samples; raises `BadInput`"
     def __init__(self,
                  size=48,      # side of the image in pixels
                  channels=1,   # 1 grey, 3 colour

@@ -120,7 +120,7 @@ def _probabilities(model, x, bs=256):
 def own_confidence(model:nn.Module, # a classifier: images in [0,1] to logits (n,k)
                    pool             # anything with `x` uint8 (n,c,h,w), `y` (n,) and `vocab`
                   ) -> Tensor:      # (n,), 0 to 1, on the CPU
-    "The probability that `model` gives to each image's own label"
+    "The probability that `model` gives to each image's own label; raises `BadInput` for other classes"
     if not len(pool.y): return torch.empty(0)
     p = _probabilities(model, pool.x).cpu()
     if p.shape[1] != len(pool.vocab):
@@ -134,7 +134,7 @@ def thresholds(model:nn.Module, # the classifier that is to filter
                share=.9,        # of the validation images of a class that would pass, above 0 to 1
                least=0.         # no threshold is below this
               ) -> Tensor:      # (k,), 0 to 1
-    "For each class how sure `model` must be of an image: as sure as of the surest `share` of real ones"
+    "How sure `model` must be of an image, by class: as of the surest `share` of real ones. Raises `BadInput`"
     if not 0 < share <= 1: raise BadInput(f"share={share} must be above 0 and at most 1.")
     if not 0 <= least <= 1: raise BadInput(f"least={least} is a probability: choose it from 0 to 1.")
     conf, y, t = own_confidence(model, valid), valid.y.cpu(), []
@@ -157,7 +157,7 @@ def filtered(pool:Pool,   # synthetic images of any origin
              threshold,   # one number, or one a class, from `thresholds`
              **more       # what else the provenance is to say of this filter
             ) -> Pool:
-    "The images of `pool` that reach their threshold, and in the provenance how many did"
+    "The images of `pool` that reach their threshold, and in the provenance how many did; raises `BadInput`"
     if len(conf) != len(pool): raise BadInput(f"{len(conf)} confidences and {len(pool)} images: ask about this pool.")
     t = _limits(threshold, pool.c)
     ok = conf.cpu() >= t[pool.y]
@@ -167,7 +167,7 @@ def filtered(pool:Pool,   # synthetic images of any origin
 
 def acceptance(pool:Pool # filtered by `filtered` or `draw`
               ) -> pd.DataFrame: # a row a class: looked, kept, share, threshold
-    "What the last filter of `pool` let through"
+    "What the last filter of `pool` let through; raises `BadInput` if there was none"
     if not pool.provenance.get('filters'): raise BadInput("This pool was never filtered: see `filtered` and `draw`.")
     f = pool.provenance['filters'][-1]
     table = pd.DataFrame({k: f[k] for k in ('looked', 'kept', 'threshold')}, index=pd.Index(pool.vocab, name='class'))
@@ -247,7 +247,7 @@ def draw(gan:GAN,        # the trained pair; its averaged generator is used
 
 # %% ../nbs/01d_pools.ipynb #7ff34b1c
 class Fresh(Callback):
-    "New synthetic images in a `DeviceDL`'s training set every `every` epochs (arXiv 2305.10118, dataset recycle)"
+    "New synthetic images in a training set as it trains (arXiv 2305.10118, dataset recycle); raises `BadInput`"
     order, run_valid = 6, False                            # after `Repeatable`, before anything reads an image
     def __init__(self,
                  source,         # a `GAN` to draw from, or a `Pool` larger than what is used of it at a time
@@ -353,7 +353,7 @@ def refine(gan:GAN,      # the trained pair
            progress=True,# a progress bar over the rounds?
            **how         # for `draw`: spread, most
           ) -> Refined:
-    "Classifier-guided refinement: filter, train, filter by what was trained, until validation no longer improves"
+    "Filter, train, filter by what was trained, until validation no longer improves; raises `BadInput`"
     if rounds < 1: raise BadInput(f"rounds={rounds}: there must be at least one.")
     score = score or _accuracy
     model, found = fit(real), []

@@ -45,7 +45,7 @@ def nearest(a:Tensor,        # vectors (n,d)
             b:Tensor,        # vectors (m,d)
             same=False       # is `b` the same as `a`, so that no row is its own neighbour?
            ) -> tuple:       # distances float64 (n,), rows of `b` int64 (n,)
-    "The nearest row of `b` for each row of `a`, by Euclidean distance"
+    "The nearest row of `b` for each row of `a`, by Euclidean distance; raises `BadInput` where `b` has none to offer"
     if len(b) <= same: raise BadInput(f"A nearest neighbour among {len(b)} vectors is asked for: give more of them.")
     a, b, found = a.flatten(1).double(), b.flatten(1).double(), []
     for i in _blocks(len(a), len(b)):
@@ -168,7 +168,7 @@ def kid(a:Tensor,    # features (n,d)
         gamma=None,  # factor of the inner product; None: 1/d
         coef=1.      # added to it
        ) -> float:   # 0 on average for samples of one distribution, so also below 0
-    "Kernel distance: unbiased squared MMD over all pairs (Bińkowski et al. 2018, arXiv 1801.01401), in float64"
+    "Kernel distance: unbiased squared MMD (Bińkowski et al. 2018, arXiv 1801.01401), in float64; raises `BadInput`"
     n, m = len(a), len(b)
     if min(n, m) < 2: raise BadInput(f"KID of {n} and {m} images is asked for: it needs two of each at least.")
     a, b = a.double(), b.double()
@@ -185,7 +185,7 @@ def prdc(real:Tensor, # features of real images (n,d)
          fake:Tensor, # features of synthetic images (m,d)
          k:int=5      # neighbours that a ball reaches to
         ) -> dict:    # precision, recall, coverage from 0 to 1; density from 0, 1 for a perfect generator
-    "Precision, recall, density and coverage (Naeem et al. 2020, arXiv 2002.09797, section 3)"
+    "Precision, recall, density and coverage (Naeem et al. 2020, arXiv 2002.09797, section 3); raises `BadInput`"
     if min(len(real), len(fake)) <= k:
         raise BadInput(f"k={k} neighbours among {len(real)} real and {len(fake)} synthetic images: choose a smaller k.")
     real, fake = real.double(), fake.double()
@@ -491,7 +491,7 @@ measures = dict(intra_fid=lambda real, y_real, fake, y: intra_fid(real, y_real, 
                 kid=lambda real, y_real, fake, y: kid(real, fake))
 
 class KeepBest(Callback):
-    "Measure a GAN in training against real images every `every` epochs, and keep the weights of its best average"
+    "Measure a GAN in training against real images, and keep the weights of its best average; raises `BadInput`"
     order, run_valid = 68, False                # before the checkpoint, so that what is in it has been measured
     def __init__(self,
                  model,              # a classifier trained on the training part, or its `Learner`

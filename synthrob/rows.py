@@ -19,7 +19,7 @@ __all__ = ['memory_budget', 'Rows', 'blocks', 'hash_images', 'read_images', 'row
 _units = dict(zip(('', 'k', 'm', 'g', 't'), (1000**i for i in range(5))))
 
 def memory_budget() -> int: # bytes
-    "What one set of images may take: `$SYNTHROB_MEMORY` such as '500MB' or '2G', or a quarter of the machine's memory"
+    "What a set of images may take: `$SYNTHROB_MEMORY`, such as '2G' (else `BadInput`), or a quarter of the memory"
     said = os.environ.get('SYNTHROB_MEMORY')
     if not said: return psutil.virtual_memory().total//4
     m = re.fullmatch(r'\s*(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?\s*', said.lower())
@@ -137,7 +137,10 @@ def split(self:Rows,
     for a in range(0, len(self), bs): yield self[a:a+bs]
 
 @patch
-def to(self:Rows, *args, **kwargs) -> Rows:
+def to(self:Rows,
+    *args,   # as for a tensor: not looked at
+    **kwargs # as for a tensor: not looked at
+) -> Rows:
     "The same: rows stay on the disk, their batches go to the device"
     return self
 @patch

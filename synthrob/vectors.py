@@ -80,7 +80,7 @@ def vector_dls(train:VectorSet,     # training vectors, or anything with `x`, `y
 
 # %% ../nbs/01h_vectors.ipynb #76b0ebb3
 class Gaussians(nn.Module):
-    "A normal distribution for each class, with the call of a generator: vectors from noise (n,d) and labels (n,)"
+    "A normal distribution for each class, called as a generator is: noise (n,d), labels (n,). Raises `BadInput`"
     def __init__(self,
                  x:Tensor, # vectors (n,d); a class needs two at least
                  y:Tensor, # labels (n,)
@@ -259,7 +259,7 @@ def draw_vectors(gan,           # a `VectorGAN`, or `Gaussians`: called with noi
                  truncate=None, # noise only from ± this many standard deviations; None: all of it
                  progress=False # a progress bar?
                 ) -> tuple:     # vectors float32 (n,d) and labels int64 (n,), ordered by class, on the CPU
-    "Draw `n` vectors of every class"
+    "Draw `n` vectors of every class; raises `BadInput` for numbers that do not fit the classes"
     k = gan.params['n_classes']
     n = [n]*k if isinstance(n, int) else [int(o) for o in n]
     if len(n) != k or min(n) < 0: raise BadInput(f"n={n}: give one number of vectors, or {k}, one a class, none negative.")
