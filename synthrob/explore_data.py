@@ -197,6 +197,7 @@ class CorruptionExplorer(Explorer):
                  seed:int=0   # of the corruptions
                 ):
         self.warn = ''
+        if images is None and model is not None: raise BadInput("model without images cannot be: give the images it is to be asked about.")
         if images is None: model, images, flip = self._found(out)
         self.images, self.model, self.flip, self.seed = images, model, flip, seed
         self.answers, self.worn = lru_cache(4096)(self._answer), lru_cache(512)(self._damaged)
