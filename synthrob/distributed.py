@@ -26,7 +26,7 @@ __all__ = ['Together', 'DeviceLearner', 'together', 'rank_of', 'launch']
 
 # %% ../nbs/00h_distributed.ipynb #daa4f125
 class Together(DistributedTrainer):
-    "Each process takes its part of every batch, and all take the same step; raises `BadInput` where it has no part"
+    "Each process takes its part of every batch, and all take the same step; raises `BadInput` for uneven parts"
     order = 6                             # after `Repeatable`, before anyone who looks at the batch
     def __init__(self,
                  sync_bn=True, # on GPUs, normalise with the statistics of the whole batch?
