@@ -21,7 +21,7 @@ from .core import BadInput, read_json, write_json
 __all__ = ['GRACE', 'RUNNING', 'AGAIN', 'ENDED', 'cores', 'free_memory', 'slot_environments', 'gpu_names', 'RemoteTraceback',
            'end_children', 'last_line', 'WorkerDied', 'Worker', 'LocalExecutor', 'local', 'Status', 'status',
            'as_executor', 'slurm_parameters', 'Resumable', 'read_queue', 'slurm_queue', 'SlurmJob', 'SlurmExecutor',
-           'scancel', 'slurm']
+           'slurm']
 
 # %% ../nbs/03e_engines.ipynb #4b855053
 def _limit(name) -> str:
@@ -140,7 +140,9 @@ def _work(fd, parent):
         end_children()
 
 # %% ../nbs/03e_engines.ipynb #c94e98c4
-def last_line(path, pattern='') -> str:
+def last_line(path,      # a log, of which the last 4 KB are read
+              pattern='' # a regular expression
+             ) -> str:   # 300 characters of it at most, from its end
     "The last line of a log that is not empty and begins with `pattern`; nothing where there is no log"
     try:
         with open(path, 'rb') as f:
@@ -169,11 +171,15 @@ class Worker:
         theirs.close()
 
     @property
-    def alive(self): return self.process.poll() is None and self.deadline == math.inf
+    def alive(self) -> bool:
+        "Can it be asked? Not once it has ended, or was told to leave"
+        return self.process.poll() is None and self.deadline == math.inf
 
 # %% ../nbs/03e_engines.ipynb #40d40ad5
 @patch
-def ask(self:Worker, task:bytes) -> bytes:
+def ask(self:Worker,
+        task:bytes # function, arguments and keyword arguments, pickled
+       ) -> bytes: # value, exception and traceback, pickled
     "Have `task` computed; raises `WorkerDied`"
     try:
         with self.lock: self.conn.send_bytes(task)
@@ -249,7 +255,10 @@ class LocalExecutor(Executor):
         self._threads = [threading.Thread(target=self._serve, args=(i,), daemon=True) for i in range(self.slots)]
         for t in self._threads: t.start()
 
-    def submit(self, fn, /, *args, **kwargs) -> Future:
+    def submit(self,
+               fn, # of a module that the worker finds; arguments and result must pickle
+               /, *args, **kwargs) -> Future:
+        "Have `fn(*args, **kwargs)` computed in a slot; raises `BadInput` for what cannot be sent there"
         task, future = _task(fn, args, kwargs), Future()
         with self._cv:
             if self._closed: raise RuntimeError('cannot schedule new futures after shutdown')
@@ -389,7 +398,11 @@ def slurm_parameters(gpus:int=0,                 # GPUs of each job
 # %% ../nbs/03e_engines.ipynb #dde56ed3
 class Resumable:
     "A call that may be cut off at any time, and made again"
-    def __init__(self, fn, args=(), kwargs=None): self.fn, self.args, self.kwargs = fn, args, kwargs or {}
+    def __init__(self,
+                 fn,         # of a module that the job finds; called again, it goes on from what it has left on the disk
+                 args=(),    # its arguments
+                 kwargs=None # a dict; None: no keyword arguments
+                ): self.fn, self.args, self.kwargs = fn, args, kwargs or {}
 
     def __call__(self) -> bytes:
         try: return _answer(lambda: self.fn(*self.args, **self.kwargs))
@@ -426,8 +439,8 @@ def slurm_queue() -> dict|None: # None where Slurm does not answer
 @dataclass(eq=False)
 class SlurmJob:
     "A call that Slurm computes"
-    call: Resumable
-    future: Future
+    call: Resumable         # what is computed
+    future: Future          # of its value
     job: object = None      # submitit's; None before it was sent
     state: str = 'unsent'   # as Slurm says
     reason: str = ''        # why it waits
@@ -435,7 +448,9 @@ class SlurmJob:
     again: int = 0          # how often it was sent again
 
     @property
-    def id(self): return self.job.job_id if self.job else None
+    def id(self) -> str|None: # e.g. '18_1', the second of an array; None before it was sent
+        "Slurm's name of the job"
+        return self.job.job_id if self.job else None
 
     @property
     def said(self):
@@ -444,7 +459,9 @@ class SlurmJob:
         both = [last_line(self.job.paths.stderr, o) for o in ('(?!srun:|slurmstepd)', 'srun: error|slurmstepd.*error')]
         return '; '.join(o for o in both if o)
 
-    def row(self): return dict(job=self.id, state=self.state, reason=self.reason, said=self.said)
+    def row(self) -> dict:
+        "What the executor's `table` says of it"
+        return dict(job=self.id, state=self.state, reason=self.reason, said=self.said)
 
 # %% ../nbs/03e_engines.ipynb #da82c136
 def _slurm_executor(folder, parameters, requeues):
@@ -477,7 +494,10 @@ class SlurmExecutor(Executor):
         self.jobs, self._open, self._first, self._last, self._closed, self._thread = [], [], 0., 0., False, None
         self._cv, self._sending = threading.Condition(), threading.Lock()
 
-    def submit(self, fn, /, *args, **kwargs) -> Future:
+    def submit(self,
+               fn, # of a module that the job finds; arguments and result must pickle
+               /, *args, **kwargs) -> Future:
+        "Have `fn(*args, **kwargs)` computed in a job, which is sent with those that come at about the same time"
         j = SlurmJob(Resumable(fn, args, kwargs), Future())
         with self._cv:
             if self._closed: raise RuntimeError('cannot schedule new futures after shutdown')
@@ -563,13 +583,13 @@ def _send(self:SlurmExecutor, new):
 
 # %% ../nbs/03e_engines.ipynb #cf97e271
 @patch
-def look(self:SlurmExecutor) -> bool: # whether anything has changed
+def _look(self:SlurmExecutor) -> bool: # whether anything has changed
     "Ask Slurm how the jobs are, and complete the futures of those that have ended"
     queue = slurm_queue()
     with self._cv:
         sent = [j for j in self._open if j.job]
         before = [(j.state, j.reason) for j in sent], len(self._open)
-        scancel(dropped := [j for j in sent if j.future.cancelled()])
+        _scancel(dropped := [j for j in sent if j.future.cancelled()])
         for j in dropped: j.state = 'CANCELLED'; self._end(j)
         files = {d: _names(d) for d in {j.job.paths.folder for j in sent}}
         for j in sent:
@@ -580,7 +600,7 @@ def _names(folder):
     try: return set(os.listdir(folder))
     except OSError: return set()
 
-def scancel(jobs):
+def _scancel(jobs):
     "Have Slurm cancel jobs, whatever they do"
     if jobs: subprocess.run(['scancel', *(j.id for j in jobs)], capture_output=True)
 
@@ -625,7 +645,7 @@ def _watch(self:SlurmExecutor):
     try:
         while self._stay(time.monotonic() - max(changed, self._last)):
             if self._due(): self.flush()
-            if self.look(): changed = time.monotonic()
+            if self._look(): changed = time.monotonic()
     except Exception as e:      # nobody would look any more: say so, do not keep them waiting
         with self._cv:
             for j in [*self._open]: self._end(j, e)
@@ -656,7 +676,7 @@ def _drop(self:SlurmExecutor) -> list: # those that Slurm knows of
     for j in dropped:
         if j.future.running(): j.future.set_exception(CancelledError('ended by shutdown'))
         else: _cancel(j.future)
-    scancel(sent := [j for j in dropped if j.job])
+    _scancel(sent := [j for j in dropped if j.job])
     for j in dropped: j.state = 'CANCELLED'
     return sent
 

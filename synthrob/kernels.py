@@ -251,7 +251,10 @@ class KernelServer:
         atexit.register(self.stop)
 
     @property
-    def alive(self): return self.process.poll() is None
+    def alive(self) -> bool:
+        "Has its process not ended yet?"
+        return self.process.poll() is None
+
     def __enter__(self): return self
     def __exit__(self, *_): self.stop()
 
@@ -419,12 +422,18 @@ def _run_cells(client, man):
 class SynthrobEngine:
     "An engine for papermill: warm kernels, cells tagged `story` left out, the notebook saved at most once a second"
     @staticmethod
-    def nb_kernel_name(nb, name=None):
+    def nb_kernel_name(nb,       # a notebook, as nbformat reads it
+                       name=None # what was asked for; None: what the notebook says
+                      ) -> str:
+        "Which kernel is to be started: what papermill says of it"
         from papermill.utils import nb_kernel_name
         return nb_kernel_name(nb, name)
 
     @staticmethod
-    def nb_language(nb, language=None):
+    def nb_language(nb,           # a notebook, as nbformat reads it
+                    language=None # what was asked for; None: what the notebook says
+                   ) -> str:
+        "Which language its cells are in: what papermill says of it"
         from papermill.utils import nb_language
         return nb_language(nb, language)
 
@@ -433,7 +442,9 @@ class SynthrobEngine:
         nb,               # with its parameters
         kernel_name:str,  # as in the notebook, or asked for
         output_path=None, # where it is saved
-        progress_bar=True, log_output=False, autosave_cell_every=30, # as in papermill
+        progress_bar=True,# papermill's bar over cells?
+        log_output=False, # write what cells print to papermill's log, too?
+        autosave_cell_every=30, # seconds after which a cell that still prints is saved again; 0: it is not
         **kwargs          # as in `run`
     ):                    # `nb`, executed
         "What papermill calls"
@@ -452,7 +463,11 @@ class SynthrobEngine:
 @patch(cls_method=True)
 def run(cls:SynthrobEngine,
     man,                   # papermill's manager of one execution
-    kernel_name, log_output=False, stdout_file=None, stderr_file=None, start_timeout=60, # as in papermill
+    kernel_name,           # the kernel's, e.g. 'python3'
+    log_output=False,      # write what cells print to papermill's log, too?
+    stdout_file=None,      # an open file for what they print; None: the notebook only
+    stderr_file=None,      # the same for stderr
+    start_timeout=60,      # seconds that the kernel may take to answer
     execution_timeout=None,# seconds that a cell may take
     kernel_env:dict=None,  # more for the environment of the kernel
     kernel_cwd=None,       # its folder; None: the current one
