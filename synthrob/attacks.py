@@ -202,7 +202,7 @@ def attack_curve(learn,               # a `Learner` from `cnn_learner`, a `Predi
                  seed:int=0,          # of random starts and searches
                  progress=True        # a progress bar?
                 ) -> pd.DataFrame:    # columns attack, norm, eps, steps, n, accuracy; eps 0: without attack
-    "Robust accuracy by attack and radius"
+    "Robust accuracy by attack and radius; raises `BadInput` as `attack` does, before the first one"
     model, x, y = predictor(learn, flip), images.x, torch.as_tensor(images.y).cpu()
     of = lambda name: (steps.get(name) if isinstance(steps, dict) else steps) or steps_of.get(name)
     for name in attacks:

@@ -80,7 +80,7 @@ def nll(p, # probabilities or logits (n,k)
         y, # true classes (n,)
         T=1. # temperature
        ) -> float:
-    "Mean negative log-likelihood at temperature `T`, in nats"
+    "Mean negative log-likelihood at temperature `T`, in nats; raises `BadInput` for what is not finite or not (n,k)"
     z = _log_probs(p)/T
     return torch.nn.functional.nll_loss(z.log_softmax(1), torch.as_tensor(y).cpu()).item()
 
@@ -106,7 +106,7 @@ def fit_temperature(p,             # probabilities or logits of validation image
                     low=.05,       # the lowest T that is tried
                     high=20.       # the highest
                    ) -> Temperature:
-    "The temperature of the least negative log-likelihood, by Brent's method on log T; never one that is worse than 1"
+    "The temperature of least negative log-likelihood, by Brent's method on log T; none worse than 1. Raises `BadInput` for no image"
     y = torch.as_tensor(y).cpu()
     if len(y) == 0 or len(y) != len(p):
         raise BadInput(f"{len(p)} answers and {len(y)} labels: give one of each for every validation image, and one at least.")

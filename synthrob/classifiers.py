@@ -100,7 +100,7 @@ class Standardise(nn.Module):
 
 @dataclass(frozen=True)
 class Torchvision:
-    "The untrained model `name` of torchvision; called as net(size, channels, n_classes), like `StrongNet`"
+    "The untrained model `name` of torchvision; called as net(size, channels, n_classes). Raises `BadInput` for another name"
     name:str   # e.g. 'resnet18'
     def __post_init__(self):
         names = self.names()

@@ -129,7 +129,7 @@ class WeightedFocalFlat(FocalLossFlat):
 def balanced_weights(y:Tensor, # labels (n,)
                      k:int     # number of classes
                     ) -> Tensor: # (k,), float32
-    "Weights in inverse proportion to the size of each class; their mean over the images is 1"
+    "Weights in inverse proportion to the size of each class, on average 1 an image; raises `BadInput` for a class without one"
     n = y.bincount(minlength=k)
     if (n == 0).any():
         raise BadInput("A class without an image cannot be balanced by weights: leave it out of the classes.")
@@ -181,8 +181,8 @@ def cnn_learner(dls,               # loaders of images in [0,1] and labels
                 class_weights=None,# of each class in the loss (k,), or 'balanced' by the training images; None: all 1
                 seed:int=0,        # of weights, order, augmentation, mixing and dropout
                 cbs=None           # more callbacks
-               ) -> Learner:       # train it with `fit_recipe`
-    "A `Learner` for a classifier, its loss and its optimizer as the recipe `arch` says; bf16 where the chip has it"
+               ) -> Learner:       # train it with `fit_recipe`; in bf16 where the chip has it
+    "A `Learner` with net, loss and optimizer as the recipe `arch` says; raises `BadInput` for images or weights that do not fit"
     r = recipe(arch)
     xb, _ = dls.one_batch()
     check_net(r.net, xb.shape[-1], xb.shape[1], dls.c)
@@ -274,7 +274,7 @@ def evaluate(learn,          # a `Learner` from `cnn_learner`, or a model
              images,         # anything with `x` uint8 (n,c,h,w), `y` (n,) and `vocab`
              flip=None       # average over mirror images? None: as the learner's recipe says
             ) -> Evaluation:
-    "Ask a classifier about real images, and say how it did"
+    "Ask a classifier about real images, and say how it did; raises `BadInput` where there is none"
     if len(images.y) == 0: raise BadInput("There is no image to evaluate on: choose another part or class.")
     flip = getattr(getattr(learn, 'recipe', None), 'flip', False) if flip is None else flip
     model = learn.model if isinstance(learn, Learner) else learn

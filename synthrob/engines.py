@@ -257,7 +257,8 @@ class LocalExecutor(Executor):
 
     def submit(self,
                fn, # of a module that the worker finds; arguments and result must pickle
-               /, *args, **kwargs) -> Future:
+               /, *args, **kwargs
+              ) -> Future: # of what it returns
         "Have `fn(*args, **kwargs)` computed in a slot; raises `BadInput` for what cannot be sent there"
         task, future = _task(fn, args, kwargs), Future()
         with self._cv:
@@ -476,7 +477,7 @@ def _slurm_executor(folder, parameters, requeues):
 
 # %% ../nbs/03e_engines.ipynb #d95022e9
 class SlurmExecutor(Executor):
-    "Computes in jobs of a Slurm cluster; for what is in its folder see `slurm`"
+    "Computes in jobs of a Slurm cluster, see `slurm` for its folder; raises `BadInput` where there is no Slurm"
     def __init__(self,
                  folder,          # on a disk that all machines of the cluster see
                  parameters:dict, # see `slurm_parameters`
@@ -496,7 +497,8 @@ class SlurmExecutor(Executor):
 
     def submit(self,
                fn, # of a module that the job finds; arguments and result must pickle
-               /, *args, **kwargs) -> Future:
+               /, *args, **kwargs
+              ) -> Future: # of what it returns
         "Have `fn(*args, **kwargs)` computed in a job, which is sent with those that come at about the same time"
         j = SlurmJob(Resumable(fn, args, kwargs), Future())
         with self._cv:

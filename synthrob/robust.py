@@ -365,8 +365,8 @@ def mce(table,    # a `Robustness`, or its table `corruptions`
 # %% ../nbs/02a_robust.ipynb #03c63326
 class Tested(NamedTuple):
     "A classifier's answers on clean test images and what is left under corruption and attack"
-    evaluation: Evaluation
-    robustness: Robustness = None
+    evaluation: Evaluation         # on clean images
+    robustness: Robustness = None  # None: not asked
 
 def _parts_of(run, name):
     "(Evaluation, Robustness or None) of what was given to `compare`"
@@ -596,7 +596,7 @@ def plot_confusions(self:Comparison):
 def differences(self:Comparison,
                 name # of a run
                ) -> pd.DataFrame: # rows: corruptions, 'clean' first; columns: severities; differences in accuracy
-    "Accuracy of a run minus that of the first, by corruption and severity, means over seeds"
+    "Accuracy of a run minus that of the first, by corruption and severity, means over seeds. Raises `BadInput`"
     for k in (name, self.first):
         if k not in self.robust: raise BadInput(f"There is no robustness of {k!r}, only of {', '.join(self.robust) or 'none'}.")
     order = list(self.robust[self.first][0].by_corruption.index)

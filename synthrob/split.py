@@ -359,7 +359,7 @@ class SplitData:
 
     @cached_property
     def used(self):
-        "Which images train this experiment: `real_share` of the training part"
+        "Which images train this experiment: `real_share` of the training part; raises `BadInput` if it leaves a class none"
         train, y, k = self.splits.train, self.images.y[self.splits.train], len(self.images.vocab)
         keep = class_order(y, k, self.p.split_seed)[:round(self.p.real_share*len(train))].sort()[0]
         if (y[keep].bincount(minlength=k) == 0).any():

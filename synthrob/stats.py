@@ -119,7 +119,7 @@ def _interval(D, level, seed, n_boot, image_se=0.):
 
 # %% ../nbs/03b_stats.ipynb #792e6171
 def interval(
-    diffs,      # (k,) paired differences, shares of 1
+    diffs,      # (k,) paired differences, 2 at least, shares of 1; anything else is `BadInput`
     level=.95,  # confidence level
     seed=0,     # of the bootstrap
     n_boot=9999 # resamples
@@ -137,7 +137,7 @@ def _flip(D, seed, n_boot):
                                   rng=np.random.default_rng(seed)).pvalue
 
 def sign_flip(
-    diffs,      # (k,) paired differences
+    diffs,      # (k,) paired differences, as for `interval`
     seed=0,     # of the random signs, where there are too many to take all
     n_boot=9999 # all 2^k sign vectors if they are not more (k up to 13), else so many random ones
 ) -> float: # two-sided p
@@ -160,7 +160,7 @@ def _tost(m, se, df, margin):
     return np.nan_to_num(p, nan=1.)
 
 def tost(
-    diffs,     # (k,) paired differences
+    diffs,     # (k,) paired differences, as for `interval`
     margin=.02 # the largest difference that does not matter, a share of 1, declared beforehand
 ) -> float: # p
     "p of two one-sided t-tests: small if the mean difference lies between `-margin` and `margin` for sure"
@@ -264,7 +264,7 @@ def seeds_needed(
     family=1,    # comparisons at once, for Holm
     most=400     # no more are searched for
 ) -> int: # classifier seeds, in each arm
-    "Seeds that an experiment needs, before it is run, for the verdict 'better' or, with `margin`, 'equivalent'"
+    "Seeds needed, before an experiment is run, for 'better' or, with `margin`, 'equivalent'; raises `BadInput` if over `most`"
     _share(power=power, alpha=alpha)
     if margin is None and effect == 0:
         raise BadInput("effect=0: no number of seeds finds no effect; give a margin to plan for equivalence")
@@ -393,7 +393,7 @@ def verdict(
     seed=0,      # of the bootstrap
     nested=False # of (k,): each seed has a generator of its own, so that the claim is about generators of this kind
 ) -> Verdict:
-    "Better, worse, equivalent or undecided: paired differences against ratio 0, where larger is better"
+    "Better, worse, equivalent or undecided: differences to ratio 0, larger is better; raises `BadInput` for holes or a single seed"
     _share(margin=margin, alpha=alpha)
     if alpha > .5: raise BadInput(f"alpha={alpha}: a level over .5 decides nothing; .05 is usual")
     d = _differences(diffs, (1, 2, 3))
@@ -446,7 +446,7 @@ def hierarchical(
     n_boot=2000, # resamples
     seed=0       # of the resamples
 ) -> Hierarchical:
-    "Bootstrap of the mean difference over GAN seeds, classifier seeds and test images, all crossed"
+    "Bootstrap of the mean difference over GAN seeds, classifier seeds and test images, all crossed; raises `BadInput` for holes"
     x = _differences(x, (3,))
     _share(level=level)
     rng, sizes = np.random.default_rng(seed), dict(zip(('GAN seed', 'classifier seed', 'test image'), x.shape))
@@ -483,7 +483,7 @@ def verdicts(
     seed=0,     # of the bootstrap
     nested=False # as for `verdict`
 ) -> dict: # name -> Verdict, p adjusted
-    "Verdicts on several comparisons made at once, after Holm"
+    "Verdicts on several comparisons made at once, after Holm (1979); raises `BadInput` as `verdict` does"
     if not family: raise BadInput("family is empty: give a dict from a name to its differences")
     alone, m = {k: verdict(d, margin, alpha, seed, nested) for k, d in family.items()}, len(family)
     p, pe = holm({k: v.p for k, v in alone.items()}), holm({k: v.p_equivalence for k, v in alone.items()})
@@ -537,7 +537,7 @@ def choose(
     valid_by_ratio, # ratio -> validation accuracy by seed: a dict of lists, or a frame with a column per ratio
     rule='best'     # 'best': highest mean; 'one_se': smallest ratio within one standard error of it
 ) -> float: # the ratio; of equals the smallest
-    "The ratio that validation chooses, among those over 0; give it no test accuracy"
+    "The ratio that validation chooses, among those over 0; give it no test accuracy. Raises `BadInput` where a ratio lacks a seed"
     if rule not in ('best', 'one_se'): raise BadInput(f"rule={rule!r}: choose 'best' or 'one_se'")
     runs = {float(r): np.asarray(valid_by_ratio[r], float) for r in sorted(valid_by_ratio, key=float) if float(r) > 0}
     if not runs: raise BadInput("There is no ratio over 0 to choose")

@@ -228,7 +228,7 @@ def _key(grids, margin, out, device) -> str:
 
 # %% ../nbs/03a_sweep.ipynb #92732ddc
 class Sweep:
-    "Cells to run, from one grid or several, and the margin that was declared for them"
+    "Cells to run, of one grid or several, and the margin that was declared for them; raises `BadInput` for what cannot be"
     def __init__(self,
                  grids,           # a dict, axis -> value(s), or a list of them
                  margin:float=.02,# accuracies that differ by less are called equivalent
@@ -786,7 +786,7 @@ def sweep(spec=None,         # a YAML file, a grid, or a list of grids; None: th
           alpha:float=None,  # for the plan: with which probability one is shown where there is none (.05)
           **grid             # axis -> value or values: `ratio=[0, .1, ..., 1], how=['replace', 'add'], cnn_seed=6`
          ) -> Sweep:         # see its `table`
-    "Plan a grid of split experiments and execute it; what is given here takes the place of what `spec` says"
+    "Plan a grid of split experiments and execute it; what is given here goes before what `spec` says. Raises `BadInput`"
     given = dict(margin=margin, out=out, device=device, engine=engine, slots=slots, options=options, effect=effect,
                  sd=sd, power=power, alpha=alpha)
     for k in grid: _known(k, [*axes(), *_settings, 'dry_run', 'retry'], 'parameter')
