@@ -106,7 +106,7 @@ def fit_temperature(p,             # probabilities or logits of validation image
                     low=.05,       # the lowest T that is tried
                     high=20.       # the highest
                    ) -> Temperature:
-    "The temperature of least negative log-likelihood, by Brent's method on log T; none worse than 1. Raises `BadInput` for no image"
+    "Temperature of the least negative log-likelihood, by Brent's method on log T, never one worse than 1; raises `BadInput`"
     y = torch.as_tensor(y).cpu()
     if len(y) == 0 or len(y) != len(p):
         raise BadInput(f"{len(p)} answers and {len(y)} labels: give one of each for every validation image, and one at least.")

@@ -303,7 +303,7 @@ def plot_vectors(real,      # real vectors: anything with `x` (n,d), `y` (n,) an
                  seed:int=0,# of the map
                  axs=None   # two axes, for real and synthetic; None: new ones
                 ):          # the axes
-    "Real and synthetic vectors in one plane, side by side"
+    "Real and synthetic vectors in one plane, side by side; raises `BadInput` for another `how`"
     first = lambda o: torch.cat([(o.y == c).nonzero()[:n, 0] for c in range(len(real.vocab))])
     both = [(o.x[i].float().numpy(), o.y[i].numpy()) for o in (real, synthetic) for i in [first(o)]]
     plane, k = _planes(how, seed), len(both[0][0])

@@ -393,7 +393,7 @@ def verdict(
     seed=0,      # of the bootstrap
     nested=False # of (k,): each seed has a generator of its own, so that the claim is about generators of this kind
 ) -> Verdict:
-    "Better, worse, equivalent or undecided: differences to ratio 0, larger is better; raises `BadInput` for holes or a single seed"
+    "Better, worse, equivalent or undecided: differences to ratio 0, larger is better; raises `BadInput` for a hole or one seed"
     _share(margin=margin, alpha=alpha)
     if alpha > .5: raise BadInput(f"alpha={alpha}: a level over .5 decides nothing; .05 is usual")
     d = _differences(diffs, (1, 2, 3))
@@ -537,7 +537,7 @@ def choose(
     valid_by_ratio, # ratio -> validation accuracy by seed: a dict of lists, or a frame with a column per ratio
     rule='best'     # 'best': highest mean; 'one_se': smallest ratio within one standard error of it
 ) -> float: # the ratio; of equals the smallest
-    "The ratio that validation chooses, among those over 0; give it no test accuracy. Raises `BadInput` where a ratio lacks a seed"
+    "The ratio over 0 that validation chooses; give it no test accuracy. Raises `BadInput` where a ratio lacks a seed"
     if rule not in ('best', 'one_se'): raise BadInput(f"rule={rule!r}: choose 'best' or 'one_se'")
     runs = {float(r): np.asarray(valid_by_ratio[r], float) for r in sorted(valid_by_ratio, key=float) if float(r) > 0}
     if not runs: raise BadInput("There is no ratio over 0 to choose")
