@@ -256,8 +256,9 @@ class LocalExecutor(Executor):
         for t in self._threads: t.start()
 
     def submit(self,
-               fn, # of a module that the worker finds; arguments and result must pickle
-               /, *args, **kwargs
+               fn, /,   # of a module that the worker finds
+               *args,   # for `fn`; they must pickle, and so must what it returns
+               **kwargs # more for `fn`
               ) -> Future: # of what it returns
         "Have `fn(*args, **kwargs)` computed in a slot; raises `BadInput` for what cannot be sent there"
         task, future = _task(fn, args, kwargs), Future()
@@ -496,8 +497,9 @@ class SlurmExecutor(Executor):
         self._cv, self._sending = threading.Condition(), threading.Lock()
 
     def submit(self,
-               fn, # of a module that the job finds; arguments and result must pickle
-               /, *args, **kwargs
+               fn, /,   # of a module that the job finds
+               *args,   # for `fn`; they must pickle, and so must what it returns
+               **kwargs # more for `fn`
               ) -> Future: # of what it returns
         "Have `fn(*args, **kwargs)` computed in a job, which is sent with those that come at about the same time"
         j = SlurmJob(Resumable(fn, args, kwargs), Future())
