@@ -401,6 +401,7 @@ def lsun(
     read = partial(lsun_images, path, categories=categories, size=size, channels=channels, n=n)
     return Source(dict(source='lsun', content=content, size=size, channels=channels, n=n), read)
 
+# %% ../nbs/00_data.ipynb #0113c962
 @source
 def parquet(
     path=None,    # a parquet file, or the folder of its shards; it must be given

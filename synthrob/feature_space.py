@@ -220,6 +220,7 @@ def head_recipe(name,     # 'linear', 'mlp' or a `Recipe` whose net is called as
     r = name if isinstance(name, Recipe) else head_recipes[name]
     return replace(r, **{k: v for k, v in changes.items() if v is not None})
 
+# %% ../nbs/02g_features.ipynb #47a68458
 def head_learner(dls,                # loaders of vectors and labels, from `vector_dls`
                  arch='linear',      # 'linear', 'mlp' or a `Recipe`
                  class_weights=None, # of each class in the loss (k,); None: all 1

@@ -151,6 +151,7 @@ _of_space = 'extractor', 'weights', 'layer', 'head', 'head_epochs'
 @cache
 def _check_cnn(name, size, channels): check_net(recipe(name).net, size, channels)
 
+# %% ../nbs/03f_params.ipynb #c5b64b3e
 def _check_processes(p):
     "Raise `BadInput` for what several processes cannot share"
     if p.space == 'feature': raise BadInput(f"processes={p.processes} with space='feature' cannot be: heads train in seconds; leave out one of the two.")

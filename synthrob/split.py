@@ -204,6 +204,7 @@ def _fit_gan(images, p, judge, folder):
     with together(learn): learn.fit_images(p.gan_images, folder/'checkpoint.safetensors', cbs=cbs)
     return learn, best
 
+# %% ../nbs/03_split.ipynb #41857415
 _train_part = 'synthrob.split:train_part'
 def _shared(p): return dict(processes=p.processes) if p.processes > 1 else {}     # one process is no choice: no hash knows of it
 

@@ -190,6 +190,7 @@ def _agreed(self:GANTrainer, params, *values):
 @patch
 def _whole(self:GANTrainer, t): return t if self.together is None else self.together.whole(t)
 
+# %% ../nbs/01g_trainer.ipynb #fa4ac417
 @patch
 def penalty(self:GANTrainer,
             x:Tensor,     # what the discriminator saw: real, then synthetic images (2n,c,h,w)
@@ -264,6 +265,7 @@ class _Peak(nn.Module):
         super().__init__()
         self.register_buffer('share', torch.zeros(()))
 
+# %% ../nbs/01g_trainer.ipynb #d3b797e6
 class Watch(Callback):
     "Stop a GAN's training that diverges or collapses, with its last good state and one sentence in `learn.failure`"
     order, run_valid = 67, False          # after the last step of an epoch, before anyone keeps its result
