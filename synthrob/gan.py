@@ -44,7 +44,7 @@ def gan_learner(dls,            # loaders of training images in [0,1] and labels
     "A `Learner` that trains a conditional GAN on `dls`; raises `BadInput` for settings or a size that cannot be"
     r = gan_recipe(arch, **changes)
     xb, yb = dls.one_batch()
-    model = GAN(xb.shape[-1], xb.shape[1], dls.c, r.nz, r.nf, seed, net=r.net, attention=r.attention)
+    model = GAN(xb.shape[-1], xb.shape[1], dls.c, r.nz, r.nf, seed, net=r.net, attention=r.attention, per_class=r.per_class)
     dls.train.balanced = r.balanced
     adam = dict(betas=r.betas, fused=dls.device.type in ('cpu', 'cuda'))
     trainer = GANTrainer(r, lambda ps: torch.optim.Adam(ps, r.lr_d or r.lr, **adam), seed)

@@ -16,7 +16,8 @@ from .layers import ConditionalNorm, attend, coarsest, levels
 from .resnets import R3Discriminator, R3Generator, ResnetDiscriminator, ResnetGenerator
 
 # %% auto #0
-__all__ = ['architectures', 'Generator', 'Discriminator', 'SourceGenerator', 'SourceDiscriminator', 'GAN', 'n_params', 'summary']
+__all__ = ['architectures', 'Generator', 'Discriminator', 'SourceGenerator', 'SourceDiscriminator', 'PerClass', 'GAN', 'n_params',
+           'summary']
 
 # %% ../nbs/01a_nets.ipynb #3b3c428a
 class Generator(nn.Module):
@@ -129,6 +130,27 @@ class SourceDiscriminator(nn.Module):
 architectures = dict(dcgan=(Generator, Discriminator), resnet=(ResnetGenerator, ResnetDiscriminator),
                      r3gan=(R3Generator, R3Discriminator), source=(SourceGenerator, SourceDiscriminator))
 
+# %% ../nbs/01a_nets.ipynb #f6e0d4f6
+class PerClass(nn.Module):
+    "A net for each class: called like one that knows all classes, it sends each image or row of noise to the net of its class"
+    def __init__(self,
+                 nets # generators or discriminators that know one class each, in the order of the classes
+                ):
+        super().__init__()
+        self.nets, self.n_classes, self.nz = nn.ModuleList(nets), len(nets), getattr(nets[0], 'nz', None)
+
+    @classmethod
+    def of(cls,
+           net # a class of nets, as in `architectures`
+          ):   # called like it
+        "What makes a net for each class where `net` makes one for all"
+        return lambda size, channels, n_classes, *a, **k: cls([net(size, channels, 1, *a, **k) for _ in range(n_classes)])
+
+    def forward(self, x, y):
+        rows = [(y == c).nonzero()[:, 0] for c in range(self.n_classes)]          # waits for the device: how many rows each has
+        out = [net(x[i], torch.zeros_like(i)) for net, i in zip(self.nets, rows) if len(i)]
+        return torch.cat(out)[torch.cat(rows).argsort()]
+
 # %% ../nbs/01a_nets.ipynb #e91ee836
 class GAN(nn.Module):
     "Generator, discriminator and the generator's moving average, from which a call samples; raises `BadInput`"
@@ -140,17 +162,18 @@ class GAN(nn.Module):
                  nf=48,        # width of both nets
                  seed=0,       # of the first weights
                  net='dcgan',  # of `architectures`
-                 attention=()  # sides of the grids, in pixels, on which both nets have self-attention
+                 attention=(), # sides of the grids, in pixels, on which both nets have self-attention
+                 per_class=False # a pair of nets for each class?
                 ):
         super().__init__()
         if net not in architectures: raise BadInput(f"net={net!r} is unknown: choose from {', '.join(architectures)}.")
         attention = sorted({int(o) for o in attention})
         self.params = dict(size=size, channels=channels, n_classes=n_classes, nz=nz, nf=nf)
-        self.params.update(net=net, attention=attention)
-        G, D = architectures[net]
+        self.params.update(net=net, attention=attention, per_class=bool(per_class))
+        both = [PerClass.of(o) if per_class else o for o in architectures[net]]
         with seeded('gan', seed):
-            self.generator = G(size, channels, n_classes, nz, nf, attention=attention)
-            self.discriminator = D(size, channels, n_classes, nf, attention=attention)
+            self.generator = both[0](size, channels, n_classes, nz, nf, attention=attention)
+            self.discriminator = both[1](size, channels, n_classes, nf, attention=attention)
         self.ema = copy.deepcopy(self.generator).requires_grad_(False)
         self.to(memory_format=torch.channels_last)
 

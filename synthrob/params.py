@@ -157,6 +157,8 @@ def _check_processes(p):
     if p.space == 'feature': raise BadInput(f"processes={p.processes} with space='feature' cannot be: heads train in seconds; leave out one of the two.")
     for what, bs in dict(gan_bs=p.gan_bs, **{f'the batch of cnn={p.cnn!r}': recipe(p.cnn).bs}).items():
         if bs % p.processes: raise BadInput(f"processes={p.processes} cannot be: {what}, {bs} images, must be a multiple of it.")
+    if 'gan_arch' not in idle_params(p) and gan_recipe(p.gan_arch).per_class:      # a part of a batch may lack a class, and with it a net that the others wait for
+        raise BadInput(f"processes={p.processes} with gan_arch={p.gan_arch!r} cannot be: it has nets for each class; leave out one of the two.")
     if not find_spec('accelerate'):
         raise BadInput(f"processes={p.processes} needs accelerate: pip install 'synthrob[distributed]'.")
 

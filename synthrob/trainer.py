@@ -28,6 +28,7 @@ class GANRecipe:
     "How a GAN is built and trained; raises `BadInput` for what does not go together"
     net: str = 'dcgan'           # one of `architectures`
     attention: tuple = ()        # sides in pixels of the maps that get self-attention
+    per_class: bool = False      # a pair of nets for each class, which sees that class alone?
     nf: int = 48                 # width of both nets
     nz: int = 100                # dimensions of the noise
     loss: str = 'relativistic'   # one of `adversarial`
@@ -73,7 +74,7 @@ gan_recipes = dict(
     default=GANRecipe(),
     sngan=GANRecipe(net='resnet', loss='hinge', penalty=None, lr=2e-4, lr_d=4e-4, betas=(0., .9)),
     r3gan=GANRecipe(net='r3gan', lr=1e-3),
-    source=GANRecipe(net='source', loss='wasserstein', penalty='gp', gamma=10., lazy=1, n_critic=5, lr=1e-4, betas=(0., .9),
+    source=GANRecipe(net='source', per_class=True, loss='wasserstein', penalty='gp', gamma=10., lazy=1, n_critic=5, lr=1e-4, betas=(0., .9),
                      augment=None, half_life=0, balanced=False))
 
 def gan_recipe(name,     # one of `gan_recipes`, or a `GANRecipe`

@@ -97,5 +97,6 @@ def test_split_run_in_two_processes(faces, tmp_path, monkeypatch):
     assert run_split(**params, processes=2).record['finished'] == record['finished']       # found, not made anew
     alone = run_split(**params)
     assert alone.artefact.hash != run.artefact.hash and alone.gan.hash != run.gan.hash and 'processes' not in alone.record['params']
-    for bad, why in ((dict(processes=7), 'must be a multiple'), (dict(processes=2, space='feature'), 'heads train in seconds')):
+    for bad, why in ((dict(processes=7), 'must be a multiple'), (dict(processes=2, space='feature'), 'heads train in seconds'),
+                     (dict(processes=2, gan_arch='source'), 'nets for each class')):
         with pytest.raises(BadInput, match=why): check_params(dict(params, **bad))

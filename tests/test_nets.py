@@ -1,9 +1,11 @@
 "Every net of the menu does what a GAN's training asks of it: penalties, learning, saving, and no memory of other nets"
 from __future__ import annotations
-import pytest, torch
+import json, pytest, torch
 import torch.nn.functional as F
 from torch import nn
 from synthrob.core import generator, read_tensors, seeded, write_tensors
+from synthrob.gan import gan_learner, load_gan, save_gan
+from synthrob.loaders import ImageSet, image_dls
 from synthrob.losses import adversarial, gradient_penalty, interpolated_penalty
 from synthrob.nets import GAN, architectures
 
@@ -105,3 +107,27 @@ def test_two_calls_before_a_backward():
     (D(x, y).mean() - D(-x, y).mean()).backward()
     assert all(p.grad.isfinite().all() for p in D.parameters() if p.grad is not None)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in D.modules())
+
+@pytest.mark.parametrize('per_class', [True, False])
+def test_classes_with_a_pair_each_share_nothing(per_class):
+    "Other images of class 2: what the nets of the other classes learn is the same to the last bit, and with one pair for all it is not"
+    y = torch.arange(60) % 3
+    with seeded('two sets'): x, other = torch.randint(256, (2, 60, 1, 32, 32), dtype=torch.uint8)
+    def weights(x):
+        learn = gan_learner(image_dls(ImageSet(x, y, list('abc')), bs=30, n_steps=5, seed=0), 'source', nf=8, per_class=per_class)
+        with learn.no_bar(), learn.no_logging(): learn.fit_images(300)
+        return learn.model
+    a, b = (weights(torch.where((y == 2)[:, None, None, None], o, x)) for o in (x, other))
+    z = torch.randn(9, 100, generator=generator('z'))
+    same = [torch.equal(a(z, torch.full((9,), c)), b(z, torch.full((9,), c))) for c in range(3)]
+    assert same == ([True, True, False] if per_class else [False]*3)
+
+def test_a_pair_each_is_saved_and_an_older_file_is_read(tmp_path):
+    for per_class in (True, False):
+        gan = GAN(32, nf=8, net='source', per_class=per_class).eval()
+        save_gan(gan, tmp_path/'gan.safetensors')
+        if not per_class:                                                    # before there was a choice, files did not name it
+            meta = {k: json.dumps(v) for k, v in gan.params.items() if k != 'per_class'}
+            write_tensors(tmp_path/'gan.safetensors', gan.state_dict(), metadata=meta)
+        z, c = torch.randn(5, 100), torch.arange(5)
+        assert torch.equal(load_gan(tmp_path/'gan.safetensors')(z, c), gan(z, c))
