@@ -362,7 +362,8 @@ def bare_parts(s:Setting,
     ada = AdaptiveStrength().to(dev) if r.augment == 'ada' else None
     named = {'diff': DiffAugment(), 'ada': ada and DiffAugment(strength=ada.p), None: lambda x, rng: x}
     return SimpleNamespace(
-        r=r, gan=gan, G=gan.generator, D=gan.discriminator, loss=adversarial[r.loss], ada=ada,
+        r=r, gan=gan, apart=any(isinstance(m, nn.BatchNorm2d) for m in gan.discriminator.modules()),
+        G=gan.generator, D=gan.discriminator, loss=adversarial[r.loss], ada=ada,
         opt_g=adam(gan.generator.parameters(), lr=r.lr), opt_d=adam(gan.discriminator.parameters(), lr=r.lr_d or r.lr),
         augment=r.augment if callable(r.augment) else named[r.augment], lecam=LeCam().to(dev) if r.lecam else None,
         nets=partial(torch.autocast, dev.type, torch.bfloat16, enabled=has_bf16(dev) and r.nf % 16 == 0))
@@ -395,7 +396,8 @@ def bare_d_step(b, r, real, y, noise, rng, step, done):
     x = b.augment(torch.cat([real, fake]), rng)
     penalise = r.penalty is not None and r.gamma > 0 and step % r.lazy == 0
     x.requires_grad_(penalise and r.penalty != 'gp')
-    with b.nets(): on_real, on_fake = (logits := b.D(x, torch.cat([y, y]))).chunk(2)
+    with b.nets(): logits = torch.cat([b.D(o, y) for o in x.chunk(2)]) if b.apart else b.D(x, torch.cat([y, y]))
+    on_real, on_fake = logits.chunk(2)
     loss = b.loss.d(on_real, on_fake)
     if penalise:
         gamma = r.gamma if r.gamma_end is None else r.gamma_end + (r.gamma - r.gamma_end)*(1 + math.cos(math.pi*done))/2

@@ -69,7 +69,7 @@ presets = dict(
     quick =dict(size=32, gan_arch='default', gan_images=30_000, gan_bs=64, gan_width=32, gan_pick='last', cnn='poster', cnn_epochs=20),
     cpu   =dict(size=48, gan_arch='default', gan_images=250_000, gan_bs=64, gan_width=32, gan_pick='best', cnn='strong', cnn_epochs=10),
     gpu   =dict(size=48, gan_arch='default', gan_images=10_000_000, gan_bs=256, gan_width=96, gan_pick='best', cnn='strong', cnn_epochs=60),
-    source=dict(size=32, gan_arch='source', gan_images=250_000, gan_bs=64, gan_width=32, gan_pick='last', cnn='poster', cnn_epochs=25))
+    source=dict(size=32, gan_arch='source', gan_images=500_000, gan_bs=64, gan_width=32, gan_pick='last', cnn='poster', cnn_epochs=25))
 
 _vectors = dict(gan_arch='mlp', gan_bs=256, gan_width=256, gan_pick='last', head='linear', head_epochs=10)
 vector_presets = {k: dict(_vectors, gan_images=n) for k, n in dict(quick=200_000, cpu=500_000, gpu=5_000_000).items()}

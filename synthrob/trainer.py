@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from .core import BadInput, generator
 from fastai.callback.core import Callback, CancelBatchException, CancelFitException, CancelValidException
 from fastai.callback.schedule import SchedCos
@@ -111,6 +112,7 @@ class GANTrainer(Callback):
             self.learn.more_state = {k: v.to(device) for k, v in made.items() if v is not None}
         self.opt_d, self.more = self.learn.more_opts['opt_d'], self.learn.more_state
         self.bf16 = has_bf16(device) and self.model.params['nf'] % 16 == 0
+        self.apart = any(isinstance(m, _BatchNorm) for m in self.model.discriminator.modules())
         self.augment = self._augment()
 
     def _augment(self):
@@ -169,7 +171,7 @@ def d_step(self:GANTrainer,
     x = self.augment(torch.cat([real, fake]), self.rng)
     penalise = bool(r.penalty and r.gamma) and self.step % r.lazy == 0
     x.requires_grad_(penalise and r.penalty != 'gp')
-    with self.nets(): logits = D(x, torch.cat([y, y]))
+    logits = self.logits(x, y)
     on_real, on_fake = logits[:n], logits[n:]
     total = loss = self.adversarial.d(on_real, on_fake)
     if penalise: total = total + r.lazy*self.gamma*self.penalty(x, y, logits)
@@ -182,6 +184,15 @@ def d_step(self:GANTrainer,
     self.opt_d.step()
     if 'strength' in self.more: self.more['strength'].update(*map(self._whole, (on_real, on_fake) if r.loss in relative else (on_real,)))
     self.learn.loss_d, self.learn.d_real, self.learn.d_fake = said
+
+@patch
+def logits(self:GANTrainer,
+           x:Tensor, # real, then synthetic images, in [-1,1], (2n,c,h,w)
+           y:Tensor  # labels of the half (n,)
+          ) -> Tensor: # (2n,)
+    "What the discriminator says of real and of synthetic images: of both as one batch, or with batch norm as two"
+    D = self.model.discriminator
+    with self.nets(): return torch.cat([D(o, y) for o in x.chunk(2)]) if self.apart else D(x, torch.cat([y, y]))
 
 @patch
 def _agreed(self:GANTrainer, params, *values):
