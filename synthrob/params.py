@@ -12,14 +12,14 @@ from importlib.util import find_spec
 from .classifiers import check_net
 from .cnn import recipe
 from .core import BadInput, default_device, seeded
-from .feature_space import check_layer, head_recipes
+from .feature_space import check_layer, head_recipe, head_recipes
 from .files import existing
 from .nets import coarsest
 from .trainer import gan_recipe
 from .vectors import vector_recipe
 
 # %% auto #0
-__all__ = ['presets', 'vector_presets', 'SplitParams', 'check_value', 'check_params', 'idle_params', 'given_params']
+__all__ = ['presets', 'vector_presets', 'SplitParams', 'check_value', 'check_params', 'idle_params', 'recipes_of', 'given_params']
 
 # %% ../nbs/03f_params.ipynb #737e4bb2
 @dataclass
@@ -173,6 +173,16 @@ def idle_params(p:SplitParams # complete, from `check_params`
     if p.ratio == 0: return ('how', 'classes', 'filler', *_of_gan, *_of_pool, *space)
     if p.filler != 'synthetic': return (*_of_gan, *_of_pool, *space)
     return space if p.pool is None else (*_of_gan, 'spread', *space)
+
+# %% ../nbs/03f_params.ipynb #cf2c9b4c
+def recipes_of(p:SplitParams # complete, from `check_params`
+              ) -> dict:     # 'gan' and 'net' (what is trained to classify), each as JSON can hold it; no 'gan' where none is needed
+    "What the names of recipes in `p` stand for: a newer version of this library may mean something else by the same name"
+    on_vectors = p.space == 'feature'
+    out = dict(net=(head_recipe(p.head) if on_vectors else recipe(p.cnn)).params)
+    if on_vectors and not p.extractor: out['extractor'] = recipe(p.cnn).params
+    if 'gan_arch' not in idle_params(p): out['gan'] = (vector_recipe if on_vectors else gan_recipe)(p.gan_arch).params
+    return out
 
 # %% ../nbs/03f_params.ipynb #4d8adc68
 def _check_vectors(p):

@@ -96,9 +96,10 @@ def cell_params(p,               # `SplitParams`, from `check_params`
                 content:dict={} # what lies at `path`, `pool` and `weights`, from `synthrob.data.content_key`
                ) -> dict:
     "What determines the cell of `p`: equal cells have equal ones"
-    from synthrob.params import idle_params
+    from synthrob.params import idle_params, recipes_of
     drop = {'device', 'out', 'margin', *idle_params(p)}
-    return {k: content.get(k) if k in ('path', 'pool', 'weights') else v for k, v in asdict(p).items() if k not in drop}
+    own = {k: content.get(k) if k in ('path', 'pool', 'weights') else v for k, v in asdict(p).items() if k not in drop}
+    return own | dict(recipes=hash_of(recipes_of(p)))
 
 # %% ../nbs/03a_sweep.ipynb #c93ed807
 _gan_fields = ('data path vocab size channels real_share preset split_seed '
