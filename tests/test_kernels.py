@@ -308,20 +308,22 @@ def test_ctrl_c(tmp_path):
     kept = nbformat.read(tmp_path/'out.ipynb', 4)
     assert said(kept) == 'half\n' and [c.metadata.papermill.status for c in kept.cells] == ['completed', 'completed', 'failed']
 
-def test_interrupted_kernels_go_on(light):
+def test_interrupted_kernels_go_on(light, tmp_path):
+    sleeps = tmp_path/'sleeps'
     async def interrupt():
         km = WarmKernelManager(kernel_name='python3')
         await km.start_kernel()
         kc = km.client()
         kc.start_channels()
         await kc.wait_for_ready()
-        sleep = asyncio.ensure_future(kc.execute_interactive('import time; here = 1; time.sleep(60)'))
-        await asyncio.sleep(.5)
+        code = f'import time, pathlib; here = 1; pathlib.Path({str(sleeps)!r}).touch(); time.sleep(600)'
+        sleep = asyncio.ensure_future(kc.execute_interactive(code, timeout=120))
+        while not (sleeps.exists() or sleep.done()): await asyncio.sleep(.02)      # a kernel that is interrupted before its cell runs never answers
         await km.interrupt_kernel()
-        replies = [await sleep, await kc.execute_interactive('here')]
+        replies = [await sleep, await kc.execute_interactive('here', timeout=60)]
         await km.restart_kernel()
-        await kc.wait_for_ready()
-        replies.append(await kc.execute_interactive('here'))           # a new kernel: nothing is known of the old one
+        await kc.wait_for_ready(timeout=60)
+        replies.append(await kc.execute_interactive('here', timeout=60))           # a new kernel: nothing is known of the old one
         await km.shutdown_kernel(now=True)
         kc.stop_channels()
         return [r['content'].get('ename', 'ok') for r in replies], await km.is_alive()
