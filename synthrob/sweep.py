@@ -131,6 +131,7 @@ class Cell:
         "How it stands on the disk; 'open' also while it is executed"
         return 'done' if self.art.done else 'failed' if self.error else 'open'
 
+# %% ../nbs/03a_sweep.ipynb #07858789
 def cell_of(p,               # `SplitParams`, from `check_params`
             content:dict={} # what lies at `path`, `pool` and `weights`, as for `cell_params`
            ) -> Cell:
@@ -299,6 +300,12 @@ def made_by(nb,       # an executed notebook
     took = {k: r['seconds'] for k, r in records.items() if r['started'] >= since}
     return dict(**hashes, took=took, ran_on=records['split']['device'])
 
+@patch(as_prop=True)
+def has_gan(self:Cell) -> bool:
+    "Does its notebook say where its GAN lies, be it that the cell is still being executed?"
+    try: return bool(re.search(r'\bgan[/\\]+[0-9a-f]{16}\b', self.art.file(NOTEBOOK).read_text(encoding='utf-8')))
+    except OSError: return False
+
 # %% ../nbs/03a_sweep.ipynb #bdd345b9
 def last_error(e:BaseException # raised by the execution of a notebook
               ) -> str:
@@ -358,17 +365,24 @@ class Queue:
         self.settled[c] = state
         if state == 'done': self.ready.add(c.gan)
 
+    def led(self,
+            c:Cell # that is being executed, by us or another sweep
+           ) -> set: # the GAN that it has yet to make, if there is one
+        "What others would wait for"
+        if c.gan not in self.ready and c.has_gan: self.ready.add(c.gan)
+        return {c.gan} - self.ready
+
 @patch
 def next(self:Queue,
          running=() # the cells that we execute now
         ):          # a cell, which leaves the queue; None: there is none that could start now
     "The first cell that would not have to wait for another one"
-    led = {c.gan for c in running} - self.ready
+    led = set().union(*map(self.led, running))
     for c in list(self.todo):
         if (state := c.state) != 'open':                                                    # another sweep was there
             self.todo.remove(c)
             self.settle(c, state)
-        elif c.taken: led |= {c.gan} - self.ready
+        elif c.taken: led |= self.led(c)
         elif c.gan not in led:
             self.todo.remove(c)
             return c
@@ -602,7 +616,8 @@ class Runner:
 
     def left(self) -> str:
         "How long it will take from here, by the cells that have finished"
-        seconds, *unknown = self.costs.of([*self.queue.todo, *(c for c, _ in self.running.values())], self.queue.ready)
+        finished = {c.gan for c, state in self.queue.settled.items() if state == 'done'}    # GANs whose time is not in that of a running cell
+        seconds, *unknown = self.costs.of([*self.queue.todo, *(c for c, _ in self.running.values())], finished)
         seconds -= sum(time.monotonic() - t for _, t in self.running.values())
         return 'time left not known yet' if any(unknown) else f'about {_span(max(seconds, 0)/max(self.slots, 1))} left'
 

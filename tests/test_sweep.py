@@ -1,6 +1,6 @@
 "Sweeps from end to end: killed at random moments, two at once, stopped, with cells that fail, and found again when they are finished"
 from __future__ import annotations
-import json, os, random, re, signal, subprocess, sys, time
+import json, os, random, re, signal, subprocess, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import nbformat, pandas as pd, psutil, pytest, torch
@@ -46,6 +46,7 @@ def undisturbed(faces, tmp_path_factory):
     assert code == 0 and f'{N} of {N} cells are done, {N} of them made now; 0 failed' in said, said
     return out
 
+@pytest.mark.timeout(3600 if SLOW else 900)
 def test_killed_at_random_moments(faces, undisturbed, tmp_path):
     "SIGKILL to the sweep, or to all that it has started, or Ctrl-C: no record is lost or damaged, and the end is that of an undisturbed sweep"
     files = lambda folder: sum(len(names) for _, _, names in os.walk(folder))
@@ -158,6 +159,19 @@ def test_the_leader_fails(pretend, tmp_path):
     pretend.then[.3, 0] = ValueError('no')
     s = sweep(ratio=[.3, .6], cnn_seed=2, out=str(tmp_path), engine=ThreadPoolExecutor(4))
     assert s.table.state.tolist() == ['failed', 'done', 'done', 'done'] and pretend.done[:2] == [(.3, 0), (.6, 0)]
+
+def test_others_start_when_the_gan_stands(monkeypatch, tmp_path):
+    "The second cell of a GAN waits for the GAN, and not for the classifier that the first one trains with it"
+    second = threading.Event()
+    def execute(given, cwd, art):
+        if given['cnn_seed']: second.set()
+        else:
+            assert not second.wait(1.), 'it did not wait for the GAN'
+            art.file(synthrob.sweep.NOTEBOOK).write_text(f'Artefact({tmp_path}/gan/{"a"*16}, finished)')
+            assert second.wait(60), 'it waits for the whole cell'
+        return dict(split='0'*16, robust=None, gan=None, took=dict(split=1.), ran_on='cpu')
+    monkeypatch.setattr(synthrob.sweep, '_execute', execute)
+    assert set(sweep(ratio=.5, cnn_seed=2, out=str(tmp_path), engine=ThreadPoolExecutor(2)).table.state) == {'done'}
 
 def test_a_worker_dies(pretend, monkeypatch, tmp_path):
     "The cell is tried once more; then it has failed"
