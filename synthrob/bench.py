@@ -86,20 +86,25 @@ class Setting:
     @cached_property
     def files(self) -> list: # one a training image, in `folder/train/class/`
         "The training images as files; `folder/valid` holds the first of each class"
-        as_they_are = self.names is not None and list_images(self.path)
-        files = []
-        for i, (x, y) in enumerate(self.train):
-            f = self.folder/'train'/self.train.vocab[y]/f'{i}.jpg'
-            f.parent.mkdir(parents=True, exist_ok=True)
-            if as_they_are: f.write_bytes(as_they_are.read(self.names[i]))
-            else: Image.fromarray(x.permute(1, 2, 0).squeeze().numpy()).save(f, quality=95)
-            files.append(f)
-        for y in range(self.train.c):
-            f = files[self.train.y.tolist().index(y)]
-            g = self.folder/'valid'/f.parent.name/f.name
-            g.parent.mkdir(parents=True, exist_ok=True)
-            g.write_bytes(f.read_bytes())
-        return files
+        return _write_files(self)
+
+# %% ../nbs/06_bench.ipynb #e271e4b8
+def _write_files(s) -> list: # one a training image, then `s.files`
+    "Write the training images as files, and the first of each class once more as those that validate"
+    as_they_are = s.names is not None and list_images(s.path)
+    files = []
+    for i, (x, y) in enumerate(s.train):
+        f = s.folder/'train'/s.train.vocab[y]/f'{i}.jpg'
+        f.parent.mkdir(parents=True, exist_ok=True)
+        if as_they_are: f.write_bytes(as_they_are.read(s.names[i]))
+        else: Image.fromarray(x.permute(1, 2, 0).squeeze().numpy()).save(f, quality=95)
+        files.append(f)
+    for y in range(s.train.c):
+        f = files[s.train.y.tolist().index(y)]
+        g = s.folder/'valid'/f.parent.name/f.name
+        g.parent.mkdir(parents=True, exist_ok=True)
+        g.write_bytes(f.read_bytes())
+    return files
 
 # %% ../nbs/06_bench.ipynb #ea9075a1
 @contextmanager
@@ -799,6 +804,7 @@ OMP_WAIT_POLICY=passive."""
     p.add_argument('--device', help="'cpu' or 'cuda'; if left out, CUDA if there is one")
     return p
 
+# %% ../nbs/06_bench.ipynb #75f8bc0e
 def main(args=None # list of arguments; None: those of the command line
         ) -> int:  # 2 for bad input, else 0
     "The command `synthrob_bench`"

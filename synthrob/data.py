@@ -518,6 +518,7 @@ def describe(
     if plot: _describe_plot(images, table)
     return table
 
+# %% ../nbs/00_data.ipynb #d1abd387
 def _describe_plot(images, table):
     "Bars of `table`, and images beside them"
     fig, axs = plt.subplots(1, 2, figsize=(9, .5 + .45*len(table)), dpi=64)

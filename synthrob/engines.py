@@ -514,18 +514,20 @@ class SlurmExecutor(Executor):
             self._cv.notify_all()
         return j.future
 
-    def shutdown(self,
-                 wait=True,              # until all jobs have left the queue
-                 *, cancel_futures=False # also have Slurm cancel what waits and what runs
-                ):
-        "Take no more; compute what was submitted, or cancel it: then the futures that run get `CancelledError`"
-        if not cancel_futures and not self._closed: self.flush()
-        with self._cv:
-            self._closed, thread = True, self._thread
-            dropped = self._drop() if cancel_futures else []
-            self._cv.notify_all()
-        if wait and thread: thread.join()
-        if wait: self._gone(dropped)
+# %% ../nbs/03e_engines.ipynb #4ac56772
+@patch
+def shutdown(self:SlurmExecutor,
+             wait=True,              # until all jobs have left the queue
+             *, cancel_futures=False # also have Slurm cancel what waits and what runs
+            ):
+    "Take no more; compute what was submitted, or cancel it: then the futures that run get `CancelledError`"
+    if not cancel_futures and not self._closed: self.flush()
+    with self._cv:
+        self._closed, thread = True, self._thread
+        dropped = self._drop() if cancel_futures else []
+        self._cv.notify_all()
+    if wait and thread: thread.join()
+    if wait: self._gone(dropped)
 
 # %% ../nbs/03e_engines.ipynb #55660ce4
 @patch(as_prop=True)

@@ -101,6 +101,7 @@ def plot_confusion(ax,                 # matplotlib axes to draw on
     ax.set_yticklabels(m.vocab, fontsize=8)
     ax.tick_params(length=0)
 
+# %% ../nbs/04d_explore_split.ipynb #e2694990
 def plot_recalls(ax,    # matplotlib axes to draw on
                  vocab, # names of the k classes
                  base,  # recall at ratio 0 (k,), 0 to 1

@@ -54,6 +54,7 @@ def check_layer(model:nn.Module, # a net
 
 def _listed(names): return ', '.join(names[:12]) + (f' and {len(names) - 12} more' if len(names) > 12 else '')
 
+# %% ../nbs/02g_features.ipynb #21031ac1
 class Extractor(nn.Module):
     "A trained net as a function from images in [0,1] (n,c,h,w) to vectors (n,d); it stays in eval mode and learns nothing"
     def __init__(self,
@@ -98,6 +99,7 @@ class ImageNetInput(nn.Module):
         x = F.interpolate(x, size=(self.px, self.px), mode='bilinear', antialias=True)
         return (x.expand(-1, 3, -1, -1) - self.mean)/self.std
 
+# %% ../nbs/02g_features.ipynb #4c6cc0bd
 def _weights_at(path):
     "The state dict in a file; raises `BadInput`"
     path = existing(path)
@@ -272,6 +274,7 @@ def vector_gan_stage(vectors:VectorSet, # that the GAN may see
     art.file('checkpoint.safetensors').unlink(missing_ok=True)
     return art
 
+# %% ../nbs/02g_features.ipynb #9f4d7e5f
 def vector_pool_stage(gan:Artefact,   # from `vector_gan_stage`
                       vocab,          # class names
                       n:int,          # vectors of each class

@@ -116,6 +116,7 @@ class ImageFiles:
         if size > MAX_BYTES: raise OSError(f"it takes {size>>20:,} MiB")
         return self.zf.read(name) if self.zf else f.read_bytes()
 
+# %% ../nbs/00c_files.ipynb #fe1d6ef1
 def existing(
     path # file or folder; `~` is the home folder
 ) -> Path:

@@ -176,6 +176,7 @@ def plot_training(learn:Learner, # from `gan_learner`, after or in the middle of
     learn.model.train(was)
     return axs
 
+# %% ../nbs/01_gan.ipynb #72ad9b47
 class LiveFigure(Callback):
     "Draw `plot_training` anew at the end of an epoch, in place; outside of Jupyter nothing is drawn"
     order, run_valid = 77, False

@@ -72,6 +72,7 @@ class _LastLinear:
     def __exit__(self, *_):
         for h in self.hooks: h.remove()
 
+# %% ../nbs/01c_quality.ipynb #ca44975a
 @torch.no_grad()
 def features(model,          # a classifier, or its `Learner`: takes images in [0,1], (n,c,h,w), returns logits (n,k)
              x:Tensor,       # images uint8 (n,c,h,w), on any device

@@ -115,6 +115,7 @@ class Mixed(ImageSet):
         n = lambda m: self.y[m].bincount(minlength=self.c).numpy()
         return pd.DataFrame(dict(real=n(~self.filled), filled=n(self.filled)), index=pd.Index(self.vocab, name='class'))
 
+# %% ../nbs/03_split.ipynb #100adc8e
 def mix(real,                   # real training images: `x`, `y`, `vocab`
         pool,                   # synthetic images of the same classes, or None where the filler needs none
         ratio:float,            # share of the filler in the mixture, 0 to 1
@@ -179,6 +180,7 @@ class Judge:
         "How sure of its class an image must be, by class"
         return thresholds(self.model, self.valid, 1 - reject)
 
+# %% ../nbs/03_split.ipynb #866f0819
 def gan_stage(images,           # the images that the GAN may see: `x`, `y`, `vocab`
               p:SplitParams,    # `gan_...`, `device`, `out` are used
               judge:Judge=None  # with it the GAN is kept at its best on validation; None: at its end
@@ -225,6 +227,7 @@ def pool_stage(gan:Artefact,     # from `gan_stage`
     params = dict(gan=gan.hash, seed=p.pool_seed, n=n, spread=p.spread, reject=p.reject, judge=judge and judge.hash)
     return load_pool(make('pool', params, work, root=p.out, device=p.device).path)
 
+# %% ../nbs/03_split.ipynb #478c782f
 def own_pool_stage(like,             # real images, of whose size, channels and classes the pool is to be: `x`, `vocab`
                    against,          # real images of which none may be in the pool, uint8 (n,c,h,w)
                    p:SplitParams,    # `pool`, `pool_seed`, `reject`, `device`, `out` are used
@@ -241,6 +244,7 @@ def own_pool_stage(like,             # real images, of whose size, channels and 
     params = dict(gan=None, found=found.hash, seed=p.pool_seed, reject=p.reject, judge=judge and judge.hash)
     return load_pool(make('pool', params, work, root=p.out, device=p.device).path)
 
+# %% ../nbs/03_split.ipynb #e526d45e
 def pool_size(need:Tensor,   # images of each class that the mixture takes (k,)
               largest:int    # real training images of the largest class
              ) -> int:       # images of each class
@@ -328,11 +332,6 @@ class SplitData:
     "What a split experiment starts from; each part is made when it is first asked for"
     def __init__(self, p:SplitParams): self.p = p                 # from `check_params`
 
-    @property
-    def leak(self) -> bool:
-        "Is it the study's protocol, leak included?"
-        return self.p.preset == 'source'
-
     @cached_property
     def images(self):
         "All images of the source"
@@ -347,12 +346,6 @@ class SplitData:
         if not self.leak: check_no_leak(self.images, s)
         return s
 
-    def part(self,
-             name # 'train', 'valid' or 'test'
-            ):    # `x`, `y`, `vocab`
-        "The images of a part, all of them"
-        return self.images.subset(getattr(self.splits, name))
-
     @cached_property
     def held(self) -> Tensor: # uint8 (n,c,h,w)
         "Images that nothing may be trained on: those that validate and test"
@@ -361,25 +354,37 @@ class SplitData:
     @cached_property
     def used(self):
         "Which images train this experiment: `real_share` of the training part; raises `BadInput` if it leaves a class none"
-        train, y, k = self.splits.train, self.images.y[self.splits.train], len(self.images.vocab)
-        keep = class_order(y, k, self.p.split_seed)[:round(self.p.real_share*len(train))].sort()[0]
-        if (y[keep].bincount(minlength=k) == 0).any():
-            raise BadInput(f"real_share={self.p.real_share} leaves a class without a training image: choose a larger share.")
-        return train[keep]
+        return _share(self.images, self.splits.train, self.p.real_share, self.p.split_seed)
 
     @cached_property
     def real(self): # `x`, `y`, `vocab`
         "The real training images of this experiment"
         return self.images.subset(self.used)
 
+# %% ../nbs/03_split.ipynb #c8d82f30
+@patch(as_prop=True)
+def leak(self:SplitData) -> bool:
+    "Is it the study's protocol, leak included?"
+    return self.p.preset == 'source'
+
+@patch
+def part(self:SplitData,
+         name # 'train', 'valid' or 'test'
+        ):    # `x`, `y`, `vocab`
+    "The images of a part, all of them"
+    return self.images.subset(getattr(self.splits, name))
+
+def _share(images, train, share, seed):
+    "The first `share` of `train` in the order of `class_order`, by index; every class must have one"
+    y, k = images.y[train], len(images.vocab)
+    keep = class_order(y, k, seed)[:round(share*len(train))].sort()[0]
+    if (y[keep].bincount(minlength=k) == 0).any():
+        raise BadInput(f"real_share={share} leaves a class without a training image: choose a larger share.")
+    return train[keep]
+
 # %% ../nbs/03_split.ipynb #778bbc88
-class SplitRun(SplitData):
-    "One split experiment, from its data to its record; each part is made, or found, when it is first asked for"
-    made = None                                                   # the finished artefact
-    asked = None                                                  # the finished artefact of its robustness
-
-    def __new__(cls, p): return object.__new__(FeatureRun if p.space == 'feature' else cls)
-
+class _Synthetic(SplitData):
+    "What a split experiment adds to its real images: how many, whose, and who judges them"
     @cached_property
     def plan(self) -> Plan:
         "Which real images stay, and how many of each class are added"
@@ -404,11 +409,6 @@ class SplitRun(SplitData):
     @property
     def _picks(self): return self.judge if self.p.gan_pick == 'best' else None        # who picks the GAN's best state
 
-    @property
-    def n_steps(self) -> int:
-        "Steps of the classifier in an epoch: those of ratio 0, at any ratio"
-        return max(1, len(self.real)//_means(self.p)[0].bs)
-
     @cached_property
     def judge(self):
         "Who judges synthetic images: the classifier of ratio 0 with seed 0, which every comparison needs anyway"
@@ -425,6 +425,20 @@ class SplitRun(SplitData):
         if not self.wants_pool: return None
         if p.pool is not None: return own_pool_stage(real, self.images.x, p, self._refuses)
         return pool_stage(self.gan, real.vocab, pool_size(self.plan.fill, int(real.y.bincount().max())), p, self._refuses)
+
+# %% ../nbs/03_split.ipynb #07d575ab
+class SplitRun(_Synthetic):
+    "One split experiment, from its data to its record; each part is made, or found, when it is first asked for"
+    made = None                                                   # the finished artefact
+    asked = None                                                  # the finished artefact of its robustness
+    _basis = {}                                                   # what the record says of it besides
+
+    def __new__(cls, p): return object.__new__(FeatureRun if p.space == 'feature' else cls)
+
+    @property
+    def n_steps(self) -> int:
+        "Steps of the classifier in an epoch: those of ratio 0, at any ratio"
+        return max(1, len(self.real)//_means(self.p)[0].bs)
 
     @cached_property
     def train(self):
@@ -443,20 +457,19 @@ class SplitRun(SplitData):
         "What the classifier is asked about"
         return self.part(part)
 
-    @property
-    def flips(self) -> bool:
-        "Is the classifier asked about mirror images, too?"
-        return recipe(self.p.cnn).flip
+# %% ../nbs/03_split.ipynb #2214bab1
+@patch(as_prop=True)
+def flips(self:SplitRun) -> bool:
+    "Is the classifier asked about mirror images, too?"
+    return recipe(self.p.cnn).flip
 
-    _basis = {}                                                   # what the record says of it besides
-
-    @property
-    def fresh(self):
-        "What draws synthetic images anew while the classifier is trained; None where they stay"
-        if not (self.p.fresh and self.wants_pool): return None
-        p, gan = self.p, load_gan(self.gan.file('gan.safetensors'), default_device(self.p.device))
-        how = dict(model=self.judge.model, threshold=self.judge.limits(p.reject)) if p.reject else {}
-        return Fresh(gan, self.train.filled, p.fresh, spread=p.spread, seed=p.pool_seed, **how)
+@patch(as_prop=True)
+def fresh(self:SplitRun):
+    "What draws synthetic images anew while the classifier is trained; None where they stay"
+    if not (self.p.fresh and self.wants_pool): return None
+    p, gan = self.p, load_gan(self.gan.file('gan.safetensors'), default_device(self.p.device))
+    how = dict(model=self.judge.model, threshold=self.judge.limits(p.reject)) if p.reject else {}
+    return Fresh(gan, self.train.filled, p.fresh, spread=p.spread, seed=p.pool_seed, **how)
 
 # %% ../nbs/03_split.ipynb #172cf118
 @patch(as_prop=True)

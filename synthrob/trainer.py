@@ -115,11 +115,6 @@ class GANTrainer(Callback):
         self.apart = any(isinstance(m, _BatchNorm) for m in self.model.discriminator.modules())
         self.augment = self._augment()
 
-    def _augment(self):
-        a = self.recipe.augment
-        if a == 'ada': return DiffAugment(strength=self.more['strength'].p)
-        return DiffAugment() if a == 'diff' else a or (lambda x, g: x)
-
     def before_train(self):
         own = [] if self.together is None else ['process', self.together.rank]    # all draw the same noise and take their part of it
         self.rng, self.rng_noise = (generator('gan', self.seed, self.epoch, *k, device=self.dls.device) for k in (own, []))
@@ -134,30 +129,41 @@ class GANTrainer(Callback):
         self.average()
         raise CancelBatchException()                              # the step is done: fastai's own is not wanted
 
-    def nets(self):
-        "The region in which nets are called, in bfloat16 where the chip has it and the width is a multiple of 16"
-        return torch.autocast(self.dls.device.type, torch.bfloat16, enabled=self.bf16)
+# %% ../nbs/01g_trainer.ipynb #28a345d4
+@patch(as_prop=True)
+def together(self:GANTrainer):
+    "The callback `Together`, where several processes train one GAN, else None"
+    return getattr(self.learn, 'together', None)
 
-    def noise(self,
-              n # rows
-             ): # (n,nz), standard normal
-        "The next noise of this epoch; of several processes each has its part of it"
-        draw = lambda n: torch.randn(n, self.model.ema.nz, generator=self.rng_noise, device=self.dls.device)
-        return draw(n) if self.together is None else self.together.mine(draw(n*self.together.world))
+@patch(as_prop=True)
+def step(self:GANTrainer) -> int:
+    "Batches before this one, counted from the training's start, also after a resume"
+    return self.epoch*self.n_iter + self.iter
 
-    @property
-    def together(self):
-        "The callback `Together`, where several processes train one GAN, else None"
-        return getattr(self.learn, 'together', None)
-    @property
-    def step(self) -> int:
-        "Batches before this one, counted from the training's start, also after a resume"
-        return self.epoch*self.n_iter + self.iter
-    @property
-    def gamma(self) -> float:
-        "The penalty's weight now"
-        r = self.recipe
-        return r.gamma if r.gamma_end is None else SchedCos(r.gamma, r.gamma_end)(self.step/(self.n_iter*self.n_epoch))
+@patch(as_prop=True)
+def gamma(self:GANTrainer) -> float:
+    "The penalty's weight now"
+    r = self.recipe
+    return r.gamma if r.gamma_end is None else SchedCos(r.gamma, r.gamma_end)(self.step/(self.n_iter*self.n_epoch))
+
+@patch
+def nets(self:GANTrainer):
+    "The region in which nets are called, in bfloat16 where the chip has it and the width is a multiple of 16"
+    return torch.autocast(self.dls.device.type, torch.bfloat16, enabled=self.bf16)
+
+@patch
+def noise(self:GANTrainer,
+          n # rows
+         ): # (n,nz), standard normal
+    "The next noise of this epoch; of several processes each has its part of it"
+    draw = lambda n: torch.randn(n, self.model.ema.nz, generator=self.rng_noise, device=self.dls.device)
+    return draw(n) if self.together is None else self.together.mine(draw(n*self.together.world))
+
+@patch
+def _augment(self:GANTrainer):
+    a = self.recipe.augment
+    if a == 'ada': return DiffAugment(strength=self.more['strength'].p)
+    return DiffAugment() if a == 'diff' else a or (lambda x, g: x)
 
 # %% ../nbs/01g_trainer.ipynb #5954a9b4
 @patch
@@ -185,6 +191,7 @@ def d_step(self:GANTrainer,
     if 'strength' in self.more: self.more['strength'].update(*map(self._whole, (on_real, on_fake) if r.loss in relative else (on_real,)))
     self.learn.loss_d, self.learn.d_real, self.learn.d_fake = said
 
+# %% ../nbs/01g_trainer.ipynb #9a82f092
 @patch
 def logits(self:GANTrainer,
            x:Tensor, # real, then synthetic images, in [-1,1], (2n,c,h,w)

@@ -114,6 +114,7 @@ def mlp(ni:int,   # numbers in
         layers += [linear, nn.LeakyReLU(.2)]
     return nn.Sequential(*layers)
 
+# %% ../nbs/01h_vectors.ipynb #21f546cc
 class VectorGenerator(nn.Module):
     "`G(z, y)`: vectors (n,dim) from noise (n,nz) and labels (n,)"
     def __init__(self,
@@ -129,6 +130,7 @@ class VectorGenerator(nn.Module):
 
     def forward(self, z, y): return self.out(self.layers(torch.cat([z, self.embed(y)], 1)))
 
+# %% ../nbs/01h_vectors.ipynb #9c1c2576
 class VectorDiscriminator(nn.Module):
     "`D(x, y)`: logits (n,) of vectors (n,dim) and labels (n,)"
     def __init__(self,
@@ -223,12 +225,14 @@ class VectorTrainer(GANTrainer):
         as_images, D = x[..., None, None], self.model.discriminator
         with self.nets(): return interpolated_penalty(lambda x, y: D(x.flatten(1), y), as_images[:n], as_images[n:], y, self.rng)
 
+# %% ../nbs/01h_vectors.ipynb #9227630b
 class VectorWatch(Watch):
     "`Watch` for vectors: their diversity is not counted in bytes"
     def before_fit(self):
         super().before_fit()
         self.real *= 127.5
 
+# %% ../nbs/01h_vectors.ipynb #f0859aa7
 def vector_gan_learner(dls,        # loaders of vectors and labels, from `vector_dls`; `dls.train` alone is used
                        arch='mlp', # one of `vector_recipes`, or a `VectorRecipe`
                        seed=0,     # of weights, noise and order
