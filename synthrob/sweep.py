@@ -105,15 +105,19 @@ def cell_params(p,               # `SplitParams`, from `check_params`
 _gan_fields = ('data path vocab size channels real_share preset split_seed '
                'gan_arch gan_images gan_bs gan_width gan_seed gan_pick '
                'space extractor weights layer').split()
+_judge_fields = 'data path vocab size channels real_share preset split_seed cnn cnn_epochs'.split()
 
 class Cell:
-    "One experiment of a sweep; `art` is its artefact, `gan` names its GAN, None where it needs none"
+    "One experiment of a sweep; `art` is its artefact; `gan` and `judge` name its GAN and who judges that, None where it needs none"
     def __init__(self,
                  params:dict, # what determines it
                  given:dict   # what the notebook is told; `out` is a whole path
                 ):
         self.art, self.given = Artefact('cell', params, given['out']), given
         self.gan = hash_of([params.get(k) for k in _gan_fields]) if 'gan_seed' in params else None
+        self.is_judge = not (params.get('ratio') or params.get('cnn_seed') or 'space' in params)    # the classifier of ratio 0 and seed 0
+        judged = self.is_judge or params.get('gan_pick') == 'best' or params.get('reject')
+        self.judge = hash_of([params.get(k) for k in _judge_fields]) if judged else None
 
     @property
     def hash(self) -> str: # 16 hexadecimal characters
@@ -349,28 +353,29 @@ class Queue:
     def __init__(self,
                  cells # those of a sweep; what is done or failed is left alone
                 ):
-        self.ready = {c.gan for c in cells if c.state == 'done'} | {None}                   # GANs that exist
+        self.ready = {o for c in cells if c.state == 'done' for o in (c.gan, c.judge)} | {None}      # GANs and judges that exist
         self.settled = {c: c.state for c in cells if c.state != 'open'}
-        rank, led = {}, set(self.ready)
+        rank, led, judges = {}, set(self.ready), {c.judge for c in cells if c.gan} - self.ready
         for i, c in enumerate(cells):
-            rank[c] = c.gan in led, *(c.given.get(f'{k}_seed', 0) for k in ('cnn', 'gan')), i
+            first = 0 if c.is_judge and c.judge in judges else 1 if c.gan not in led else 2         # a judge, a GAN's first cell, the others
+            rank[c] = first, *(c.given.get(f'{k}_seed', 0) for k in ('cnn', 'gan')), i
             led.add(c.gan)
         self.todo = sorted((c for c in cells if c not in self.settled), key=rank.get)
 
     def settle(self,
                c:Cell,   # a cell
-               state:str # 'done': then its GAN exists; or 'failed'
+               state:str # 'done': then its GAN and its judge exist; or 'failed'
               ):
         "`c` has ended"
         self.settled[c] = state
-        if state == 'done': self.ready.add(c.gan)
+        if state == 'done': self.ready |= {c.gan, c.judge}
 
     def led(self,
             c:Cell # that is being executed, by us or another sweep
-           ) -> set: # the GAN that it has yet to make, if there is one
+           ) -> set: # the GAN, or the judge, that it has yet to make, if there is one
         "What others would wait for"
         if c.gan not in self.ready and c.has_gan: self.ready.add(c.gan)
-        return {c.gan} - self.ready
+        return {c.gan, c.judge if c.is_judge else None} - self.ready
 
 @patch
 def next(self:Queue,
@@ -383,7 +388,7 @@ def next(self:Queue,
             self.todo.remove(c)
             self.settle(c, state)
         elif c.taken: led |= self.led(c)
-        elif c.gan not in led:
+        elif not led & {c.gan, c.judge}:
             self.todo.remove(c)
             return c
 
