@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from fastcore.xml import P
+from .compare import GROUP, conclude, declared_margin, differences, paired, results, simulate_runs
 from .core import BadInput, read_json
 from .panels import Explorer, Seen, chart, choice, stops
-from .report import (GROUP, INK, conclude, declared_margin, differences, headline, paired, plot_ratio, points,
-                             results, settings, simulate_runs)
+from .report import INK, headline, plot_ratio, points, settings
 from .tables import Confusion
 
 # %% auto #0

@@ -8,6 +8,7 @@ from io import BytesIO
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
+from synthrob.compare import conclude, results, simulate_runs
 from synthrob.core import BadInput, write_json
 from synthrob.data import Images, splits
 from synthrob.explore import CorruptionExplorer, DataExplorer, Explorers, GANExplorer, SplitExplorer
@@ -16,7 +17,6 @@ from synthrob.faces import draw_faces, emotions
 from synthrob.gan import save_gan
 from synthrob.nets import GAN
 from synthrob.panels import Explorer, Seen, choice, slider, tile
-from synthrob.report import conclude, results, simulate_runs
 
 class Pictures(HTMLParser):
     "Attributes of the pictures in a page"

@@ -6,9 +6,9 @@ import nbformat, numpy as np, pytest, torch
 from torchvision import models
 from conftest import TOY
 from synthrob.cnn import evaluate
+from synthrob.compare import results
 from synthrob.core import BadInput, read_json, write_tensors
 from synthrob.feature_space import Extractor, extract
-from synthrob.report import results
 from synthrob.split import FeatureRun, SplitRun, check_params, run_split
 from synthrob.sweep import sweep
 from synthrob.vectors import VectorSet, vector_dls, vector_gan_learner

@@ -5,9 +5,10 @@ from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
+from synthrob.compare import MADE, SAID, conclude, declared_margin, differences, paired, results, simulate_runs
 from synthrob.core import Artefact, BadInput, write_json
-from synthrob.report import (INK, MADE, SAID, conclude, corruption_table, declared_margin, differences, image_differences, limits,
-                             main, paired, plot_corruptions, plot_ratio, report, results, settings, simulate_runs)
+from synthrob.report import (INK, corruption_table, image_differences, limits, main, plot_corruptions, plot_ratio, report,
+                             settings)
 from synthrob.stats import verdict
 
 def planted(o): return .035 if (o['how'], o['filler'], o['ratio']) == ('add', 'synthetic', .4) else 0.
