@@ -881,8 +881,8 @@ def _option(text):
 
 @contextlib.contextmanager
 def _term_as_int():
-    "A SIGTERM, of a batch system or a shutdown, is a Ctrl-C in the block"
-    try: old = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    "A SIGTERM, of a batch system or a shutdown, is a Ctrl-C in the block, also where a shell's & has SIGINT ignored"
+    try: old = signal.signal(signal.SIGTERM, signal.default_int_handler)
     except ValueError: old = None                                   # not the main thread: nobody can set that
     try: yield
     finally:

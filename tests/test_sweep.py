@@ -16,9 +16,9 @@ N = 78 if SLOW else 6             # ratio 0 is the same cell both ways
 
 def flags(**grid): return [o for k, v in grid.items() for o in (f'--{k}', str(v))]
 
-def start(faces, out, *more):
+def start(faces, out, *more, before=''):
     "The command `synthrob_sweep`, started; its children have sessions of their own, as those of a terminal's job"
-    code = 'import sys; from synthrob.sweep import main; sys.exit(main())'
+    code = f'import signal, sys; from synthrob.sweep import main; {before}; sys.exit(main())'
     args = [*flags(**TOY, path=faces, out=out, slots=2), *more]
     return subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code, *args], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
@@ -45,6 +45,15 @@ def undisturbed(faces, tmp_path_factory):
     code, said = finish(start(faces, out, *flags(**GRID)))
     assert code == 0 and f'{N} of {N} cells are done, {N} of them made now; 0 failed' in said, said
     return out
+
+def test_stopped_in_the_background(faces, tmp_path):
+    "What a script has started with & hears no Ctrl-C; a SIGTERM stops it all the same"
+    p = start(faces, tmp_path, '--ratio', '0', before='signal.signal(signal.SIGINT, signal.SIG_IGN)')
+    end = time.monotonic() + 120
+    while not list(tmp_path.glob('cell/*.lock')) and p.poll() is None and time.monotonic() < end: time.sleep(.02)
+    p.send_signal(signal.SIGTERM)
+    code, said = finish(p)
+    assert code == 130 and 'Stopped: 0 of 1 cells are done' in said, (code, said)
 
 @pytest.mark.timeout(3600 if SLOW else 900)
 def test_killed_at_random_moments(faces, undisturbed, tmp_path):
