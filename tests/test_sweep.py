@@ -16,7 +16,7 @@ N = 78 if SLOW else 6             # ratio 0 is the same cell both ways
 
 def flags(**grid): return [o for k, v in grid.items() for o in (f'--{k}', str(v))]
 
-def start(faces, out, *more, before=''):
+def start(faces, out, *more, before='pass'):
     "The command `synthrob_sweep`, started; its children have sessions of their own, as those of a terminal's job"
     code = f'import signal, sys; from synthrob.sweep import main; {before}; sys.exit(main())'
     args = [*flags(**TOY, path=faces, out=out, slots=2), *more]
