@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import matplotlib.pyplot as plt, numpy as np
 import torch
 import torch.nn.functional as F
-from .core import BadInput, default_device, device_name, generator, seeded, versions
+from .core import BadInput, default_device, device_name, generator, has_bf16, seeded, versions
 from fastai.callback.core import Callback, CancelValidException
 from fastai.optimizer import OptimWrapper
 from fastai.vision.augment import aug_transforms
@@ -45,7 +45,7 @@ from .rows import Rows, read_images, rows_of
 from .split import check_held_out, mix, run_split
 from .sweep import Sweep, notebook_path
 from .trainer import relative
-from .training import Autocast, has_bf16
+from .training import Autocast
 
 # %% auto #0
 __all__ = ['benches', 'Setting', 'setting', 'stopwatch', 'duel', 'fastest', 'Row', 'bench', 'loader', 'augment', 'cnn',

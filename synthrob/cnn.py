@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Beta
-from .core import BadInput, seeded
+from .core import BadInput, has_bf16, seeded
 from fastai.callback.mixup import CutMix, MixHandler, MixUp, reduce_loss
 from fastai.callback.schedule import ParamScheduler, combined_cos
 from fastai.layers import NoneReduce
@@ -29,7 +29,7 @@ from .classifiers import PosterNet, StrongNet, Torchvision, check_net
 from .distributed import DeviceLearner
 from .loaders import Augment, DeviceDL, ImageSet, to_float
 from .tables import Confusion, check_table, implied_n
-from .training import Autocast, Checkpoint, Repeatable, has_bf16, quiet
+from .training import Autocast, Checkpoint, Repeatable, quiet
 
 # %% auto #0
 __all__ = ['recipes', 'Recipe', 'recipe', 'WeightedFocal', 'WeightedFocalFlat', 'balanced_weights', 'DeviceMixUp', 'DeviceCutMix',

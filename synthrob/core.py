@@ -15,8 +15,8 @@ from . import __version__
 
 # %% auto #0
 __all__ = ['RECIPES', 'BadInput', 'hash_of', 'hash_file', 'hash_array', 'replacing', 'write_json', 'read_json', 'write_parquet',
-           'write_tensors', 'read_tensors', 'write_array', 'read_array', 'default_device', 'generator', 'seeded',
-           'Artefact', 'versions', 'device_name', 'make']
+           'write_tensors', 'read_tensors', 'write_array', 'read_array', 'default_device', 'has_bf16', 'generator',
+           'seeded', 'Artefact', 'versions', 'device_name', 'make']
 
 # %% ../nbs/00b_core.ipynb #3fdaa14a
 warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated', category=FutureWarning)
@@ -161,6 +161,15 @@ def default_device(
         raise BadInput(f"device {str(d)!r} was asked for, but there are {n} GPUs here, counted from 0")
     return d
 
+def has_bf16(device # where the training runs
+            ) -> bool:
+    "Does the chip multiply bfloat16 in hardware?"
+    device = torch.device(device)
+    if device.type == 'cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != 'cpu': return False
+    try: return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    except AttributeError: return False                      # private names: without them we stay in float32
+
 # %% ../nbs/00b_core.ipynb #38c4cfdf
 def generator(
     *keys,       # what the stream is for: integers and texts
@@ -236,10 +245,11 @@ def versions() -> dict: # name -> version
 def device_name(
     device=None # see `default_device`
 ) -> str:
-    "What `device` is, in words, such as 'cpu (x86_64, 8 threads)'; raises `BadInput` for one that is not here"
+    "What `device` is, in words, such as 'cpu (x86_64, bf16, 8 threads)'; raises `BadInput` for one that is not here"
     d = default_device(device)
     if d.type == 'cuda': return f'{d} ({torch.cuda.get_device_name(d)})'
-    return f'cpu ({platform.machine()}, {torch.get_num_threads()} threads)'
+    precision, n = 'bf16' if has_bf16(d) else 'float32', torch.get_num_threads()  # trainings round with the precision
+    return f'cpu ({platform.machine()}, {precision}, {n} thread{"s"*(n > 1)})'
 
 # %% ../nbs/00b_core.ipynb #3a592fa8
 @contextlib.contextmanager

@@ -13,8 +13,8 @@ import matplotlib.pyplot as plt, pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .core import (Artefact, BadInput, default_device, generator, hash_array, make, read_array, read_tensors, seeded,
-                           write_array, write_tensors)
+from .core import (Artefact, BadInput, default_device, generator, has_bf16, hash_array, make, read_array,
+                           read_tensors, seeded, write_array, write_tensors)
 from fastai.learner import Learner
 from fastai.metrics import accuracy
 from fastai.optimizer import OptimWrapper
@@ -30,7 +30,7 @@ from .files import existing
 from .gan import save_gan
 from .loaders import to_float
 from .quality import intra_fid
-from .training import Autocast, Repeatable, has_bf16, quiet
+from .training import Autocast, Repeatable, quiet
 from .vectors import (VectorPool, VectorRecipe, VectorSet, draw_vectors, load_vector_gan, load_vectors,
                               save_vectors, vector_dls, vector_gan_learner)
 

@@ -179,6 +179,10 @@ def _die_with(parent):
     if os.getppid() != parent: os._exit(1)
 
 # %% ../nbs/03d_kernels.ipynb #a87f8a31
+def _is_news(record) -> bool:
+    "Not that an answer finds its socket closed: so ends every kernel that is told to leave in the middle of a cell"
+    return not (record.exc_info and type(record.exc_info[1]).__name__ == 'ZMQError')
+
 def _become(request, parent, libraries):
     "Make this fork the kernel that an ordinary start would have made, and run it to its end"
     with contextlib.suppress(OSError): os.setpgid(0, 0)
@@ -195,6 +199,7 @@ def _become(request, parent, libraries):
     sys.argv = request['cmd'][request['cmd'].index('ipykernel_launcher'):]
     app = IPKernelApp.instance(parent_handle=parent)
     app.initialize(sys.argv[1:])
+    app.log.addFilter(_is_news)
     app.start()
 
 # %% ../nbs/03d_kernels.ipynb #dc637e7c

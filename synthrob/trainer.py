@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from .core import BadInput, generator
+from .core import BadInput, generator, has_bf16
 from fastai.callback.core import Callback, CancelBatchException, CancelFitException, CancelValidException
 from fastai.callback.schedule import SchedCos
 from fastai.learner import Metric
@@ -18,7 +18,7 @@ from fastcore.basics import patch
 
 from .losses import AdaptiveStrength, DiffAugment, LeCam, adversarial, gradient_penalty, interpolated_penalty
 from .nets import architectures
-from .training import has_bf16
+
 
 # %% auto #0
 __all__ = ['gan_recipes', 'relative', 'GANRecipe', 'gan_recipe', 'GANTrainer', 'TrainStat', 'diversity', 'Watch']

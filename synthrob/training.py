@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from .core import BadInput, generator, read_tensors, write_tensors
+from .core import BadInput, generator, has_bf16, read_tensors, write_tensors
 from fastai.callback.core import Callback, CancelEpochException
 from fastai.callback.progress import ProgressCallback
 from fastai.learner import AvgSmoothLoss, Learner
@@ -17,8 +17,8 @@ from fastcore.basics import patch
 from safetensors import safe_open
 
 # %% auto #0
-__all__ = ['Repeatable', 'optimizer_tensors', 'load_optimizer', 'Checkpoint', 'has_bf16', 'Autocast', 'DeviceSmoothLoss',
-           'QuietProgress', 'quiet']
+__all__ = ['Repeatable', 'optimizer_tensors', 'load_optimizer', 'Checkpoint', 'Autocast', 'DeviceSmoothLoss', 'QuietProgress',
+           'quiet']
 
 # %% ../nbs/00e_training.ipynb #14829779
 class Repeatable(Callback):
@@ -132,15 +132,6 @@ def _load(self:Checkpoint):
     self.learn.history = [dict(zip(self.recorder.metric_names[1:-1], row)) for row in self.rows]
 
 # %% ../nbs/00e_training.ipynb #eb952a4f
-def has_bf16(device # where the training runs
-            ) -> bool:
-    "Does the chip multiply bfloat16 in hardware?"
-    device = torch.device(device)
-    if device.type == 'cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != 'cpu': return False
-    try: return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    except AttributeError: return False                      # private names: without them we stay in float32
-
 class Autocast(Callback):
     "Forward pass and loss in bfloat16 where the chip has it (`has_bf16`), everything else in float32"
     order = 10

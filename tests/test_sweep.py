@@ -50,10 +50,11 @@ def test_stopped_in_the_background(faces, tmp_path):
     "What a script has started with & hears no Ctrl-C; a SIGTERM stops it all the same"
     p = start(faces, tmp_path, '--ratio', '0', before='signal.signal(signal.SIGINT, signal.SIG_IGN)')
     end = time.monotonic() + 120
-    while not list(tmp_path.glob('cell/*.lock')) and p.poll() is None and time.monotonic() < end: time.sleep(.02)
+    while not list(tmp_path.glob('split/*/*')) and p.poll() is None and time.monotonic() < end: time.sleep(.02)
     p.send_signal(signal.SIGTERM)
     code, said = finish(p)
     assert code == 130 and 'Stopped: 0 of 1 cells are done' in said, (code, said)
+    assert 'Traceback' not in said, said                                   # of the kernel, in the middle of a cell
 
 @pytest.mark.timeout(3600 if SLOW else 900)
 def test_killed_at_random_moments(faces, undisturbed, tmp_path):
