@@ -14,7 +14,7 @@ from torch import nn
 from fastprogress.fastprogress import progress_bar
 
 from .cnn import cnn_learner, evaluate, recipe
-from .core import Artefact, BadInput, default_device, hash_array, make, read_tensors, seeded, write_tensors
+from .core import Artefact, check_name, default_device, hash_array, make, read_tensors, seeded, write_tensors
 from .gan import gan_learner, save_gan, synthesize
 from .loaders import ImageSet, image_dls
 from .nets import summary
@@ -144,7 +144,7 @@ def compared(rows:pd.DataFrame, # from `ablation`
             ) -> pd.DataFrame:  # a row a recipe, the best first: n, mean, sd, `diff` from `to` and its sd, cost
     "How recipes differ from one, seed by seed; raises `BadInput` for a recipe that is not in the table"
     wide = rows.pivot(index='seed', columns='name', values=by)
-    if to not in wide: raise BadInput(f"There is no recipe {to!r} in the table: choose from {', '.join(wide)}.")
+    check_name(to, wide, f"There is no recipe {to!r} in the table")
     diff = wide.sub(wide[to], axis=0)
     out = pd.DataFrame({'n': wide.count(), by: wide.mean(), 'sd': wide.std(), 'diff': diff.mean(), 'sd_diff': diff.std(),
                         'cpu_seconds': rows.groupby('name').cpu_seconds.mean(), 'failed': rows.groupby('name').failed.count()})

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np, pandas as pd
 import torch
 from torch import Tensor, nn
-from .core import BadInput, generator, seeded
+from .core import BadInput, check_name, generator, seeded
 from fastai.learner import Learner
 from fastprogress.fastprogress import progress_bar
 from scipy.stats import binomtest
@@ -92,7 +92,7 @@ def _check(model, x, y, name, eps, norm, steps):
     if x.ndim != 4 or (span and not (x.is_floating_point() and x.min() >= 0 and x.max() <= 1)):
         raise BadInput(f"Images to attack are (n,c,h,w), uint8 or floats in [0,1], not {x.dtype} {tuple(x.shape)}{span}.")
     if len(x) != len(y): raise BadInput(f"{len(x)} images and {len(y)} labels: there must be one label an image.")
-    if name not in steps_of: raise BadInput(f"There is no attack {name!r}: choose from {', '.join(steps_of)}.")
+    check_name(name, steps_of, f"There is no attack {name!r}")
     if str(norm) not in ('inf', '2'): raise BadInput(f"norm={norm!r} is not there: choose 'inf' or '2'.")
     most = 1 if str(norm) == 'inf' else math.sqrt(x[0].numel())
     if isinstance(eps, bool) or not isinstance(eps, numbers.Real) or not 0 <= eps <= most:

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import matplotlib.pyplot as plt, numpy as np
 import torch
 import torch.nn.functional as F
-from .core import BadInput, default_device, device_name, generator, has_bf16, seeded, versions
+from .core import BadInput, check_name, default_device, device_name, generator, has_bf16, seeded, versions
 from fastai.callback.core import Callback, CancelValidException
 from fastai.optimizer import OptimWrapper
 from fastai.vision.augment import aug_transforms
@@ -767,8 +767,7 @@ def run_benches(names=(),   # keys of `benches`; none: all whose opponents are i
                 **kwargs    # of `setting`
                ) -> list:   # of `Row`
     "Run benchmarks by name. Raises `BadInput` for one that is not there, or whose opponent is not installed"
-    for k in names:
-        if k not in benches: raise BadInput(f"There is no benchmark {k!r}: choose from {', '.join(benches)}.")
+    for k in names: check_name(k, benches, f"There is no benchmark {k!r}")
     needs = {k: f.needs for k, f in benches.items() if f.needs and find_spec(f.needs) is None}
     for k in set(names) & set(needs): raise BadInput(f"The benchmark {k!r} needs {needs[k]}: pip install {needs[k]}.")
     for k in needs if not names else (): print(f"{k} is left out: {needs[k]} is not installed.")

@@ -4,13 +4,12 @@
 
 # %% ../nbs/02e_classifiers.ipynb #7db7d456
 from __future__ import annotations
-import difflib
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from .core import BadInput, seeded
+from .core import BadInput, check_name, seeded
 from torch.overrides import TorchFunctionMode
 from torchvision import models
 
@@ -103,11 +102,7 @@ class Torchvision:
     "The untrained model `name` of torchvision; called as net(size, channels, n_classes). Raises `BadInput` for another name"
     name:str   # e.g. 'resnet18'
     def __post_init__(self):
-        names = self.names()
-        if self.name in names: return
-        near = difflib.get_close_matches(self.name, names, 3)
-        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose from {', '.join(names)}."
-        raise BadInput(f"torchvision has no classifier {self.name!r}: {hint}")
+        check_name(self.name, self.names(), f"torchvision has no classifier {self.name!r}", near=3)
 
     @staticmethod
     def names() -> list:

@@ -4,14 +4,13 @@
 
 # %% ../nbs/02_cnn.ipynb #f1f8bf43
 from __future__ import annotations
-import difflib
 from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Beta
-from .core import BadInput, has_bf16, seeded
+from .core import BadInput, check_name, has_bf16, seeded
 from fastai.callback.mixup import CutMix, MixHandler, MixUp, reduce_loss
 from fastai.callback.schedule import ParamScheduler, combined_cos
 from fastai.layers import NoneReduce
@@ -90,12 +89,8 @@ def recipe(name, # 'poster', 'strong', a model of torchvision such as 'torchvisi
            **changes # fields to change, e.g. `epochs=5`; None: as it is
           ) -> Recipe:
     "A recipe by name, with `changes`; raises `BadInput` for a name that is not there. Builds no net"
-    known = {f.name for f in fields(Recipe)}
-    for k in changes:
-        if k not in known:
-            near = difflib.get_close_matches(k, known, 1)
-            hint = f": did you mean {near[0]!r}?" if near else f"; it has {', '.join(sorted(known))}."
-            raise BadInput(f"A recipe has no {k!r}{hint}")
+    known = [f.name for f in fields(Recipe)]
+    for k in changes: check_name(k, known, f"A recipe has no {k!r}")
     r = name if isinstance(name, Recipe) else _by_name(name)
     return replace(r, **{k: v for k, v in changes.items() if v is not None})
 
@@ -104,11 +99,9 @@ def _by_name(name):
     if name in recipes: return recipes[name]
     source, _, model = name.partition(':')
     if source == 'torchvision': return replace(recipes['strong'], net=Torchvision(model), lr=1e-3)
-    theirs = {o: f'torchvision:{o}' for o in Torchvision.names()}
-    near = difflib.get_close_matches(name, [*recipes, *theirs], 1)
-    hint = f"choose {', '.join(recipes)} or 'torchvision:NAME'."
-    if near: hint = f"did you mean {theirs.get(near[0], near[0])!r}?"
-    raise BadInput(f"There is no classifier {name!r}: {hint}")
+    error = f"There is no classifier {name!r}"
+    if name in Torchvision.names(): raise BadInput(f"{error}: did you mean 'torchvision:{name}'?")
+    check_name(name, recipes, error, f"choose {', '.join(recipes)} or 'torchvision:NAME'.")
 
 # %% ../nbs/02_cnn.ipynb #5869e88f
 class WeightedFocal(FocalLoss):

@@ -6,12 +6,11 @@
 from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
 from scipy.special import ndtr, ndtri
-from .core import Artefact, BadInput, hash_of, read_json, versions, write_json, write_parquet
+from .core import Artefact, BadInput, check_name, hash_of, read_json, versions, write_json, write_parquet
 from .stats import choose, decide, verdict, verdicts
 
 # %% auto #0
@@ -306,10 +305,7 @@ def results(runs='runs', # the folder that runs are kept in (`out` of `SplitPara
 def _where(params, where):
     "The runs of `params` that have the values that `where` asks for"
     for k, v in where.items():
-        if k not in params.columns:
-            near = get_close_matches(k, params.columns, 1)
-            raise BadInput(f"Runs have no {k!r} to select by" + (f": did you mean {near[0]!r}?" if near else
-                           f": there are {', '.join(params)}."))
+        check_name(k, params.columns, f"Runs have no {k!r} to select by")
         v = list(v) if isinstance(v, (list, tuple, set, range, np.ndarray)) else [v]
         left = params[params[k].isin(v) | params[k].isna()]
         have = ', '.join(map(repr, sorted(params[k].dropna().unique().tolist())))

@@ -4,7 +4,7 @@
 
 # %% ../nbs/00b_core.ipynb #b3ba9ce5
 from __future__ import annotations
-import contextlib, hashlib, json, math, os, platform, random, re, secrets, time, warnings
+import contextlib, difflib, hashlib, json, math, os, platform, random, re, secrets, time, warnings
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from . import __version__
 
 # %% auto #0
-__all__ = ['RECIPES', 'BadInput', 'hash_of', 'hash_file', 'hash_array', 'replacing', 'write_json', 'read_json', 'write_parquet',
-           'write_tensors', 'read_tensors', 'write_array', 'read_array', 'default_device', 'has_bf16', 'generator',
-           'seeded', 'Artefact', 'versions', 'device_name', 'make']
+__all__ = ['RECIPES', 'BadInput', 'check_name', 'hash_of', 'hash_file', 'hash_array', 'replacing', 'write_json', 'read_json',
+           'write_parquet', 'write_tensors', 'read_tensors', 'write_array', 'read_array', 'default_device', 'has_bf16',
+           'generator', 'seeded', 'Artefact', 'versions', 'device_name', 'make']
 
 # %% ../nbs/00b_core.ipynb #3fdaa14a
 warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated', category=FutureWarning)
@@ -24,6 +24,21 @@ warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated', ca
 # %% ../nbs/00b_core.ipynb #d19b24df
 class BadInput(ValueError):
     "Something the user gave cannot be used; the message is one sentence that names it and says what to do"
+
+# %% ../nbs/00b_core.ipynb #42d5116c
+def check_name(
+    name,        # what was given
+    names,       # what there is, in the order in which it is told
+    error:str,   # what is wrong, as the beginning of a sentence
+    remedy=None, # its end where nothing is near; None: all names
+    near:int=1   # how many of the nearest are told
+):
+    "Raise `BadInput` unless `name` is one of `names`"
+    names = list(names)
+    if name in names: return
+    close = difflib.get_close_matches(str(name), names, near)
+    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else remedy or f"choose from {', '.join(names)}."
+    raise BadInput(f'{error}: {hint}')
 
 # %% ../nbs/00b_core.ipynb #69b55984
 def _canonical(x, at='params'):

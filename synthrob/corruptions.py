@@ -4,7 +4,7 @@
 
 # %% ../nbs/02b_corruptions.ipynb #ef023b15
 from __future__ import annotations
-import difflib, hashlib, math
+import hashlib, math
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from fastprogress.fastprogress import progress_bar
-from .core import BadInput, hash_of
+from .core import BadInput, check_name, hash_of
 
 # %% auto #0
 __all__ = ['common', 'extra', 'FER2013_C', 'corrupt', 'severity_table', 'Corrupted', 'corrupted', 'hash_table', 'benchmark_hash']
@@ -538,12 +538,9 @@ def _spatter(x, k, draw):
     return _bytes(x*(1 - mud) + mud*_colour(x, 63., 42., 20.))
 
 # %% ../nbs/02b_corruptions.ipynb #69303cf7
-def _check_name(name, severity):
+def _check_corruption(name, severity):
     "Raise `BadInput` for what is no corruption or severity"
-    if name not in _corruptions:
-        near = difflib.get_close_matches(str(name), _corruptions, 1)
-        remedy = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(common + extra)}."
-        raise BadInput(f"There is no corruption {name!r}: {remedy}")
+    check_name(name, common + extra, f"There is no corruption {name!r}")
     if isinstance(severity, bool) or severity not in (1, 2, 3, 4, 5):
         raise BadInput(f"severity={severity!r} is not one of the five: choose 1, 2, 3, 4 or 5.")
 
@@ -578,7 +575,7 @@ def corrupt(images:Tensor, # uint8 (n,c,h,w), square, from 32 px, 1 or 3 channel
             index=None     # position of each image in the whole set, (n,); None: 0, 1, 2, ...
            ) -> Tensor:    # uint8 (n,c,h,w), on the same device
     "Corrupt images; each one's noise depends on `seed`, `name`, `severity` and its `index` only. Raises `BadInput`"
-    _check_name(name, severity)
+    _check_corruption(name, severity)
     _check_images(images)
     keys = _keys(seed, name, severity, _checked_index(images, index))
     if not len(images): return images.clone()
@@ -616,7 +613,7 @@ def corrupted(images:Tensor,       # clean, uint8 (n,c,h,w)
     "All of a benchmark, batch by batch: each name, each severity, all images. Raises `BadInput` at once"
     names, severities = [names] if isinstance(names, str) else list(names), list(severities)
     for name in names:
-        for s in severities: _check_name(name, s)
+        for s in severities: _check_corruption(name, s)
     _check_images(images)
     index = _checked_index(images, index)
     if isinstance(bs, bool) or not isinstance(bs, int) or bs < 1:

@@ -4,7 +4,7 @@
 
 # %% ../nbs/03e_engines.ipynb #02223a17
 from __future__ import annotations
-import contextlib, difflib, getpass, hashlib, math, os, pickle, re, shlex, shutil, signal, subprocess, sys, tempfile
+import contextlib, getpass, hashlib, math, os, pickle, re, shlex, shutil, signal, subprocess, sys, tempfile
 import threading, time, traceback
 from collections import Counter, deque
 from concurrent.futures import CancelledError, Executor, Future
@@ -15,7 +15,7 @@ from queue import SimpleQueue
 
 import pandas as pd, psutil, torch
 from fastcore.basics import patch
-from .core import BadInput, read_json, write_json
+from .core import BadInput, check_name, read_json, write_json
 
 # %% auto #0
 __all__ = ['GRACE', 'RUNNING', 'AGAIN', 'ENDED', 'cores', 'free_memory', 'slot_environments', 'gpu_names', 'RemoteTraceback',
@@ -370,10 +370,7 @@ def _check_job(more, mem, **whole):
         raise BadInput(f"mem={mem!r} cannot be: give gigabytes as a number.")
     known = _submitit().SlurmExecutor._valid_parameters()
     for name in more:
-        if name in known: continue
-        near = difflib.get_close_matches(name, [*known, 'mem', *whole], 1)
-        hint = f'did you mean {near[0]!r}?' if near else 'give it in additional_parameters.'
-        raise BadInput(f'submitit has no parameter {name!r}: {hint}')
+        check_name(name, [*known, 'mem', *whole], f'submitit has no parameter {name!r}', 'give it in additional_parameters.')
 
 # %% ../nbs/03e_engines.ipynb #96ac8863
 def slurm_parameters(gpus:int=0,                 # GPUs of each job

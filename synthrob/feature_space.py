@@ -4,7 +4,6 @@
 
 # %% ../nbs/02g_features.ipynb #d018c4ff
 from __future__ import annotations
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pickle import UnpicklingError
@@ -13,7 +12,7 @@ import matplotlib.pyplot as plt, pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .core import (Artefact, BadInput, default_device, generator, has_bf16, hash_array, make, read_array,
+from .core import (Artefact, BadInput, check_name, default_device, generator, has_bf16, hash_array, make, read_array,
                            read_tensors, seeded, write_array, write_tensors)
 from fastai.learner import Learner
 from fastai.metrics import accuracy
@@ -47,10 +46,7 @@ def check_layer(model:nn.Module, # a net
     names = [k for k, _ in model.named_modules() if k]
     if layer is None and not any(isinstance(m, nn.Linear) for m in model.modules()):
         raise BadInput(f"The net has no nn.Linear whose input could be the vector: name a layer, one of {_listed(names)}.")
-    if layer is None or layer in names: return
-    near = difflib.get_close_matches(str(layer), names, 3)
-    raise BadInput(f"layer={layer!r} is no layer of the net: " +
-                   (f"did you mean {' or '.join(map(repr, near))}?" if near else f"it has {_listed(names)}."))
+    if layer is not None: check_name(layer, names, f"layer={layer!r} is no layer of the net", f"it has {_listed(names)}.", near=3)
 
 def _listed(names): return ', '.join(names[:12]) + (f' and {len(names) - 12} more' if len(names) > 12 else '')
 
@@ -217,8 +213,7 @@ def head_recipe(name,     # 'linear', 'mlp' or a `Recipe` whose net is called as
                 **changes # fields to change, e.g. `epochs=5`; None: as it is
                ) -> Recipe:
     "A head's recipe by name, with `changes`; raises `BadInput` for a name that is not there"
-    if not isinstance(name, Recipe) and name not in head_recipes:
-        raise BadInput(f"There is no head {name!r}: choose from {', '.join(head_recipes)}.")
+    if not isinstance(name, Recipe): check_name(name, head_recipes, f"There is no head {name!r}")
     r = name if isinstance(name, Recipe) else head_recipes[name]
     return replace(r, **{k: v for k, v in changes.items() if v is not None})
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .core import BadInput, seeded
+from .core import check_name, seeded
 from .layers import ConditionalNorm, attend, coarsest, levels
 from .resnets import R3Discriminator, R3Generator, ResnetDiscriminator, ResnetGenerator
 
@@ -166,7 +166,7 @@ class GAN(nn.Module):
                  per_class=False # a pair of nets for each class?
                 ):
         super().__init__()
-        if net not in architectures: raise BadInput(f"net={net!r} is unknown: choose from {', '.join(architectures)}.")
+        check_name(net, architectures, f"net={net!r} is unknown")
         attention = sorted({int(o) for o in attention})
         self.params = dict(size=size, channels=channels, n_classes=n_classes, nz=nz, nf=nf)
         self.params.update(net=net, attention=attention, per_class=bool(per_class))

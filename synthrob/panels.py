@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio, base64, time
 from contextlib import suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
 from io import BytesIO
 
 import ipywidgets as W, numpy as np
@@ -16,7 +15,7 @@ from fastcore.xml import Div, Figcaption, Figure, H4, Img, P, Safe, Section, Sty
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Drawing
 from PIL import Image
-from .core import BadInput
+from .core import BadInput, check_name
 from .report import style
 
 # %% auto #0
@@ -176,11 +175,7 @@ class Explorer:
 @patch
 def see(self:Explorer, **values) -> Seen: # of some controls; the others are as they stand
     "What is seen with these values, no widget moves; raises `BadInput` for a value or control that there is not"
-    for k in values:
-        if k in self.controls: continue
-        near = get_close_matches(k, self.controls, 1)
-        remedy = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(self.controls)}."
-        raise BadInput(f"There is no control {k!r}: {remedy}")
+    for k in values: check_name(k, self.controls, f"There is no control {k!r}")
     full = self.values | values
     within = lambda k, new: self._within(k, full[k], new, asked=k in values)
     full |= {k: within(k, {}) for k in full if k not in self.bound}      # the others depend on these

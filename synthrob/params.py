@@ -4,14 +4,14 @@
 
 # %% ../nbs/03f_params.ipynb #340ef793
 from __future__ import annotations
-import difflib, math, numbers, os
+import math, numbers, os
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib.util import find_spec
 
 from .classifiers import check_net
 from .cnn import recipe
-from .core import BadInput, default_device, seeded
+from .core import BadInput, check_name, default_device, seeded
 from .feature_space import check_layer, head_recipe, head_recipes
 from .files import existing
 from .nets import coarsest
@@ -115,12 +115,8 @@ def check_value(name, # a parameter of `SplitParams`
 def check_params(given:dict # parameters by name; those that are missing have their defaults
                 ) -> SplitParams: # complete: what was left to the preset is filled in
     "Look at every parameter before anything starts; raises `BadInput` with one sentence for the first that cannot be"
-    known = {f.name for f in fields(SplitParams)}
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            raise BadInput(f"There is no parameter {name!r}" + (f": did you mean {near[0]!r}?" if near else
-                           f"; there are {', '.join(sorted(known))}."))
+    known = [f.name for f in fields(SplitParams)]
+    for name in given: check_name(name, known, f"There is no parameter {name!r}")
     p = SplitParams(**{k: check_value(k, v) for k, v in given.items()})
     on_vectors = p.space == 'feature'
     for k, v in (presets[p.preset] | (vector_presets.get(p.preset, {}) if on_vectors else {})).items():

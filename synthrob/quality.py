@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .core import BadInput, generator, hash_array, hash_of, read_tensors, write_tensors
+from .core import BadInput, check_name, generator, hash_array, hash_of, read_tensors, write_tensors
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastcore.basics import patch
@@ -504,7 +504,7 @@ class KeepBest(Callback):
                  restore=True,       # put the best weights back at the end?
                  seed:int=0          # of the noise
                 ):
-        if measure not in measures: raise BadInput(f"measure={measure!r} is unknown: choose from {', '.join(measures)}")
+        check_name(measure, measures, f"measure={measure!r} is unknown")
         if every < 1 or n < 2: raise BadInput(f"every={every} must be at least 1, and n={n} at least 2.")
         self.net, self.real, self.every, self.n, self.measure = _net(model), real, every, n, measure
         self.path, self.restore, self.seed = path and Path(path), restore, seed

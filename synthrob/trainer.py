@@ -4,13 +4,13 @@
 
 # %% ../nbs/01g_trainer.ipynb #2c2c0080
 from __future__ import annotations
-import difflib, warnings
+import warnings
 from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from .core import BadInput, generator, has_bf16
+from .core import BadInput, check_name, generator, has_bf16
 from fastai.callback.core import Callback, CancelBatchException, CancelFitException, CancelValidException
 from fastai.callback.schedule import SchedCos
 from fastai.learner import Metric
@@ -82,13 +82,10 @@ def gan_recipe(name,     # one of `gan_recipes`, or a `GANRecipe`
                **changes # fields to change, e.g. `nf=32`
               ) -> GANRecipe:
     "A recipe by name, with `changes`; raises `BadInput` for a name that is not there. Builds no net"
-    known = {f.name for f in fields(GANRecipe)}
-    for k in changes:
-        if k in known: continue
-        near = difflib.get_close_matches(k, known, 1)
-        raise BadInput(f"A GAN's recipe has no {k!r}" + (f": did you mean {near[0]!r}?" if near else f"; it has {', '.join(sorted(known))}."))
+    known = [f.name for f in fields(GANRecipe)]
+    for k in changes: check_name(k, known, f"A GAN's recipe has no {k!r}")
     if isinstance(name, GANRecipe): return replace(name, **changes)
-    if name not in gan_recipes: raise BadInput(f"There is no GAN {name!r}: choose from {', '.join(gan_recipes)}.")
+    check_name(name, gan_recipes, f"There is no GAN {name!r}")
     return replace(gan_recipes[name], **changes)
 
 # %% ../nbs/01g_trainer.ipynb #5e49a3cf

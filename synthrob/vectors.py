@@ -11,7 +11,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 from torch import Tensor, nn
-from .core import BadInput, default_device, hash_of, read_array, read_json, read_tensors, seeded, write_array, write_json
+from .core import BadInput, check_name, default_device, hash_of, read_array, read_json, read_tensors, seeded, write_array, write_json
 from fastai.callback.core import CancelBatchException
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
@@ -200,8 +200,7 @@ def vector_recipe(name,     # one of `vector_recipes`, or a `VectorRecipe`
                  ) -> VectorRecipe:
     "A recipe by name, with `changes`; raises `BadInput` for a name that is not there"
     if isinstance(name, VectorRecipe): return replace(name, **changes)
-    if name not in vector_recipes:
-        raise BadInput(f"There is no GAN {name!r} for vectors: choose from {', '.join(vector_recipes)}.")
+    check_name(name, vector_recipes, f"There is no GAN {name!r} for vectors")
     return replace(vector_recipes[name], **changes)
 
 # %% ../nbs/01h_vectors.ipynb #ab11de1b
