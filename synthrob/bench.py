@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import matplotlib.pyplot as plt, numpy as np
 import torch
 import torch.nn.functional as F
+from .cells import notebook_path
 from .core import BadInput, check_name, default_device, device_name, generator, has_bf16, seeded, versions
 from fastai.callback.core import Callback, CancelValidException
 from fastai.optimizer import OptimWrapper
@@ -43,7 +44,7 @@ from .nets import GAN
 from .quality import features, fid, judge, kid
 from .rows import Rows, read_images, rows_of
 from .split import check_held_out, mix, run_split
-from .sweep import Sweep, notebook_path
+from .sweep import Sweep
 from .trainer import relative
 from .training import Autocast
 

@@ -16,7 +16,7 @@ from . import __version__
 # %% auto #0
 __all__ = ['RECIPES', 'BadInput', 'check_name', 'hash_of', 'hash_file', 'hash_array', 'replacing', 'write_json', 'read_json',
            'write_parquet', 'write_tensors', 'read_tensors', 'write_array', 'read_array', 'default_device', 'has_bf16',
-           'generator', 'seeded', 'Artefact', 'versions', 'device_name', 'make']
+           'generator', 'seeded', 'Artefact', 'now', 'versions', 'device_name', 'make']
 
 # %% ../nbs/00b_core.ipynb #3fdaa14a
 warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated', category=FutureWarning)
@@ -247,7 +247,9 @@ class Artefact:
         return self.record is not None
 
 # %% ../nbs/00b_core.ipynb #537d8f25
-def _now(): return datetime.now(timezone.utc).isoformat(timespec='seconds')
+def now() -> str: # e.g. '2026-03-01T12:00:00+00:00'
+    "The time in UTC, to the second, as records say it"
+    return datetime.now(timezone.utc).isoformat(timespec='seconds')
 
 def versions() -> dict: # name -> version
     "The versions of what a result depends on; None for what is not installed"
@@ -312,10 +314,10 @@ def _work(art, work, device, resumed):
     "Call `work`, then write the record"
     for f in art.path.glob('.*.tmp'): f.unlink()  # left by a process that was killed while it wrote
     head = dict(kind=art.kind, hash=art.hash, params=_canonical(art.params), versions=versions(),
-                device=device_name(device), started=_now(), resumed=resumed)
+                device=device_name(device), started=now(), resumed=resumed)
     t = time.perf_counter()
     said = work(art) or {}
     both = set(said) & {*head, 'finished', 'seconds'}
     if both: raise ValueError(f"work may not set {sorted(both)} of the record")
     seconds = round(time.perf_counter() - t, 3)
-    write_json(art.file('record.json'), {**head, 'finished': _now(), 'seconds': seconds, **said})
+    write_json(art.file('record.json'), {**head, 'finished': now(), 'seconds': seconds, **said})

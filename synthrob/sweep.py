@@ -4,156 +4,23 @@
 
 # %% ../nbs/03a_sweep.ipynb #3d88fbfb
 from __future__ import annotations
-import argparse, contextlib, difflib, inspect, itertools, math, os, re, signal, statistics, sys, time
+import argparse, contextlib, inspect, itertools, math, os, re, signal, statistics, sys, time
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import asdict
-from datetime import datetime, timezone
-from decimal import Decimal
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
 import yaml
 from fastcore.basics import patch
 from fastcore.imports import in_notebook
-from filelock import FileLock, Timeout
 import synthrob
-from .core import Artefact, BadInput, default_device, hash_of, make, read_json, versions, write_json
+from .cells import Cell, axes, cell_of, last_error, run_cell, values
+from .core import Artefact, BadInput, check_name, default_device, hash_of, now, read_json, versions, write_json
 
 # %% auto #0
-__all__ = ['NOTEBOOK', 'split_params', 'axes', 'values', 'cell_params', 'Cell', 'cell_of', 'combinations', 'Sweep',
-           'notebook_path', 'made_by', 'last_error', 'run_cell', 'Queue', 'Costs', 'Line', 'Runner', 'grids_of',
-           'read_spec', 'sweep', 'parser', 'main']
-
-# %% ../nbs/03a_sweep.ipynb #9cd69c65
-def split_params() -> dict: # name -> (type, default, what it means), all as text
-    "What one split experiment is made of"
-    source = (Path(synthrob.__file__).parent/'params.py').read_text(encoding='utf-8')
-    source = re.search(r'^class SplitParams:\n(.*?)^\S', source, re.M | re.S)[1]
-    return {m[1]: m.groups()[1:] for m in re.finditer(r'^    (\w+): (\w+) = (.*?) *# (.*)$', source, re.M)}
-
-def axes() -> dict: # name -> (type, default, what it means)
-    "What a grid can vary"
-    return {k: v for k, v in split_params().items() if k not in ('device', 'out', 'margin')}
-
-def _known(name, names, what):
-    "Raise `BadInput` with what is nearest unless `name` is one of `names`"
-    if name in names: return
-    near = difflib.get_close_matches(str(name), names, 1)
-    raise BadInput(f"There is no {what} {name!r}" + (f": did you mean {near[0]!r}?" if near else
-                                                     f"; there are {', '.join(names)}."))
-
-# %% ../nbs/03a_sweep.ipynb #89a20fb5
-def _steps(items, name):
-    "Fill in what dots stand for: steps from the two items before them to the one behind them"
-    while (at := next((i for i, o in enumerate(items) if o is ... or o == '...'), None)) is not None:
-        try:
-            *before, last = (Decimal(str(o)) for o in (*items[max(at-2, 0):at], items[at+1]))
-            step = before[-1] - before[0] if len(before) > 1 else Decimal(1)
-            n = (last - before[-1])/step
-            if n < 1 or n != int(n) or n > 10_000: raise ArithmeticError
-        except (ArithmeticError, IndexError):
-            given = ','.join('...' if o is ... else str(o) for o in items)
-            raise BadInput(f"{name}={given} cannot be: dots stand for equal steps that arrive, as in 0,.1,...,1."
-                          ) from None
-        items = [*items[:at], *(float(before[-1] + step*(i+1)) for i in range(int(n) - 1)), *items[at+1:]]
-    return items
-
-def _numbers(items, name):
-    "The numbers that texts are, `'0..5'` and dots written out; what is none stays, and is refused elsewhere"
-    def spread(o):
-        m = re.fullmatch(r'(\d+) *\.\. *(\d+)', o) if isinstance(o, str) else None
-        return range(int(m[1]), int(m[2]) + 1) if m else [o]
-    def number(o):
-        for kind in (int, float) if isinstance(o, str) else ():
-            with contextlib.suppress(ValueError): return kind(o)
-        return o
-    return [number(o) for o in _steps([o for i in items for o in spread(i)], name)]
-
-# %% ../nbs/03a_sweep.ipynb #fd4b24f1
-def values(name:str, # a parameter of `SplitParams`
-           v         # one value; several in a list, a range, a text with commas; `...` or '...' for equal steps; '0..5'
-          ) -> list: # each once, checked
-    "The values of an axis; an integer n for a seed means the seeds 0 to n-1. Raises `BadInput`"
-    from synthrob.params import check_value
-    known, several = axes(), hasattr(v, '__iter__') and not isinstance(v, str)
-    _known(name, known, 'parameter')
-    if name.endswith('_seed') and (re.fullmatch(r'-?\d+', v) if isinstance(v, str) else not several):
-        if (n := check_value(name, int(v) if isinstance(v, str) else v)) == 0:
-            raise BadInput(f"{name}=0 would be no seed at all: give how many (1), or which ([0]).")
-        return list(range(n))
-    if name == 'vocab' or name == 'path' and not several: items = [v]           # they may have commas of their own
-    else: items = list(v) if several else v.split(',') if isinstance(v, str) else [v]
-    items = [o.strip() if isinstance(o, str) else o for o in items]
-    if known[name][0] != 'str': items = _numbers(items, name)
-    if not items: raise BadInput(f"{name} has no value: give one, or leave it out.")
-    return list(dict.fromkeys(check_value(name, o) for o in items))
-
-# %% ../nbs/03a_sweep.ipynb #53060a9c
-def cell_params(p,               # `SplitParams`, from `check_params`
-                content:dict={} # what lies at `path`, `pool` and `weights`, from `synthrob.data.content_key`
-               ) -> dict:
-    "What determines the cell of `p`: equal cells have equal ones"
-    from synthrob.params import idle_params, recipes_of
-    drop = {'device', 'out', 'margin', *idle_params(p)}
-    own = {k: content.get(k) if k in ('path', 'pool', 'weights') else v for k, v in asdict(p).items() if k not in drop}
-    return own | dict(recipes=hash_of(recipes_of(p)))
-
-# %% ../nbs/03a_sweep.ipynb #c93ed807
-_gan_fields = ('data path vocab size channels real_share preset split_seed '
-               'gan_arch gan_images gan_bs gan_width gan_seed gan_pick '
-               'space extractor weights layer').split()
-_judge_fields = 'data path vocab size channels real_share preset split_seed cnn cnn_epochs'.split()
-
-class Cell:
-    "One experiment of a sweep; `art` is its artefact; `gan` and `judge` name its GAN and who judges that, None where it needs none"
-    def __init__(self,
-                 params:dict, # what determines it
-                 given:dict   # what the notebook is told; `out` is a whole path
-                ):
-        self.art, self.given = Artefact('cell', params, given['out']), given
-        self.gan = hash_of([params.get(k) for k in _gan_fields]) if 'gan_seed' in params else None
-        self.is_judge = not (params.get('ratio') or params.get('cnn_seed') or 'space' in params)    # the classifier of ratio 0 and seed 0
-        judged = self.is_judge or params.get('gan_pick') == 'best' or params.get('reject')
-        self.judge = hash_of([params.get(k) for k in _judge_fields]) if judged else None
-
-    @property
-    def hash(self) -> str: # 16 hexadecimal characters
-        "Of all that determines it: the name of its folder"
-        return self.art.hash
-
-    @property
-    def error(self) -> dict|None: # `error` in one line, `when`, and the `notebook` as far as it came
-        "What its last execution ended with, if that failed"
-        try: return read_json(self.art.file('error.json'))
-        except (OSError, ValueError): return None
-
-    @property
-    def state(self) -> str: # 'done', 'failed' or 'open'
-        "How it stands on the disk; 'open' also while it is executed"
-        return 'done' if self.art.done else 'failed' if self.error else 'open'
-
-# %% ../nbs/03a_sweep.ipynb #07858789
-def cell_of(p,               # `SplitParams`, from `check_params`
-            content:dict={} # what lies at `path`, `pool` and `weights`, as for `cell_params`
-           ) -> Cell:
-    "The cell of an experiment"
-    params, whole = cell_params(p, content), lambda o: o and str(Path(o).expanduser().absolute())
-    given = {k: v for k, v in asdict(p).items() if k in params or k in ('margin', 'device')}
-    return Cell(params, {**given, 'out': whole(p.out), **{k: whole(getattr(p, k)) for k in ('path', 'pool', 'weights') if k in given}})
-
-# %% ../nbs/03a_sweep.ipynb #4df257e7
-@patch(as_prop=True)
-def taken(self:Cell) -> bool:
-    "Does another process execute it at this moment?"
-    if not os.path.exists(f := f'{self.art.path}.lock'): return False
-    lock = FileLock(f)
-    try: lock.acquire(timeout=0)
-    except Timeout: return True
-    lock.release()
-    return False
+__all__ = ['combinations', 'Sweep', 'Queue', 'Costs', 'Line', 'Runner', 'grids_of', 'read_spec', 'sweep', 'parser', 'main']
 
 # %% ../nbs/03a_sweep.ipynb #b94cd1b6
 def combinations(grid:dict # axis -> value or values, as for `values`
@@ -190,7 +57,7 @@ def _look(data, path, p, seen):
     key = data, path, p.size, p.channels
     if key not in seen:
         name, _, more = data.partition(':')
-        _known(name, sources, 'data')
+        check_name(name, sources, f"There is no data {name!r}")
         sources[name](path, p.size, p.channels, **(dict(name=more) if more else {}))
         seen[key] = content_key(path) if path and name != 'torchvision' else None
     return seen[key]
@@ -277,75 +144,6 @@ def table(self:Sweep) -> pd.DataFrame: # a row a cell: the axes that vary, hash,
         return dict(hash=c.hash, state=c.state, seconds=r.get('seconds'), split=r.get('split'),
                     error=None if r else (c.error or {}).get('error'))
     return pd.DataFrame([{**{k: c.given.get(k) for k in self.varying}, **row(c)} for c in self.cells])
-
-# %% ../nbs/03a_sweep.ipynb #ca96ea91
-NOTEBOOK = '03_split.ipynb'
-
-def notebook_path() -> Path:
-    "Where the notebook lies that a cell executes; raises `BadInput` if it is missing"
-    here = Path(synthrob.__file__).resolve().parent
-    for folder in (here, here.parent/'nbs'):
-        if (folder/NOTEBOOK).is_file(): return folder/NOTEBOOK
-    raise BadInput(f"{NOTEBOOK} is neither in {here} nor in {here.parent/'nbs'}: install synthrob again.")
-
-# %% ../nbs/03a_sweep.ipynb #f397ee3b
-def made_by(nb,       # an executed notebook
-            out,      # the folder of everything that is kept
-            since:str # when the execution began, as in records
-           ) -> dict: # `split`, `robust`, `gan`: hashes; `took`: seconds of those made here; `ran_on`: the device
-    "What an executed notebook has made or found"
-    outputs = [o for c in nb.cells for o in c.get('outputs', [])]
-    text = '\n'.join(''.join(o.get('text') or o.get('data', {}).get('text/plain', '')) for o in outputs)
-    named = dict(re.findall(r'\b(split|robust)[/\\]([0-9a-f]{16})\b', text))                    # the last of each
-    if 'split' not in named: raise RuntimeError("the executed notebook does not say where its record lies")
-    records = {k: read_json(Path(out)/k/h/'record.json') for k, h in named.items()}
-    if gan := records['split']['params'].get('gan'): records['gan'] = read_json(Path(out)/'gan'/gan/'record.json')
-    hashes = {k: records[k]['hash'] if k in records else None for k in ('split', 'robust', 'gan')}
-    took = {k: r['seconds'] for k, r in records.items() if r['started'] >= since}
-    return dict(**hashes, took=took, ran_on=records['split']['device'])
-
-@patch(as_prop=True)
-def has_gan(self:Cell) -> bool:
-    "Does its notebook say where its GAN lies, be it that the cell is still being executed?"
-    try: return bool(re.search(r'\bgan[/\\]+[0-9a-f]{16}\b', self.art.file(NOTEBOOK).read_text(encoding='utf-8')))
-    except OSError: return False
-
-# %% ../nbs/03a_sweep.ipynb #bdd345b9
-def last_error(e:BaseException # raised by the execution of a notebook
-              ) -> str:
-    "What went wrong, in one line"
-    kind, text = getattr(e, 'ename', None) or type(e).__name__, getattr(e, 'evalue', None) or str(e)
-    line = next((o.strip() for o in text.splitlines() if o.strip()), '')[:400]
-    return f'{kind}: {line}' if line else kind
-
-# %% ../nbs/03a_sweep.ipynb #68e88118
-def run_cell(params:dict, # of the artefact
-             given:dict,  # what the notebook is told; `out` is a whole path
-             cwd:str=None # the folder to execute in
-            ) -> dict:    # `state`: 'done', with the `record`; 'failed', with the `error`; 'open': another is at it
-    "Execute the notebook of one cell, unless that is done"
-    cell, parent = Cell(params, given), os.getppid()
-    if cell.taken: return dict(state='open')                       # this slot has better things to do than to wait
-    try: art = make('cell', params, partial(_execute, given, cwd), given['out'], device='cpu')
-    except Exception as e:
-        if os.getppid() != parent: raise
-        _fail(cell, last_error(e))
-        return dict(state='failed', error=last_error(e))
-    art.file('error.json').unlink(missing_ok=True)
-    return dict(state='done', record=art.record, reused=art.reused)
-
-def _execute(given, cwd, art):
-    "The work of a cell"
-    from synthrob.kernels import execute
-    since = _now()
-    return made_by(execute(notebook_path(), art.file(NOTEBOOK), given, cwd=cwd), given['out'], since)
-
-def _fail(cell, error):
-    "Leave word of a failure"
-    what = dict(error=error, when=_now(), notebook=cell.art.file(NOTEBOOK))
-    with contextlib.suppress(OSError): write_json(cell.art.file('error.json'), what)
-
-def _now(): return datetime.now(timezone.utc).isoformat(timespec='seconds')
 
 # %% ../nbs/03a_sweep.ipynb #b8f14d33
 class Queue:
@@ -597,7 +395,7 @@ def declare(self:Sweep) -> dict: # what lies in `sweep.json`
     if not (f := self.art.file('sweep.json')).exists():
         cells = [dict(hash=c.hash, **{k: c.given.get(k) for k in self.varying}) for c in self.cells]
         before = sum(c.state == 'done' for c in self.cells)
-        write_json(f, dict(hash=self.art.hash, declared=_now(), finished_before=before, margin=self.margin,
+        write_json(f, dict(hash=self.art.hash, declared=now(), finished_before=before, margin=self.margin,
                            grids=self.grids, varying=self.varying, cells=cells, versions=versions()))
     return read_json(f)
 
@@ -638,8 +436,7 @@ class Runner:
 @patch
 def _start(self:Runner, executor, cell):
     "Hand a cell to the engine"
-    job = import_module('synthrob.sweep').run_cell          # what another process finds, also if this is a notebook
-    self.running[executor.submit(job, cell.art.params, cell.given, os.getcwd())] = cell, time.monotonic()
+    self.running[executor.submit(run_cell, cell.art.params, cell.given, os.getcwd())] = cell, time.monotonic()
 
 @patch
 def _end(self:Runner, future):
@@ -649,7 +446,7 @@ def _end(self:Runner, future):
     except Exception as e:
         self.died[cell] += 1
         r = dict(state='failed' if self.died[cell] > 1 else 'open', error=last_error(e))
-        if r['state'] == 'failed': _fail(cell, r['error'])
+        if r['state'] == 'failed': cell.fail(r['error'])
     if r['state'] == 'open': return self.queue.todo.append(cell)
     self.queue.settle(cell, r['state'])
     if r['state'] == 'failed': self.line.say(f"failed: {self.s.name(cell)}: {r['error']}")
@@ -683,10 +480,11 @@ def _engine(engine, slots, options, out):
         ex = engines.as_executor(engine)
         yield ex, slots or getattr(ex, 'slots', None) or getattr(ex, '_max_workers', None) or 1
         return
-    _known(engine, _engines, 'engine')
+    check_name(engine, _engines, f"There is no engine {engine!r}")
     options = dict(options or {})
     if engine == 'local':
-        for o in options: _known(o, [*inspect.signature(engines.local).parameters], 'option of the engine local')
+        known = inspect.signature(engines.local).parameters
+        for o in options: check_name(o, known, f"There is no option {o!r} of the engine local")
         ex = engines.local(**{'slots': slots, 'logs': out/'logs', **options})
         kernels.kernel_server()                                    # one for all workers
     else: ex = engines.slurm(**{'folder': out/'slurm', 'array_parallelism': slots or 256, **options})
@@ -746,12 +544,12 @@ def grids_of(spec,            # a grid; or a dict with `grids` and what they hav
     spec = dict(grids=spec) if isinstance(spec, (list, tuple)) else spec
     if not isinstance(spec, dict) or not all(isinstance(k, str) for k in spec):
         raise BadInput(f"{what} must hold names with values, as in ratio: [0, .5].")
-    for k in spec: _known(k, [*axes(), *_settings, 'grids'], 'parameter')
+    for k in spec: check_name(k, [*axes(), *_settings, 'grids'], f"There is no parameter {k!r}")
     grids = spec.get('grids', [{}])
     if not isinstance(grids, (list, tuple)) or not grids or not all(isinstance(g, dict) for g in grids):
         raise BadInput(f"{what} has grids={grids!r}: it must be a list of grids, each with names and values.")
     common = {k: v for k, v in spec.items() if k not in _settings and k != 'grids'}
-    for k in itertools.chain(*grids): _known(k, axes(), 'axis')
+    for k in itertools.chain(*grids): check_name(k, axes(), f"There is no axis {k!r}")
     return [{**common, **g} for g in grids], {k: v for k, v in spec.items() if k in _settings}
 
 # %% ../nbs/03a_sweep.ipynb #89716ba0
@@ -788,7 +586,7 @@ def _check_settings(o):
         raise BadInput(f"{k}={o[k]!r} cannot be: it must be a number above 0{f' and below {high}'*(high == 1)}.")
     if o['slots'] is not None and o['slots'] != int(o['slots']):
         raise BadInput(f"slots={o['slots']} cannot be: it must be a whole number.")
-    if isinstance(o['engine'], str): _known(o['engine'], _engines, 'engine')
+    if isinstance(o['engine'], str): check_name(o['engine'], _engines, f"There is no engine {o['engine']!r}")
     if not isinstance(o['options'] or {}, dict):
         raise BadInput(f"options={o['options']!r} cannot be: give names with values.")
 
@@ -810,7 +608,7 @@ def sweep(spec=None,         # a YAML file, a grid, or a list of grids; None: th
     "Plan a grid of split experiments and execute it; what is given here goes before what `spec` says. Raises `BadInput`"
     given = dict(margin=margin, out=out, device=device, engine=engine, slots=slots, options=options, effect=effect,
                  sd=sd, power=power, alpha=alpha)
-    for k in grid: _known(k, [*axes(), *_settings, 'dry_run', 'retry'], 'parameter')
+    for k in grid: check_name(k, [*axes(), *_settings, 'dry_run', 'retry'], f"There is no parameter {k!r}")
     file = isinstance(spec, (str, os.PathLike))
     grids, settings = read_spec(spec) if file else grids_of({} if spec is None else spec)
     o = {**_settings, **settings, **{k: v for k, v in given.items() if v is not None}}
@@ -900,7 +698,7 @@ def main(args=None # list of arguments; None: those of the command line
 def _main(p, given, unknown):
     "`main`, when the arguments are taken apart"
     try:
-        for o in unknown: _known(o.split('=')[0], list(p._option_string_actions), 'argument')
+        for o in (u.split('=')[0] for u in unknown): check_name(o, p._option_string_actions, f"There is no argument {o!r}")
         if not given.get('spec') and not set(given) & set(axes()):
             raise BadInput("Give a file or an axis, for example --ratios 0,.3,.6 --seeds 3; --help says more.")
         if 'option' in given: given['options'] = dict(map(_option, given.pop('option')))
