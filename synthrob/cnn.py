@@ -4,6 +4,7 @@
 
 # %% ../nbs/02_cnn.ipynb #f1f8bf43
 from __future__ import annotations
+import difflib
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -99,9 +100,9 @@ def _by_name(name):
     if name in recipes: return recipes[name]
     source, _, model = name.partition(':')
     if source == 'torchvision': return replace(recipes['strong'], net=Torchvision(model), lr=1e-3)
-    error = f"There is no classifier {name!r}"
-    if name in Torchvision.names(): raise BadInput(f"{error}: did you mean 'torchvision:{name}'?")
-    check_name(name, recipes, error, f"choose {', '.join(recipes)} or 'torchvision:NAME'.")
+    theirs = difflib.get_close_matches(name, Torchvision.names(), 1)
+    remedy = f"did you mean 'torchvision:{theirs[0]}'?" if theirs else f"choose {', '.join(recipes)} or 'torchvision:NAME'."
+    check_name(name, recipes, f"There is no classifier {name!r}", remedy)
 
 # %% ../nbs/02_cnn.ipynb #5869e88f
 class WeightedFocal(FocalLoss):

@@ -19,7 +19,6 @@ from fastcore.basics import patch
 from .losses import AdaptiveStrength, DiffAugment, LeCam, adversarial, gradient_penalty, interpolated_penalty
 from .nets import architectures
 
-
 # %% auto #0
 __all__ = ['gan_recipes', 'relative', 'GANRecipe', 'gan_recipe', 'GANTrainer', 'TrainStat', 'diversity', 'Watch']
 
