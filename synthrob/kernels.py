@@ -181,8 +181,7 @@ def _die_with(parent):
 # %% ../nbs/03d_kernels.ipynb #a87f8a31
 def _is_news(record) -> bool:
     "Not that an answer finds its socket closed: so ends every kernel that is told to leave in the middle of a cell"
-    from zmq import ZMQError
-    return not (record.exc_info and isinstance(record.exc_info[1], ZMQError))
+    return not (record.exc_info and type(record.exc_info[1]).__name__ == 'ZMQError')
 
 def _become(request, parent, libraries):
     "Make this fork the kernel that an ordinary start would have made, and run it to its end"

@@ -215,7 +215,8 @@ def test_slurm_time_out(small, engine, tmp_path):
     ex = engine(minutes=1)
     who = ex.submit(small.steps, tmp_path/'steps', 45, 1).result(300)   # it comes within 45 s: Slurm looks every 30 s
     log = next(ex.folder.glob('*_log.out')).read_text()
-    assert len(who) == 45 and len(set(who)) == 1 + log.count('Requeued job') > 1, 'each step done once, by several'
+    assert len(who) == 45, 'each step done once'
+    assert 1 < len(set(who)) <= 1 + log.count('Requeued job'), 'by several; Slurm may look before one has done its first'
 
 @slow
 def test_slurm_time_out_unheard(small, engine, tmp_path):
