@@ -11,7 +11,7 @@ from functools import cached_property, partial
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 import matplotlib.pyplot as plt
-from .core import BadInput, generator, hash_array, hash_file, hash_of, make, write_array, write_parquet
+from .core import BadInput, check_name, generator, hash_array, hash_file, hash_of, make, write_array, write_parquet
 from .faces import draw_faces, emotions
 from .files import (FER_CLASSES, FER_USAGES, IMAGE_TYPES, decode, existing, has_colour, list_images,
                             read_fer_csv, torchvision_images)
@@ -454,7 +454,7 @@ def _prepare(source, art):
 
 def _source(data, path, size, channels, options):
     "The `Source` of that name, its options checked"
-    if data not in sources: raise BadInput(f"there is no data {data!r}: choose one of {', '.join(sources)}")
+    check_name(data, sources, f"there is no data {data!r}")
     known = [o for o in inspect.signature(sources[data]).parameters if o not in ('path','size','channels')]
     for o in options:
         if o not in known: raise BadInput(f"data={data!r} has no option {o!r}: it has {', '.join(known) or 'none'}")

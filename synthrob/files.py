@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torchvision
 from fastprogress.fastprogress import progress_bar
 from PIL import Image, ImageOps, UnidentifiedImageError
-from .core import BadInput, replacing
+from .core import BadInput, check_name, replacing
 
 # %% auto #0
 __all__ = ['IMAGE_TYPES', 'PARTS', 'MAX_BYTES', 'FORMATS', 'FER_CLASSES', 'FER_USAGES', 'ImageFiles', 'existing', 'list_images',
@@ -408,8 +408,7 @@ def torchvision_images(
 ) -> tuple[pd.DataFrame, list]: # name, label and part of each row; no broken ones
     "Read a torchvision data set, both parts; raises `BadInput` if it is unknown or not there"
     sets, meta = torchvision_sets(), []
-    if name not in sets:
-        raise BadInput(f"torchvision has no data set {name!r} of this kind: choose one of {', '.join(sets)}")
+    check_name(name, sets, f"torchvision has no data set {name!r} of this kind")
     try: parts = {p: sets[name](root, train=p == 'train', download=download) for p in ('train','test')}
     except Exception as e:  # missing, damaged or not reachable: each data set has its own way to say it
         fix = "check the connection and the folder" if download else "download=True fetches it"

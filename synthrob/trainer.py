@@ -57,8 +57,8 @@ class GANRecipe:
 def _check_recipe(r):
     def known(what, v, names):
         if v not in names: raise BadInput(f"{what}={v!r} is not known: choose from {', '.join(map(repr, names))}.")
-    known('net', r.net, list(architectures))
-    known('loss', r.loss, list(adversarial))
+    check_name(r.net, architectures, f"There is no net {r.net!r}")
+    check_name(r.loss, adversarial, f"There is no adversarial loss {r.loss!r}")
     known('penalty', r.penalty, ['r1', 'r2', 'r1r2', 'gp', None])
     if not callable(r.augment): known('augment', r.augment, ['diff', 'ada', None])
     for nm in 'gamma', 'lecam', 'half_life':
