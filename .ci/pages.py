@@ -27,11 +27,13 @@ def look(made):
     sidebar = list(pages_of(yaml.safe_load((made/'sidebar.yml').read_text(encoding='utf-8'))['website']['sidebar']['contents']))
     for p in sidebar: assert (made/p).is_file(), f'the sidebar has {p}, which is not there'
     assert len(set(sidebar)) == len(sidebar), 'a page is in the sidebar twice'
-    for p in sorted(get_config().nbs_path.glob('*.ipynb')):
-        head = json.loads((made/p.name).read_text(encoding='utf-8'))['cells'][0]
+    nbs = get_config().nbs_path
+    for p in sorted(nbs.rglob('*.ipynb')):
+        name = p.relative_to(nbs).as_posix()
+        head = json.loads((made/name).read_text(encoding='utf-8'))['cells'][0]
         front = yaml.safe_load(''.join(head['source']).strip().strip('-')) if head['cell_type'] == 'raw' else {}
-        assert front.get('title') and front.get('description'), f'{p.name} lacks "# Title" and "> purpose" at its head'
-        assert p.name in sidebar, f'{p.name} is not in the sidebar'
+        assert front.get('title') and front.get('description'), f'{name} lacks "# Title" and "> purpose" at its head'
+        assert name in sidebar, f'{name} is not in the sidebar'
         print(front['output-file'].ljust(16), front['title'])
     site = yaml.safe_load((made/'_quarto.yml').read_text(encoding='utf-8'))
     for f in *site['metadata-files'], site['format']['html']['css']: assert (made/f).is_file(), f'{f} is not there'

@@ -4,7 +4,7 @@ import os, signal
 from pathlib import Path
 import pytest, torch
 from PIL import Image
-from synthrob.faces import draw_faces, emotions
+from synthrob.data.faces import draw_faces, emotions
 
 ROOT = Path(__file__).resolve().parent.parent
 

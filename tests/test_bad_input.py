@@ -2,9 +2,9 @@
 import io, multiprocessing as mp, os, signal, stat, struct, tarfile, time, zipfile, zlib
 import numpy as np, pytest
 from PIL import Image
-from synthrob.core import BadInput, read_array
-from synthrob.data import prepare
-from synthrob.files import decode, list_images, read_fer_csv
+from synthrob.core.basics import BadInput, read_array
+from synthrob.data.core import prepare
+from synthrob.data.files import decode, list_images, read_fer_csv
 
 rng = np.random.default_rng(0)
 
@@ -191,7 +191,7 @@ def test_failure_leaves_the_old_array(tmp_path):
     assert sorted(o.name for o in tmp_path.iterdir()) == ['a.zip', 'b.zip', 'c.csv', 'x.npy']
 
 def _slow_prepare(path, root, started, q=None):
-    import synthrob.files as files
+    import synthrob.data.files as files
     fast = files.to_array
     def slow(*args):
         started.set(); time.sleep(.01)

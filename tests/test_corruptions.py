@@ -6,8 +6,8 @@ import numpy as np, pytest, torch
 from PIL import Image
 from synthrob import corruptions as C
 from synthrob.bench import usual_corruptions
-from synthrob.core import BadInput
-from synthrob.faces import draw_faces
+from synthrob.core.basics import BadInput
+from synthrob.data.faces import draw_faces
 
 @pytest.fixture(scope='module')
 def theirs():
@@ -128,7 +128,7 @@ def test_same_bits_with_other_instructions_and_threads():
     assert probe(1) == probe(2, OMP_NUM_THREADS='2', **old)
 
 def test_fer2013_c(fer2013_zip, tmp_path):
-    from synthrob.data import prepare
+    from synthrob.data.core import prepare
     images = prepare('fer2013', fer2013_zip, root=tmp_path)
     test = images.subset(torch.tensor(images.part == 'test'))
     assert len(test) == 3118

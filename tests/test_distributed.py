@@ -2,18 +2,18 @@
 import json, os
 import pytest, torch
 from safetensors import safe_open
-from synthrob.core import BadInput, read_tensors
-from synthrob.distributed import launch
+from synthrob.core.basics import BadInput, read_tensors
+from synthrob.core.distributed import launch
 
 pytest.importorskip('accelerate', reason="accelerate is not installed: pip install 'synthrob[distributed]'")
 
 # What each process runs: it is imported by them, from a file, as a library is.
 TASKS = '''
 import contextlib, os
-from synthrob.cnn import cnn_learner
-from synthrob.data import prepare, splits
-from synthrob.gan import gan_learner
-from synthrob.loaders import image_dls
+from synthrob.cnn.learner import cnn_learner
+from synthrob.data.core import prepare, splits
+from synthrob.gan.learner import gan_learner
+from synthrob.data.loaders import image_dls
 
 def _parts():
     images = prepare('faces', size=32, n=100, n_test=20, root='runs')
@@ -87,7 +87,7 @@ def test_bad_batch(tasks):
 def test_split_run_in_two_processes(faces, tmp_path, monkeypatch):
     "The GAN and the classifier of an experiment, each trained by two processes; another experiment than that of one process"
     from conftest import TOY
-    from synthrob.split import check_params, run_split
+    from synthrob.split.core import check_params, run_split
     monkeypatch.chdir(tmp_path)
     params = dict(TOY, path=faces, ratio=.5, device='cpu')
     run = run_split(**params, processes=2)

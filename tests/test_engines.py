@@ -5,8 +5,8 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from pathlib import Path
 import psutil, pytest
 from conftest import TOY
-from synthrob.engines import (ENDED, GRACE, LocalExecutor, WorkerDied, slot_environments, slurm, slurm_queue, status)
-from synthrob.sweep import Sweep
+from synthrob.sweep.engines import (ENDED, GRACE, LocalExecutor, WorkerDied, slot_environments, slurm, slurm_queue, status)
+from synthrob.sweep.grid import Sweep
 
 slow = pytest.mark.skipif(not os.environ.get('SYNTHROB_SLOW'), reason='takes minutes: SYNTHROB_SLOW=1 runs it')
 
@@ -131,7 +131,7 @@ def test_cancelled(small, tmp_path, stubborn):
 
 PROGRAM = '''
 import sys
-from synthrob.engines import LocalExecutor, slot_environments
+from synthrob.sweep.engines import LocalExecutor, slot_environments
 import small_tasks
 ex = LocalExecutor(slot_environments(2, 1))
 futures = [ex.submit(small_tasks.stuck, sys.argv[1], i == 0) for i in range(4)]
@@ -153,7 +153,7 @@ def test_the_program_ends(small, tmp_path, how, code, said):
 
 def test_nothing_is_left_at_the_end(small, tmp_path):
     "A program that ends without a shutdown"
-    code = """from synthrob.engines import local
+    code = """from synthrob.sweep.engines import local
 import small_tasks
 print(local(2, gpus=0).submit(small_tasks.environment).result()[0])"""
     p = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, timeout=120)
@@ -248,7 +248,7 @@ def test_slurm_survives_the_program(small, engine, tmp_path):
     "The program is killed while jobs run and wait: the next one takes them over"
     code = f"""
 import sys, time
-from synthrob.engines import slurm
+from synthrob.sweep.engines import slurm
 import small_tasks
 ex = slurm({str(tmp_path/'slurm')!r}, cpus=1, mem=.5, minutes=5)
 for i in range(3): ex.submit(small_tasks.steps, {str(tmp_path)!r} + f'/steps_{{i}}', 20, .5)

@@ -8,15 +8,15 @@ from io import BytesIO
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
-from synthrob.compare import conclude, results, simulate_runs
-from synthrob.core import BadInput, write_json
-from synthrob.data import Images, splits
-from synthrob.explore import CorruptionExplorer, DataExplorer, Explorers, GANExplorer, SplitExplorer
-from synthrob.explore_data import fate, finished_run, groups_of
-from synthrob.faces import draw_faces, emotions
-from synthrob.gan import save_gan
-from synthrob.nets import GAN
-from synthrob.panels import Explorer, Seen, choice, slider, tile
+from synthrob.sweep.results import conclude, results, simulate_runs
+from synthrob.core.basics import BadInput, write_json
+from synthrob.data.core import Images, splits
+from synthrob.explore.core import CorruptionExplorer, DataExplorer, Explorers, GANExplorer, SplitExplorer
+from synthrob.explore.data import fate, finished_run, groups_of
+from synthrob.data.faces import draw_faces, emotions
+from synthrob.gan.learner import save_gan
+from synthrob.gan.nets import GAN
+from synthrob.explore.panels import Explorer, Seen, choice, slider, tile
 
 class Pictures(HTMLParser):
     "Attributes of the pictures in a page"
@@ -94,7 +94,7 @@ def test_data_pages_hold_every_image_once(images):
 
 def test_corruption_without_a_classifier(images):
     "The clean image stays, the other one is what `corrupt` makes of it with its own position"
-    from synthrob.corruptions import corrupt
+    from synthrob.cnn.corruptions import corrupt
     e = CorruptionExplorer(images)
     clean, bad = pictures(e.see(name='gaussian_noise', severity=4, image=17))
     assert (pixels(clean) == images.x[17, 0].numpy()).all()
@@ -105,7 +105,7 @@ def test_corruption_without_a_classifier(images):
 def test_a_classifier_comes_from_its_run(faces, tmp_path):
     "With the test images and the answers of its record; changed images are refused"
     from conftest import TOY
-    from synthrob.split import run_split
+    from synthrob.split.core import run_split
     run = run_split(**TOY, path=faces, out=str(tmp_path), ratio=0.)
     net, test, flip = finished_run(out=tmp_path)
     e = CorruptionExplorer(test, net, flip)
@@ -155,10 +155,10 @@ def test_split_says_what_the_report_says(sweep):
 def test_a_step_computes_nothing(sweep, monkeypatch):
     "What is shown is read once: with the records gone, every picture that was read can still be drawn"
     e = SplitExplorer(sweep)
-    monkeypatch.setattr('synthrob.explore_split.differences', None)
-    monkeypatch.setattr('synthrob.explore_split.conclude', None)
+    monkeypatch.setattr('synthrob.explore.split.differences', None)
+    monkeypatch.setattr('synthrob.explore.split.conclude', None)
     shown = {r: e.see(ratio=r)._repr_html_() for r in (0., .2, .4)}
-    monkeypatch.setattr('synthrob.explore_split.read_json', None)
+    monkeypatch.setattr('synthrob.explore.split.read_json', None)
     e.panel.cache_clear()
     assert shown == {r: e.see(ratio=r)._repr_html_() for r in (0., .2, .4)} and len(set(shown.values())) == 3
 
@@ -226,9 +226,9 @@ def missing():
     return None if browser() else 'there is no Chromium: apt-get install chromium, or set SYNTHROB_CHROMIUM to its path'
 
 PAGE = '''
-import torch, synthrob.explore as ex
-from synthrob.data import Images
-from synthrob.faces import draw_faces, emotions
+import torch, synthrob.explore.core as ex
+from synthrob.data.core import Images
+from synthrob.data.faces import draw_faces, emotions
 y = torch.arange(60) % 5
 x = draw_faces(y, size=32, seed=2, progress=False)
 x[0], y[0] = x[10], y[10]
@@ -335,7 +335,7 @@ def test_nothing_is_wider_than_the_page(page, width):
 def test_charts_do_not_depend_on_how_figures_are_saved():
     "A page, or a user's matplotlibrc, may set `savefig`: charts failed under it"
     import matplotlib
-    from synthrob.panels import chart
+    from synthrob.explore.panels import chart
     draw = lambda: str(chart(lambda ax: ax.plot([1, 2]), 'a line'))
     as_usual = draw()
     with matplotlib.rc_context({'savefig.dpi': 50, 'savefig.bbox': 'tight'}): assert draw() == as_usual

@@ -5,13 +5,13 @@ from pathlib import Path
 import nbformat, numpy as np, pytest, torch
 from torchvision import models
 from conftest import TOY
-from synthrob.cnn import evaluate
-from synthrob.compare import results
-from synthrob.core import BadInput, read_json, write_tensors
-from synthrob.feature_space import Extractor, extract
-from synthrob.split import FeatureRun, SplitRun, check_params, run_split
-from synthrob.sweep import sweep
-from synthrob.vectors import VectorSet, vector_dls, vector_gan_learner
+from synthrob.cnn.learner import evaluate
+from synthrob.sweep.results import results
+from synthrob.core.basics import BadInput, read_json, write_tensors
+from synthrob.split.features import Extractor, extract
+from synthrob.split.core import FeatureRun, SplitRun, check_params, run_split
+from synthrob.sweep.grid import sweep
+from synthrob.gan.vectors import VectorSet, vector_dls, vector_gan_learner
 
 TINY = dict(TOY, space='feature', gan_images=2560, head_epochs=3)
 

@@ -4,7 +4,7 @@ import asyncio, concurrent.futures as cf, json, multiprocessing as mp, os, signa
 from pathlib import Path
 import nbformat, papermill, pytest
 from synthrob import kernels
-from synthrob.kernels import KernelServer, NotebookFailed, WarmKernelManager, execute, kernel_server
+from synthrob.sweep.kernels import KernelServer, NotebookFailed, WarmKernelManager, execute, kernel_server
 
 pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='kernels are forked on Linux only')
 slow = pytest.mark.skipif(not os.environ.get('SYNTHROB_SLOW'), reason='takes minutes of all cores: set SYNTHROB_SLOW=1 to run it')
@@ -72,7 +72,7 @@ print(json.dumps(dict(env={k: v for k, v in os.environ.items() if k not in hidde
     main=sys.modules['__main__'].__dict__ is globals(), shell=str(get_ipython().__class__), flags=str(sys.flags), options=sys.warnoptions,
     signals={s: str(signal.getsignal(s)) for s in (2, 15, 17)}, leader=os.getpgid(0) == os.getpid(), umask=os.umask(0o22), tmp=tempfile.gettempdir(),
     stdin=sys.stdin.isatty(), history=get_ipython().history_manager.hist_file)))"""
-FIGURE = """import warnings, torch, numpy as np, pandas as pd, matplotlib.pyplot as plt, synthrob.split
+FIGURE = """import warnings, torch, numpy as np, pandas as pd, matplotlib.pyplot as plt, synthrob.split.core
 fig, ax = plt.subplots(figsize=(3, 2)); ax.plot([1, 3, 2]); ax.set_title(plt.get_backend());"""
 NUMBERS = """print(torch.get_num_threads(), torch.manual_seed(3).initial_seed(), torch.rand(2), torch.nn.Linear(3, 3).weight)
 print(*sorted(k for k in globals() if k[0] != '_'))
@@ -162,13 +162,13 @@ def test_a_long_path_to_temporary_files(tmp_path, monkeypatch):
 
 def test_importing_papermill_imports_no_torch():
     "papermill loads the engines of all that is installed"
-    code = "import sys, synthrob.kernels; sys.exit(bool({'torch', 'fastai', 'papermill', 'IPython'} & set(sys.modules)))"
+    code = "import sys, synthrob.sweep.kernels; sys.exit(bool({'torch', 'fastai', 'papermill', 'IPython'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, '-c', code]).returncode == 0
 
 def test_the_command_line(full, tmp_path):
     "As an entry point, which is what `pip install` makes of setup.py; papermill's own engine stays what it was"
     (tmp_path/'engine-0.dist-info').mkdir()
-    (tmp_path/'engine-0.dist-info'/'entry_points.txt').write_text('[papermill.engine]\nsynthrob = synthrob.kernels:SynthrobEngine\n')
+    (tmp_path/'engine-0.dist-info'/'entry_points.txt').write_text('[papermill.engine]\nsynthrob = synthrob.sweep.kernels:SynthrobEngine\n')
     env = os.environ | dict(PYTHONPATH=os.pathsep.join(filter(None, [str(tmp_path), os.environ.get('PYTHONPATH')])))
     nb = write(tmp_path/'a.ipynb', 'x = 1', 'print(x + 1)', '1/0', story=[2])
     def run(*args): return subprocess.run([sys.executable, '-m', 'papermill', str(nb), 'out.ipynb', '-p', 'x', '3', *args], cwd=tmp_path, env=env, capture_output=True, text=True)
@@ -177,7 +177,7 @@ def test_the_command_line(full, tmp_path):
     assert said(nbformat.read(tmp_path/'out.ipynb', 4)) == '4\n'
     r = run()
     assert r.returncode and 'ZeroDivisionError' in r.stderr, 'without our engine the demonstration is run, too'
-    code = 'from synthrob.kernels import SynthrobEngine as e; from papermill.engines import papermill_engines as p; assert p.get_engine("synthrob") is e'
+    code = 'from synthrob.sweep.kernels import SynthrobEngine as e; from papermill.engines import papermill_engines as p; assert p.get_engine("synthrob") is e'
     assert subprocess.run([sys.executable, '-c', code], env=env).returncode == 0, 'whichever is imported first'
 
 def test_story_cells_are_left_out(light, tmp_path):

@@ -1,8 +1,8 @@
 "Losses and penalties against numbers that can be worked out otherwise"
 from __future__ import annotations
 import pytest, torch
-from synthrob.core import generator
-from synthrob.losses import AdaptiveStrength, DiffAugment, LeCam, adversarial
+from synthrob.core.basics import generator
+from synthrob.gan.losses import AdaptiveStrength, DiffAugment, LeCam, adversarial
 
 every_loss = pytest.mark.parametrize('name', adversarial)
 

@@ -2,12 +2,12 @@
 from __future__ import annotations
 import numpy as np, pytest, torch
 from synthrob.bench import measure_peak
-from synthrob.data import Images, check_no_leak, prepare, splits
-from synthrob.faces import draw_faces
-from synthrob.files import npy_rows
-from synthrob.loaders import Augment, ImageSet, image_dls
-from synthrob.rows import Rows, read_images
-from synthrob.split import check_held_out, mix, run_split
+from synthrob.data.core import Images, check_no_leak, prepare, splits
+from synthrob.data.faces import draw_faces
+from synthrob.data.files import npy_rows
+from synthrob.data.loaders import Augment, ImageSet, image_dls
+from synthrob.data.rows import Rows, read_images
+from synthrob.split.core import check_held_out, mix, run_split
 
 @pytest.fixture
 def small_budget(monkeypatch): monkeypatch.setenv('SYNTHROB_MEMORY', '20kB')
@@ -69,10 +69,10 @@ def test_a_folder_above_the_budget(faces, tmp_path, small_budget):
     check_no_leak(images, splits(images))
     assert images.show(2).images[0].get_array().shape[0] == 5*33 - 1
 
-IMPORTS = """from synthrob.data import Images, check_no_leak, splits
-from synthrob.loaders import image_dls
-from synthrob.rows import read_images
-from synthrob.split import check_held_out, mix
+IMPORTS = """from synthrob.data.core import Images, check_no_leak, splits
+from synthrob.data.loaders import image_dls
+from synthrob.data.rows import read_images
+from synthrob.split.core import check_held_out, mix
 import torch"""
 WORK = """x = read_images(args['file'], args['budget'])
 images = Images(x, torch.arange(len(x)) % 5, list('abcde'))

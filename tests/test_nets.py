@@ -3,11 +3,11 @@ from __future__ import annotations
 import json, pytest, torch
 import torch.nn.functional as F
 from torch import nn
-from synthrob.core import generator, read_tensors, seeded, write_tensors
-from synthrob.gan import gan_learner, load_gan, save_gan
-from synthrob.loaders import ImageSet, image_dls
-from synthrob.losses import adversarial, gradient_penalty, interpolated_penalty
-from synthrob.nets import GAN, architectures
+from synthrob.core.basics import generator, read_tensors, seeded, write_tensors
+from synthrob.gan.learner import gan_learner, load_gan, save_gan
+from synthrob.data.loaders import ImageSet, image_dls
+from synthrob.gan.losses import adversarial, gradient_penalty, interpolated_penalty
+from synthrob.gan.nets import GAN, architectures
 
 every_net = pytest.mark.parametrize('net', architectures)
 y = torch.arange(8) % 5

@@ -4,16 +4,16 @@ import copy, shutil
 import pytest, torch
 from torch import nn
 from fastai.callback.core import Callback
-from synthrob.cnn import Recipe, cnn_learner
-from synthrob.core import BadInput, hash_array, hash_of
-from synthrob.data import prepare
-from synthrob.faces import draw_faces, emotions
-from synthrob.gan import class_noise, synthesize
-from synthrob.loaders import ImageSet, image_dls
-from synthrob.nets import GAN
-from synthrob.pools import (BLOCK, Fresh, acceptance, draw, load_pool, own_confidence, pool_from_folder, refine,
+from synthrob.cnn.learner import Recipe, cnn_learner
+from synthrob.core.basics import BadInput, hash_array, hash_of
+from synthrob.data.core import prepare
+from synthrob.data.faces import draw_faces, emotions
+from synthrob.gan.learner import class_noise, synthesize
+from synthrob.data.loaders import ImageSet, image_dls
+from synthrob.gan.nets import GAN
+from synthrob.gan.pools import (BLOCK, Fresh, acceptance, draw, load_pool, own_confidence, pool_from_folder, refine,
                             save_pool, thresholds)
-from synthrob.split import mix
+from synthrob.split.core import mix
 
 class Net(nn.Sequential):
     "A classifier that is made in no time; its BatchNorm would tell if it were asked in train mode"

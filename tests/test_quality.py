@@ -7,13 +7,13 @@ from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 from torchvision.models import inception_v3
-import synthrob.quality as quality
-from synthrob.classifiers import PosterNet, StrongNet, Torchvision
-from synthrob.core import BadInput, seeded, write_tensors
-from synthrob.faces import draw_faces, emotions
-from synthrob.gan import gan_learner, synthesize
-from synthrob.loaders import ImageSet, image_dls
-from synthrob.quality import (KeepBest, appearance, cas, features, fid, gan_test, inception_features, intra_fid, judge, kid,
+import synthrob.gan.metrics as quality
+from synthrob.cnn.models import PosterNet, StrongNet, Torchvision
+from synthrob.core.basics import BadInput, seeded, write_tensors
+from synthrob.data.faces import draw_faces, emotions
+from synthrob.gan.learner import gan_learner, synthesize
+from synthrob.data.loaders import ImageSet, image_dls
+from synthrob.gan.metrics import (KeepBest, appearance, cas, features, fid, gan_test, inception_features, intra_fid, judge, kid,
                               memorisation, moments, nearest, prdc)
 
 def faces(n, seed, size=32, channels=1):

@@ -5,11 +5,11 @@ from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
-from synthrob.compare import MADE, SAID, conclude, declared_margin, differences, paired, results, simulate_runs
-from synthrob.core import Artefact, BadInput, write_json
-from synthrob.report import (INK, corruption_table, image_differences, limits, main, plot_corruptions, plot_ratio, report,
+from synthrob.sweep.results import MADE, SAID, conclude, declared_margin, differences, paired, results, simulate_runs
+from synthrob.core.basics import Artefact, BadInput, write_json
+from synthrob.sweep.report import (INK, corruption_table, image_differences, limits, main, plot_corruptions, plot_ratio, report,
                              settings)
-from synthrob.stats import verdict
+from synthrob.sweep.stats import verdict
 
 def planted(o): return .035 if (o['how'], o['filler'], o['ratio']) == ('add', 'synthetic', .4) else 0.
 def fragile(o, corruption): return -.1 if corruption == 'fog' and o['how'] == 'replace' and o['ratio'] == .5 else 0.
@@ -248,7 +248,7 @@ def test_cells_of_a_sweep(few):
 
 def test_a_real_sweep(tmp_path):
     "Cells as `synthrob_sweep` leaves them lead to their runs; what was declared with them counts"
-    from synthrob.sweep import Sweep
+    from synthrob.sweep.grid import Sweep
     few = dict(ratios=(0, .3), hows=('add',), cnn_seeds=range(2), n=100)
     simulate_runs(tmp_path, **few)
     sweep = Sweep(dict(ratio=[0, .3], how='add', cnn_seed=2), out=str(tmp_path), margin=.04)
@@ -348,7 +348,7 @@ def test_what_is_written(few, tmp_path, capsys):
 
 def test_reading_runs_needs_no_training_library():
     "A finished sweep is reported without waiting for fastai"
-    code = "import sys, synthrob.report; print({'fastai', 'torchvision', 'torchmetrics'} & set(sys.modules))"
+    code = "import sys, synthrob.sweep.report; print({'fastai', 'torchvision', 'torchmetrics'} & set(sys.modules))"
     r = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
     assert r.stdout.strip() == 'set()', r.stdout + r.stderr
 

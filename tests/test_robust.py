@@ -3,12 +3,12 @@ from __future__ import annotations
 import json, signal, subprocess, sys, time
 from functools import partial
 import numpy as np, pandas as pd, pytest, torch
-from synthrob.cnn import cnn_learner, evaluate, recipe
-from synthrob.core import BadInput, seeded, write_tensors
-from synthrob.classifiers import StrongNet
-from synthrob.faces import draw_faces, emotions
-from synthrob.loaders import ImageSet, image_dls
-from synthrob.robust import Level, Robustness, Tested as Run, common, compare, extra, robustness
+from synthrob.cnn.learner import cnn_learner, evaluate, recipe
+from synthrob.core.basics import BadInput, seeded, write_tensors
+from synthrob.cnn.models import StrongNet
+from synthrob.data.faces import draw_faces, emotions
+from synthrob.data.loaders import ImageSet, image_dls
+from synthrob.cnn.robustness import Level, Robustness, Tested as Run, common, compare, extra, robustness
 
 def faces(n, seed, channels=1):
     y = torch.arange(n) % 5
@@ -34,11 +34,11 @@ def test_severity_hurts(learn):
     assert set(r.corruptions.group) == {'common', 'extra'} and r.summary['mca_extra'] > 0
 
 CODE = """import json, sys, torch
-from synthrob.classifiers import StrongNet
-from synthrob.core import read_tensors
-from synthrob.faces import draw_faces, emotions
-from synthrob.loaders import ImageSet
-from synthrob.robust import Level, robustness
+from synthrob.cnn.models import StrongNet
+from synthrob.core.basics import read_tensors
+from synthrob.data.faces import draw_faces, emotions
+from synthrob.data.loaders import ImageSet
+from synthrob.cnn.robustness import Level, robustness
 y = torch.arange(60) % 5
 images = ImageSet(draw_faces(y, size=32, seed=3, progress=False), y, emotions)
 net = StrongNet(32, nf=8)

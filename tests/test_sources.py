@@ -4,10 +4,10 @@ import hashlib, io, json, pickle, signal, struct, subprocess, sys, time
 from pathlib import Path
 import lmdb, numpy as np, pyarrow as pa, pyarrow.parquet as pq, pytest, torchvision
 from PIL import Image
-import synthrob.sources as sources
-from synthrob.core import BadInput
-from synthrob.data import prepare
-from synthrob.split import run_split
+import synthrob.data.sources as sources
+from synthrob.core.basics import BadInput
+from synthrob.data.core import prepare
+from synthrob.split.core import run_split
 
 TOY = dict(size=32, gan_images=640, gan_width=8, cnn='poster', cnn_epochs=1, robust='none')
 
@@ -107,14 +107,14 @@ def test_corrupt_entries_are_counted_and_named(lsun, tmp_path, capsys):
     write_lmdb(tmp_path/'lsun'/'tower_train_lmdb', {key(i, 'x'): b'no image' for i in range(3)})
     refused('more than 1 % of all 200', prepare, 'lsun', tmp_path/'lsun', root=tmp_path/'other')
 
-SLOW = """import sys, time, synthrob.sources as sources
+SLOW = """import sys, time, synthrob.data.sources as sources
 fast = sources.to_array
 def slow(*args):
     time.sleep(.002)
     return fast(*args)
 sources.to_array = slow
 from functools import partial
-import synthrob.data as data
+import synthrob.data.core as data
 data.lsun_images = partial(data.lsun_images, bs=16)
 data.prepare('lsun', sys.argv[1], root=sys.argv[2])"""
 

@@ -4,10 +4,10 @@ import json, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import nbformat, numpy as np, pandas as pd, pytest, torch
 from PIL import Image
-from synthrob.core import BadInput
-from synthrob.data import duplicate_groups
-from synthrob.faces import draw_faces, emotions
-from synthrob.split import SplitRun, check_params, run_split
+from synthrob.core.basics import BadInput
+from synthrob.data.core import duplicate_groups
+from synthrob.data.faces import draw_faces, emotions
+from synthrob.split.core import SplitRun, check_params, run_split
 
 SMALL = dict(data='folder', size=32, gan_images=2560, gan_width=16, cnn_epochs=3)
 
@@ -134,10 +134,10 @@ def test_a_bad_pool(face_folder, tmp_path, spoil, sentence):
 
 def test_killed_and_started_again(face_folder, tmp_path):
     "SIGKILL after a checkpoint of the GAN, and after one of the CNN; the record is that of an undisturbed run"
-    code = """import sys, json, synthrob.gan, synthrob.cnn
-from synthrob.training import Checkpoint
-synthrob.gan.Checkpoint = synthrob.cnn.Checkpoint = lambda path, every, tag: Checkpoint(path, 0, tag)   # after every epoch
-from synthrob.split import run_split
+    code = """import sys, json, synthrob.gan.learner, synthrob.cnn.learner
+from synthrob.core.training import Checkpoint
+synthrob.gan.learner.Checkpoint = synthrob.cnn.learner.Checkpoint = lambda path, every, tag: Checkpoint(path, 0, tag)   # after every epoch
+from synthrob.split.core import run_split
 run_split(**json.loads(sys.argv[1]))"""
     params = {**SMALL, 'path': str(face_folder), 'ratio': .3, 'gan_images': 6400, 'cnn_epochs': 40}
     def start(out): return subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code, json.dumps({**params, 'out': str(out)})],

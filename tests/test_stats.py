@@ -9,7 +9,7 @@ import numpy as np, pytest
 from scipy import stats
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import ttost_paired
-from synthrob.stats import (decide, hierarchical, image_se, least_seeds, mde, power, seeds_needed, sign_flip, simulated,
+from synthrob.sweep.stats import (decide, hierarchical, image_se, least_seeds, mde, power, seeds_needed, sign_flip, simulated,
                             tost, verdict, verdicts)
 
 ALIKE = ('normal', 'counts', 'heavy', 'failures')   # the arms are alike: differences are symmetric

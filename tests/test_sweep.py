@@ -4,10 +4,10 @@ import json, os, random, re, signal, subprocess, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import nbformat, pandas as pd, psutil, pytest, torch
-import synthrob.cells
+import synthrob.sweep.cells
 from conftest import TOY
-from synthrob.core import read_tensors
-from synthrob.sweep import Sweep, main, sweep
+from synthrob.core.basics import read_tensors
+from synthrob.sweep.grid import Sweep, main, sweep
 
 # `SYNTHROB_SLOW=1 pytest tests/test_sweep.py -k killed` kills a sweep of 72 cells and their 6 baselines twenty times: some ten minutes
 SLOW = bool(os.environ.get('SYNTHROB_SLOW'))
@@ -18,7 +18,7 @@ def flags(**grid): return [o for k, v in grid.items() for o in (f'--{k}', str(v)
 
 def start(faces, out, *more, before='pass'):
     "The command `synthrob_sweep`, started; its children have sessions of their own, as those of a terminal's job"
-    code = f'import signal, sys; from synthrob.sweep import main; {before}; sys.exit(main())'
+    code = f'import signal, sys; from synthrob.sweep.grid import main; {before}; sys.exit(main())'
     args = [*flags(**TOY, path=faces, out=out, slots=2), *more]
     return subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code, *args], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
@@ -143,7 +143,7 @@ def pretend(monkeypatch):
         if e := Pretend.then.get(Pretend.done[-1]): raise e
         return dict(split='0'*16, robust=None, gan=None, took=dict(split=1.), ran_on='cpu')
     Pretend.done.clear(), Pretend.then.clear()
-    monkeypatch.setattr(synthrob.cells, '_execute', execute)
+    monkeypatch.setattr(synthrob.sweep.cells, '_execute', execute)
     return Pretend
 
 def test_a_cell_fails(pretend, tmp_path, capsys):
@@ -177,10 +177,10 @@ def test_others_start_when_the_gan_stands(monkeypatch, tmp_path):
         if given['cnn_seed']: second.set()
         else:
             assert not second.wait(1.), 'it did not wait for the GAN'
-            art.file(synthrob.cells.NOTEBOOK).write_text(f'Artefact({tmp_path}/gan/{"a"*16}, finished)')
+            art.file(synthrob.sweep.cells.NOTEBOOK).write_text(f'Artefact({tmp_path}/gan/{"a"*16}, finished)')
             assert second.wait(60), 'it waits for the whole cell'
         return dict(split='0'*16, robust=None, gan=None, took=dict(split=1.), ran_on='cpu')
-    monkeypatch.setattr(synthrob.cells, '_execute', execute)
+    monkeypatch.setattr(synthrob.sweep.cells, '_execute', execute)
     assert set(sweep(ratio=.5, cnn_seed=2, out=str(tmp_path), engine=ThreadPoolExecutor(2)).table.state) == {'done'}
 
 def test_a_worker_dies(pretend, monkeypatch, tmp_path):
