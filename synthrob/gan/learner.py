@@ -161,10 +161,10 @@ def training_curve(learn:Learner # from `gan_learner`, after or in the middle of
 def plot_training(learn:Learner, # from `gan_learner`, after or in the middle of a training
                   axs=None       # axes for losses, outputs of the discriminator, sample sheet, quality; None: new ones
                  ):              # the axes
-    "Losses, outputs of the discriminator, a sample sheet and, where `KeepBest` measures it, the quality of a GAN in training"
+    "Losses, outputs of the discriminator, a sample sheet and, where `SaveBestGAN` measures it, the quality of a GAN in training"
     df, was = training_curve(learn), learn.model.training
     if axs is None:
-        wide = [1, 1, 1.2, 1] if hasattr(learn, 'keep_best') and len(learn.keep_best.curve) else [1, 1, 1.2]
+        wide = [1, 1, 1.2, 1] if hasattr(learn, 'save_best_gan') and len(learn.save_best_gan.curve) else [1, 1, 1.2]
         _, axs = plt.subplots(1, len(wide), figsize=(3.4*sum(wide), 2.8), dpi=80, width_ratios=wide, layout='constrained')
     for ax, what, title in zip(axs, (dict(loss='generator', loss_d='discriminator'), dict(d_real='real', d_fake='synthetic')),
                                ('losses', "the discriminator's logits")):
@@ -172,7 +172,7 @@ def plot_training(learn:Learner, # from `gan_learner`, after or in the middle of
         ax.set(xlabel='images seen', title=title)
         ax.legend(frameon=False)
     sample_sheet(learn.model, 6, learn.dls.vocab, ax=axs[2])
-    if len(axs) > 3: learn.keep_best.plot_curve(axs[3])
+    if len(axs) > 3: learn.save_best_gan.plot_curve(axs[3])
     learn.model.train(was)
     return axs
 
@@ -195,7 +195,7 @@ class LiveFigure(Callback):
         self.shown = time.monotonic()
 
 # %% ../../nbs/01_gan.ipynb #00435522
-def save_gan(gan:GAN, # the pair and its average; a `VectorGAN` as well
+def save_gan(gan:GAN, # the pair and its average
              path     # the safetensors file to be written
             ):
     "Write the weights of `gan` and its sizes to one safetensors file, whole or not at all"

@@ -16,7 +16,7 @@ from fastai.callback.schedule import SchedCos
 from fastai.learner import Metric
 from fastcore.basics import patch
 
-from .losses import AdaptiveStrength, DiffAugment, LeCam, adversarial, gradient_penalty, interpolated_penalty
+from .losses import AdaptiveStrength, DiffAugment, LeCam, adversarial_losses, gradient_penalty, interpolated_penalty
 from .nets import architectures
 
 # %% auto #0
@@ -31,7 +31,7 @@ class GANRecipe:
     per_class: bool = False      # a pair of nets for each class, which sees that class alone?
     nf: int = 48                 # width of both nets
     nz: int = 100                # dimensions of the noise
-    loss: str = 'relativistic'   # one of `adversarial`
+    loss: str = 'relativistic'   # one of `adversarial_losses`
     penalty: str = 'r1r2'        # 'r1', 'r2', 'r1r2', 'gp' (WGAN-GP) or None
     gamma: float = 1.            # weight of the penalty: γ of R1 and R2, λ of the gradient penalty
     gamma_end: float = None      # its weight at the end of training, reached along a cosine; None: it stays
@@ -58,7 +58,7 @@ def _check_recipe(r):
     def known(what, v, names):
         if v not in names: raise BadInput(f"{what}={v!r} is not known: choose from {', '.join(map(repr, names))}.")
     check_name(r.net, architectures, f"There is no net {r.net!r}")
-    check_name(r.loss, adversarial, f"There is no adversarial loss {r.loss!r}")
+    check_name(r.loss, adversarial_losses, f"There is no adversarial loss {r.loss!r}")
     known('penalty', r.penalty, ['r1', 'r2', 'r1r2', 'gp', None])
     if not callable(r.augment): known('augment', r.augment, ['diff', 'ada', None])
     for nm in 'gamma', 'lecam', 'half_life':
@@ -74,7 +74,7 @@ gan_recipes = dict(
     default=GANRecipe(),
     sngan=GANRecipe(net='resnet', loss='hinge', penalty=None, lr=2e-4, lr_d=4e-4, betas=(0., .9)),
     r3gan=GANRecipe(net='r3gan', lr=1e-3),
-    source=GANRecipe(net='source', per_class=True, loss='wasserstein', penalty='gp', gamma=10., lazy=1, n_critic=5, lr=1e-4, betas=(0., .9),
+    source=GANRecipe(net='study', per_class=True, loss='wasserstein', penalty='gp', gamma=10., lazy=1, n_critic=5, lr=1e-4, betas=(0., .9),
                      augment=None, half_life=0, balanced=False))
 
 def gan_recipe(name,     # one of `gan_recipes`, or a `GANRecipe`
@@ -98,7 +98,7 @@ class GANTrainer(Callback):
                  opt_d=None,         # opt_d(parameters) makes the discriminator's optimizer; it must be given
                  seed=0              # of the noise and the augmentation
                 ):
-        self.recipe, self.make_opt_d, self.seed, self.adversarial = recipe, opt_d, seed, adversarial[recipe.loss]
+        self.recipe, self.make_opt_d, self.seed, self.adversarial = recipe, opt_d, seed, adversarial_losses[recipe.loss]
 
     def before_fit(self):
         r, device = self.recipe, self.dls.device
@@ -152,7 +152,7 @@ def noise(self:GANTrainer,
           n # rows
          ): # (n,nz), standard normal
     "The next noise of this epoch; of several processes each has its part of it"
-    draw = lambda n: torch.randn(n, self.model.ema.nz, generator=self.rng_noise, device=self.dls.device)
+    draw = lambda n: torch.randn(n, self.model.params['nz'], generator=self.rng_noise, device=self.dls.device)
     return draw(n) if self.together is None else self.together.mine(draw(n*self.together.world))
 
 @patch
@@ -294,7 +294,7 @@ class Watch(Callback):
         few = torch.cat([(ds.y == c).nonzero()[:64, 0] for c in range(self.k)])
         self.real = diversity(ds.x[few].float()/127.5, ds.y[few], self.k).item()
         self.y = torch.arange(self.k, device=self.dls.device).repeat_interleave(16)
-        self.z = torch.randn(len(self.y), self.model.ema.nz, generator=generator('watch')).to(self.dls.device)
+        self.z = torch.randn(len(self.y), self.model.params['nz'], generator=generator('watch')).to(self.dls.device)
         self.learn.failure, self.shares, self.good = None, [], None
         self.peak = self.learn.more_state.setdefault('watch', _Peak())
 

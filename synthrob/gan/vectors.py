@@ -4,34 +4,33 @@
 
 # %% ../../nbs/gan/09_vectors.ipynb #430077d2
 from __future__ import annotations
-import copy, json, math
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
 from torch import Tensor, nn
-from ..core.basics import BadInput, check_name, default_device, hash_of, read_array, read_json, read_tensors, seeded, write_array, write_json
+from ..core.basics import BadInput, check_name, default_device, hash_of, read_array, read_json, write_array, write_json
 from fastai.callback.core import CancelBatchException
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 from fastcore.basics import patch
 from fastprogress.fastprogress import progress_bar
-from safetensors import safe_open
 from sklearn.decomposition import PCA
 
-from .learner import class_noise, shaped
+from .learner import class_noise, load_gan, shaped
 from ..data.loaders import DeviceDL, ImageSet
-from .losses import interpolated_penalty
+from .nets import GAN
 from .pools import Pool
 from .trainer import GANRecipe, GANTrainer, TrainStat, Watch
 from ..core.training import Repeatable, quiet
 
 # %% auto #0
-__all__ = ['vector_recipes', 'BLOCK', 'VectorSet', 'VectorDL', 'vector_dls', 'Gaussians', 'mlp', 'VectorGenerator',
-           'VectorDiscriminator', 'VectorGAN', 'VectorRecipe', 'vector_recipe', 'VectorTrainer', 'VectorWatch',
-           'vector_gan_learner', 'draw_vectors', 'load_vector_gan', 'VectorPool', 'save_vectors', 'load_vectors']
+__all__ = ['vector_recipes', 'BLOCK', 'VectorSet', 'VectorDL', 'vector_dls', 'Gaussians', 'VectorRecipe', 'vector_recipe',
+           'VectorTrainer', 'VectorWatch', 'vector_gan_learner', 'draw_vectors', 'load_vector_gan', 'VectorPool',
+           'save_vectors', 'load_vectors']
 
 # %% ../../nbs/gan/09_vectors.ipynb #0820b984
 class VectorSet(ImageSet):
@@ -88,7 +87,7 @@ class Gaussians(nn.Module):
                 ):
         super().__init__()
         if y.bincount(minlength=k).min() < 2: raise BadInput("A class with fewer than two vectors has no covariance: leave it out.")
-        self.params = dict(dim=x.shape[1], n_classes=k, nz=x.shape[1])
+        self.params = dict(size=x.shape[1], n_classes=k, nz=x.shape[1])
         self.register_buffer('mean', torch.stack([x[y == c].mean(0) for c in range(k)]))
         self.register_buffer('root', torch.stack([self._root(x[y == c].double()) for c in range(k)]).float())
 
@@ -99,78 +98,6 @@ class Gaussians(nn.Module):
         return (q*scale.clamp_min(0).sqrt()) @ q.T
 
     def forward(self, z, y): return self.mean[y] + torch.einsum('nij,nj->ni', self.root[y], z)
-
-# %% ../../nbs/gan/09_vectors.ipynb #6e928060
-def mlp(ni:int,   # numbers in
-        nf:int,   # width of the hidden layers
-        depth:int # hidden layers
-       ) -> nn.Sequential: # (n,ni) to (n,nf)
-    "Fully connected layers with leaky rectifiers, drawn as He et al. 2015 (arXiv 1502.01852) advise"
-    layers = []
-    for i in range(depth):
-        linear = nn.Linear(nf if i else ni, nf)
-        nn.init.kaiming_normal_(linear.weight, a=.2)
-        nn.init.zeros_(linear.bias)
-        layers += [linear, nn.LeakyReLU(.2)]
-    return nn.Sequential(*layers)
-
-# %% ../../nbs/gan/09_vectors.ipynb #21f546cc
-class VectorGenerator(nn.Module):
-    "`G(z, y)`: vectors (n,dim) from noise (n,nz) and labels (n,)"
-    def __init__(self,
-                 dim,       # length of a vector
-                 n_classes, # number of classes
-                 nz=64,     # dimensions of the noise, and of the embedded class
-                 nf=256,    # width of the hidden layers
-                 depth=3    # hidden layers
-                ):
-        super().__init__()
-        self.nz, self.embed = nz, nn.Embedding(n_classes, nz)
-        self.layers, self.out = mlp(2*nz, nf, depth), nn.Linear(nf, dim)
-
-    def forward(self, z, y): return self.out(self.layers(torch.cat([z, self.embed(y)], 1)))
-
-# %% ../../nbs/gan/09_vectors.ipynb #9c1c2576
-class VectorDiscriminator(nn.Module):
-    "`D(x, y)`: logits (n,) of vectors (n,dim) and labels (n,)"
-    def __init__(self,
-                 dim,       # length of a vector
-                 n_classes, # number of classes
-                 nf=256,    # width of the hidden layers
-                 depth=3    # hidden layers
-                ):
-        super().__init__()
-        self.layers, self.out, self.embed = mlp(dim, nf, depth), nn.Linear(nf, 1), nn.Embedding(n_classes, nf)
-        nn.init.normal_(self.embed.weight, std=nf**-.5)
-
-    def forward(self, x, y):
-        h = self.layers(x)
-        return (self.out(h)[:, 0] + (self.embed(y)*h).sum(1)).float()
-
-# %% ../../nbs/gan/09_vectors.ipynb #69a3ae02
-class VectorGAN(nn.Module):
-    "Generator, discriminator and the generator's moving average; calling it samples from the average"
-    def __init__(self,
-                 dim:int,      # length of a vector
-                 n_classes=5,  # number of classes
-                 nz=64,        # dimensions of the noise
-                 nf=256,       # width of both nets
-                 depth=3,      # hidden layers of both nets
-                 seed=0        # of the first weights
-                ):
-        super().__init__()
-        self.params = dict(dim=dim, n_classes=n_classes, nz=nz, nf=nf, depth=depth)
-        with seeded('vector gan', seed):
-            self.generator = VectorGenerator(dim, n_classes, nz, nf, depth)
-            self.discriminator = VectorDiscriminator(dim, n_classes, nf, depth)
-        self.ema = copy.deepcopy(self.generator).requires_grad_(False)
-
-    def train(self, mode=True):
-        super().train(mode)
-        self.ema.eval()
-        return self
-
-    def forward(self, z, y): return self.ema(z, y)
 
 # %% ../../nbs/gan/09_vectors.ipynb #8cf74c5d
 @dataclass(frozen=True)
@@ -183,13 +110,11 @@ class VectorRecipe(GANRecipe):
     lr: float = 1e-3             # learning rate of the generator
     augment: object = None       # there is none
     half_life: int = 50_000      # of the generator's moving average, in vectors; at first an eighth of those seen; 0: no average
-    depth: int = 3               # hidden layers of both nets
 
     def __post_init__(self):
         if self.net != 'mlp': raise BadInput(f"net={self.net!r} makes images: for vectors there is 'mlp'.")
         if self.augment is not None or self.attention: raise BadInput("augment and attention are of images: leave them out for vectors.")
-        if self.depth < 1: raise BadInput(f"depth={self.depth} is at least 1.")
-        own = {k: v for k, v in vars(self).items() if k not in ('net', 'depth')}
+        own = {k: v for k, v in vars(self).items() if k != 'net'}
         GANRecipe(**own)                                          # everything else is looked at as it is for images
 
 vector_recipes = dict(mlp=VectorRecipe(), mlp_wgan=VectorRecipe(loss='wasserstein', penalty='gp', gamma=10., lazy=1, n_critic=5,
@@ -213,17 +138,6 @@ class VectorTrainer(GANTrainer):
         self.average()
         raise CancelBatchException()                              # the step is done: fastai's own is not wanted
 
-    def penalty(self,
-                x,     # what the discriminator saw: real, then synthetic vectors (2n,d)
-                y,     # labels of the half (n,)
-                logits # what it said (2n,); None under 'gp', which asks anew
-               ):      # scalar
-        "The recipe's penalty, without its weight: see `GANTrainer`"
-        n = len(y)
-        if self.recipe.penalty != 'gp': return super().penalty(x, y, logits)
-        as_images, D = x[..., None, None], self.model.discriminator
-        with self.nets(): return interpolated_penalty(lambda x, y: D(x.flatten(1), y), as_images[:n], as_images[n:], y, self.rng)
-
 # %% ../../nbs/gan/09_vectors.ipynb #9227630b
 class VectorWatch(Watch):
     "`Watch` for vectors: their diversity is not counted in bytes"
@@ -240,7 +154,7 @@ def vector_gan_learner(dls,        # loaders of vectors and labels, from `vector
                       ) -> Learner:# train it with `fit_images`, sample from it with `draw_vectors`
     "A `Learner` that trains a conditional GAN on vectors, which are best standardised; raises `BadInput`"
     r = vector_recipe(arch, **changes)
-    model = VectorGAN(dls.one_batch()[0].shape[1], dls.c, r.nz, r.nf, r.depth, seed)
+    model = GAN(dls.one_batch()[0].shape[1], 0, dls.c, r.nz, r.nf, seed, net='mlp')
     dls.train.balanced = r.balanced
     adam = dict(betas=r.betas, fused=dls.device.type in ('cpu', 'cuda'))
     trainer = VectorTrainer(r, lambda ps: torch.optim.Adam(ps, r.lr_d or r.lr, **adam), seed)
@@ -255,7 +169,7 @@ def vector_gan_learner(dls,        # loaders of vectors and labels, from `vector
 BLOCK = 256   # vectors made at a time: part of the definition, as for `class_noise`
 
 @torch.no_grad()
-def draw_vectors(gan,           # a `VectorGAN`, or `Gaussians`: called with noise and labels; `params` has dim, n_classes, nz
+def draw_vectors(gan,           # a `GAN` on vectors, or `Gaussians`: called with noise and labels; `params` has size, n_classes, nz
                  n,             # vectors a class: an int, or a list with one number a class
                  seed:int=0,    # of the noise
                  spread=1.,     # standard deviation of the noise
@@ -272,19 +186,17 @@ def draw_vectors(gan,           # a `VectorGAN`, or `Gaussians`: called with noi
         z = shaped(class_noise(math.ceil(n[c]/BLOCK)*BLOCK, gan.params['nz'], c, seed), spread, truncate)
         y = torch.full((BLOCK,), c, device=device)
         xs.append(torch.cat([gan(zb.to(device), y).float().cpu() for zb in z.split(BLOCK)])[:n[c]] if n[c] else
-                  torch.empty(0, gan.params['dim']))
+                  torch.empty(0, gan.params['size']))
     return torch.cat(xs), torch.repeat_interleave(torch.arange(k), torch.tensor(n))
 
 # %% ../../nbs/gan/09_vectors.ipynb #e9a8e83e
-def load_vector_gan(path,        # what `save_gan` wrote of a `VectorGAN`
+def load_vector_gan(path,        # what `save_gan` wrote of a GAN on vectors
                     device='cpu' # where its nets are wanted
-                   ) -> VectorGAN:
+                   ) -> GAN:
     "The GAN that `save_gan` wrote, in eval mode; raises `BadInput` for a GAN that makes images"
-    with safe_open(path, 'pt') as f: params = {k: json.loads(v) for k, v in f.metadata().items() if k != 'format'}
-    if 'dim' not in params: raise BadInput(f"{path} holds a GAN that makes images: read it with `load_gan`.")
-    gan = VectorGAN(**params)
-    gan.load_state_dict(read_tensors(path))
-    return gan.to(device).eval()
+    gan = load_gan(path, device)
+    if gan.params['net'] != 'mlp': raise BadInput(f"{path} holds a GAN that makes images: read it with `load_gan`.")
+    return gan
 
 class VectorPool(VectorSet, Pool):
     "Synthetic vectors with their classes and their provenance"

@@ -28,7 +28,7 @@ from ..cnn.learner import Evaluation, Recipe, loss_of
 from ..data.files import existing
 from ..gan.learner import save_gan
 from ..data.loaders import to_float
-from ..gan.metrics import intra_fid
+from ..gan.metrics import fid, intra_class
 from ..core.training import Autocast, Repeatable, quiet
 from ..gan.vectors import (VectorPool, VectorRecipe, VectorSet, draw_vectors, load_vector_gan, load_vectors,
                               save_vectors, vector_dls, vector_gan_learner)
@@ -327,7 +327,7 @@ def seen_and_unseen(head,  # a head, or its learner
     some, rest = torch.randperm(len(seen.y), generator=generator('seen')).split([n, len(seen.y) - n])
     others = torch.randperm(len(unseen.y), generator=generator('unseen'))[:n]
     rest = seen.x[rest], seen.y[rest]
-    distance = dict(seen=intra_fid(seen.x[some], seen.y[some], *rest)[0], unseen=intra_fid(unseen.x[others], unseen.y[others], *rest)[0])
+    distance = dict(seen=intra_class(fid, seen.x[some], seen.y[some], *rest)[0], unseen=intra_class(fid, unseen.x[others], unseen.y[others], *rest)[0])
     ev = {k: evaluate_vectors(head, o) for k, o in dict(seen=seen, unseen=unseen).items()}
     return pd.DataFrame([dict(vectors=k, n=e.n, accuracy=e.accuracy, confidence=e.probs.amax(1).mean().item(),
                               distance=distance[k]) for k, e in ev.items()]).set_index('vectors')

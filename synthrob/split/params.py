@@ -14,7 +14,7 @@ from ..cnn.learner import recipe
 from ..core.basics import BadInput, check_name, default_device, seeded
 from .features import check_layer, head_recipe, head_recipes
 from ..data.files import existing
-from ..gan.nets import coarsest
+from ..gan.layers import resolutions
 from ..gan.trainer import gan_recipe
 from ..gan.vectors import vector_recipe
 
@@ -124,7 +124,7 @@ def check_params(given:dict # parameters by name; those that are missing have th
     _check_cnn(p.cnn, p.size, p.channels or 1)
     if on_vectors: _check_vectors(p)
     else:
-        coarsest(p.size)
+        resolutions(p.size)
         gan_recipe(p.gan_arch)
     default_device(p.device)
     if p.robust != 'none' and p.size < 32:
