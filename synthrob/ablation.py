@@ -18,7 +18,7 @@ from .core.basics import Artefact, check_name, default_device, hash_array, make,
 from .gan.learner import gan_learner, save_gan, synthesize
 from .data.loaders import ImageSet, image_dls
 from .gan.nets import summary
-from .gan.metrics import judge
+from .gan.memorization import evaluate_pool
 from .split.core import SplitData, check_params
 from .gan.trainer import GANRecipe
 
@@ -108,7 +108,7 @@ def _judged(bench, gan, seed):
     real, valid = bench.split.real, bench.split.part('valid')
     n = (real.y.bincount(minlength=len(real.vocab))*bench.n_pool/len(real)).round().long()
     pool = ImageSet(*synthesize(gan, n.tolist(), seed, progress=False), real.vocab)
-    q = judge(pool, real, valid, load_judge(bench), fit=partial(_fit_classifier, bench, seed=seed), progress=False)
+    q = evaluate_pool(pool, real, valid, load_judge(bench), fit=partial(_fit_classifier, bench, seed=seed), progress=False)
     return q.to_dict()
 
 def _sizes(nets): return {f'{what}_{net.lower()}': int(nets.loc[net, what]) for net in nets.index for what in nets}

@@ -39,9 +39,10 @@ from .data.files import list_images, npy_rows
 from .gan.learner import gan_learner, gan_recipes
 from .sweep.kernels import execute, kernel_server
 from .data.loaders import Augment, ImageSet, balanced_stream, image_dls, stream, to_float, to_uint8
-from .gan.losses import AdaptiveStrength, DiffAugment, LeCam, adversarial, gradient_penalty, interpolated_penalty
+from .gan.losses import AdaptiveStrength, DiffAugment, LeCam, adversarial_losses, gradient_penalty, interpolated_penalty
 from .gan.nets import GAN
-from .gan.metrics import features, fid, judge, kid
+from .gan.memorization import evaluate_pool
+from .gan.metrics import features, fid, kid
 from .data.rows import Rows, read_images, rows_of
 from .split.core import check_held_out, mix, run_split
 from .sweep.grid import Sweep
@@ -369,7 +370,7 @@ def bare_parts(s:Setting,
     named = {'diff': DiffAugment(), 'ada': ada and DiffAugment(strength=ada.p), None: lambda x, rng: x}
     return SimpleNamespace(
         r=r, gan=gan, apart=any(isinstance(m, nn.BatchNorm2d) for m in gan.discriminator.modules()),
-        G=gan.generator, D=gan.discriminator, loss=adversarial[r.loss], ada=ada,
+        G=gan.generator, D=gan.discriminator, loss=adversarial_losses[r.loss], ada=ada,
         opt_g=adam(gan.generator.parameters(), lr=r.lr), opt_d=adam(gan.discriminator.parameters(), lr=r.lr_d or r.lr),
         augment=r.augment if callable(r.augment) else named[r.augment], lecam=LeCam().to(dev) if r.lecam else None,
         nets=partial(torch.autocast, dev.type, torch.bfloat16, enabled=has_bf16(dev) and r.nf % 16 == 0))
@@ -463,7 +464,7 @@ def fastai_gan(s:Setting,
               ):
     "A `GANLearner` of fastai's with the same nets and loss, and a function that trains it for as many steps of each"
     r, side, n_steps = like.recipe, SimpleNamespace(), s.gan['n_steps']
-    pair, loss = GAN(**like.model.params), adversarial[r.loss]
+    pair, loss = GAN(**like.model.params), adversarial_losses[r.loss]
     dls = s.dls(bs=s.gan['bs'], n_steps=2*n_steps)
     opt_func = lambda params, lr: OptimWrapper(params, torch.optim.Adam, lr=lr, betas=r.betas, fused=True)
     learn = GANLearner(dls, OneInput(pair.generator, side), OneInput(pair.discriminator, side),
@@ -521,7 +522,7 @@ def quality(s):
     off = [abs(o/u - 1) for o, u in zip(said, usual)]
     if max(off) > 1e-3: raise RuntimeError(f'not the same distances: {said} and {usual}')
     pairs = duel(lambda: len((fid(a, b), kid(a, b))), lambda: len(usual_distances(a, b)), s)
-    whole = stopwatch(lambda: judge(other, real, held, model, progress=False), s.device)
+    whole = stopwatch(lambda: evaluate_pool(other, real, held, model, progress=False), s.device)
     return pairs, (f'{n:,} + {n:,} vectors of {a.shape[1]}; FID {said[0]:.4g} and KID {said[1]:.4g}, off by {off[0]:.1g} and '
                    f'{off[1]:.1g}; judge, with features, neighbours and copies: {whole:.1f} s')
 

@@ -1,34 +1,34 @@
-"Losses and penalties against numbers that can be worked out otherwise"
+"Losses and augmentation against numbers known by other means"
 from __future__ import annotations
 import pytest, torch
 from synthrob.core.basics import generator
-from synthrob.gan.losses import AdaptiveStrength, DiffAugment, LeCam, adversarial
+from synthrob.gan.losses import AdaptiveStrength, DiffAugment, LeCam, adversarial_losses
 
-every_loss = pytest.mark.parametrize('name', adversarial)
+every_loss = pytest.mark.parametrize('name', adversarial_losses)
 
 @every_loss
 def test_slopes_equal_difference_quotients(name):
-    o = adversarial[name]
+    o = adversarial_losses[name]
     real, fake = (torch.randn(6, dtype=torch.float64, generator=generator(k), requires_grad=True) for k in 'rf')
     for part in (o.d, o.g): assert torch.autograd.gradcheck(part, (real, fake))
 
 @every_loss
-def test_only_some_look_at_real_images(name):
-    o, fake = adversarial[name], torch.zeros(3)
+def test_only_some_need_real_images(name):
+    o, fake = adversarial_losses[name], torch.zeros(3)
     if o.needs_real:
         with pytest.raises(TypeError): o.g(None, fake)
     else: assert torch.equal(o.g(None, fake), o.g(torch.randn(3), fake))
 
 @every_loss
 def test_the_two_pull_in_opposite_directions(name):
-    "Around logits of zero both lose less when they have their way"
-    o, zero, up = adversarial[name], torch.zeros(4), torch.full((4,), .1)
+    "Around logits of zero each loss falls in the direction that its net wants"
+    o, zero, up = adversarial_losses[name], torch.zeros(4), torch.full((4,), .1)
     assert o.d(up, zero) < o.d(zero, zero) < o.d(zero, up)
     assert o.g(zero, up) < o.g(zero, zero)
 
 @every_loss
 def test_the_mean_of_halves_is_the_whole(name):
-    o = adversarial[name]
+    o = adversarial_losses[name]
     real, fake = torch.randn(2, 8, generator=generator('halves'))
     for part in (o.d, o.g):
         halves = [part(r, f) for r, f in zip(real.chunk(2), fake.chunk(2))]
@@ -53,11 +53,11 @@ def test_a_number_and_a_tensor_are_one_strength():
     assert torch.equal(*by) and not torch.equal(by[0], DiffAugment()(x, generator('augment')))
 
 def test_strength_settles_at_the_target():
-    "A discriminator that knows the fewer images the stronger the augmentation: the controller finds the balance"
+    "With a discriminator that recognises fewer images under stronger augmentation, the controller finds the balance"
     ada, rng = AdaptiveStrength(target=.6, images=2000), generator('signs')
-    seen = []
+    ps = []
     for _ in range(400):
-        knows = torch.rand(64, generator=rng) < 1 - ada.p/2                     # known for sure, or by a guess
-        ada.update(torch.where(knows, 1., -1.))
-        seen.append(ada.p.item())
-    assert sum(seen[-200:])/200 == pytest.approx(.4, abs=.05)                   # 1 - 2p/2 = .6
+        recognised = torch.rand(64, generator=rng) < 1 - ada.p/2                     # recognised, or a guess
+        ada.update(torch.where(recognised, 1., -1.))
+        ps.append(ada.p.item())
+    assert sum(ps[-200:])/200 == pytest.approx(.4, abs=.05)                   # 1 - 2p/2 = .6

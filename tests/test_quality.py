@@ -1,4 +1,4 @@
-"The judge of synthetic images: invariants, equality with torchmetrics, planted copies, and the best weights of a killed training"
+"Metrics of synthetic images: invariants, equality with torchmetrics, planted copies, and the best weights of a killed training"
 from __future__ import annotations
 import json, math, shutil, warnings
 import numpy as np, pytest, torch
@@ -7,14 +7,14 @@ from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 from torchvision.models import inception_v3
-import synthrob.gan.metrics as quality
+import synthrob.gan.metrics as metrics
 from synthrob.cnn.models import PosterNet, StrongNet, Torchvision
 from synthrob.core.basics import BadInput, seeded, write_tensors
 from synthrob.data.faces import draw_faces, emotions
 from synthrob.gan.learner import gan_learner, synthesize
 from synthrob.data.loaders import ImageSet, image_dls
-from synthrob.gan.metrics import (KeepBest, appearance, cas, features, fid, gan_test, inception_features, intra_fid, judge, kid,
-                              memorisation, moments, nearest, prdc)
+from synthrob.gan.memorization import evaluate_pool, find_copies, thumbnails
+from synthrob.gan.metrics import (SaveBestGAN, cas, features, fid, gan_test, intra_class, kid, load_inception, nearest_neighbours, prdc)
 
 def faces(n, seed, size=32, channels=1):
     y = torch.arange(n) % 5
@@ -29,7 +29,7 @@ def cloud(n, d, seed, rank=None, shift=0.):
     return f
 
 class Given(nn.Module):
-    "Hands features to torchmetrics as if they came from its Inception"
+    "Passes given features to torchmetrics in place of Inception's"
     def __init__(self, d): super().__init__(); self.num_features = d
     def forward(self, x): return x.flatten(1).float()
 
@@ -51,9 +51,9 @@ def test_equals_torchmetrics(n, m, d, rank):
 @pytest.mark.parametrize('n, d', [(500, 64), (40, 300)])
 def test_distances_keep_their_laws(n, d):
     a, b = cloud(n, d, 1), cloud(n, d, 2, shift=.2)
-    scale = moments(a).cov.trace().item()
+    scale = a.double().T.cov().trace().item()
     assert abs(fid(a, a)) < 1e-6*scale and fid(a, b) == pytest.approx(fid(b, a), rel=1e-6)
-    assert fid(a, b) == fid(moments(a), moments(b)) and fid(3*a, 3*b) == pytest.approx(9*fid(a, b), rel=1e-6)
+    assert fid(3*a, 3*b) == pytest.approx(9*fid(a, b), rel=1e-6)
     turn = torch.linalg.qr(torch.randn(d, d, generator=torch.Generator().manual_seed(3)).double()).Q
     assert fid(a.double() @ turn, b.double() @ turn) == pytest.approx(fid(a, b), rel=1e-6)
     assert kid(a, b) == pytest.approx(kid(b, a)) and kid(a, a) < 0 < kid(a, b)
@@ -62,18 +62,18 @@ def test_distances_keep_their_laws(n, d):
 
 def test_blocks_change_nothing(monkeypatch):
     a, b = cloud(230, 32, 1), cloud(170, 32, 2, shift=.1)
-    ask = lambda: (kid(a, b), prdc(a, b), [o.tolist() for o in (*nearest(a, b), *nearest(b, b, same=True))])
-    whole, blocks = ask(), quality._blocks
-    monkeypatch.setattr(quality, '_blocks', lambda n, m: blocks(n, m, 7*m))
-    assert len(quality._blocks(230, 170)) == 33
-    small = ask()
+    compute = lambda: (kid(a, b), prdc(a, b), [o.tolist() for o in (*nearest_neighbours(a, b), *nearest_neighbours(b))])
+    whole, blocks = compute(), metrics._blocks
+    monkeypatch.setattr(metrics, '_blocks', lambda n, m: blocks(n, m, 7*m))
+    assert len(metrics._blocks(230, 170)) == 33
+    small = compute()
     assert small[0] == pytest.approx(whole[0], rel=1e-9) and small[1] == pytest.approx(whole[1])
     for u, v in zip(small[2], whole[2]): assert u == pytest.approx(v)
 
 def test_memory_is_bounded():
     "No block is larger than 2**22 numbers, unless one row is"
     for n, m in ((25_000, 25_000), (5_000, 10**7), (3, 2)):
-        sizes = [s.stop - s.start for s in quality._blocks(n, m)]
+        sizes = [s.stop - s.start for s in metrics._blocks(n, m)]
         assert sum(sizes) == n and max(sizes)*m <= max(2**22, m)
 
 @pytest.mark.parametrize('net, d', [(PosterNet(32), 128), (StrongNet(32, nf=8), 32), (Torchvision('resnet18')(32, 1, 5), 512),
@@ -89,110 +89,111 @@ def test_features_of_any_net(net, d):
     for u, v in zip((f, z), again): torch.testing.assert_close(u, v, rtol=1e-4, atol=1e-4)
     with torch.no_grad(): torch.testing.assert_close(z, net.eval()(x/255), rtol=1e-4, atol=1e-4)
 
-def test_what_has_no_features():
+def test_no_features():
     with pytest.raises(BadInput, match='does not end in an nn.Linear'): features(Torchvision('squeezenet1_0')(64, 1, 5), faces(2, 1, 64).x)
     x = faces(2, 1).x
-    with pytest.raises(BadInput, match='one at least'): features(PosterNet(32), x[:0])
+    with pytest.raises(BadInput, match='at least one image'): features(PosterNet(32), x[:0])
     floats = x/255
-    for look_at in (lambda o: features(PosterNet(32), o), appearance):       # not divided by 255 again, in place
-        with pytest.raises(BadInput, match='uint8'): look_at(floats)
+    for f in (lambda o: features(PosterNet(32), o), thumbnails):             # not divided by 255 again, in place
+        with pytest.raises(BadInput, match='uint8'): f(floats)
     assert torch.equal(floats, x/255)
 
-def look(*sets): return [appearance(o.x) for o in sets], [o.y for o in sets]
+def vectors(*sets): return [thumbnails(o.x) for o in sets], [o.y for o in sets]
 
 @pytest.mark.parametrize('size, channels', [(32, 1), (48, 3)])
 def test_planted_copies(size, channels):
-    "Copies, with noise, darker, mirrored and a few among many are found; a generator that draws fresh faces is not accused"
-    train, held = faces(600, 1, size, channels), faces(300, 2, size, channels)
+    "Copies, with noise, darker, mirrored and a few among many are found; a generator of fresh faces is not accused"
+    train, holdout = faces(600, 1, size, channels), faces(300, 2, size, channels)
     g = torch.Generator().manual_seed(0)
     noise = lambda x: (x + 10*torch.randn(x.shape, generator=g)).clamp(0, 255).byte()
     few = torch.cat([train.x[:60], faces(300, 3, size, channels).x])
-    guilty = dict(copies=train.x, noise=noise(train.x), darker=train.x//2, mirrored=noise(train.x.flip(-1)), few=few)
-    for nm, x in guilty.items():
+    copiers = dict(copies=train.x, noise=noise(train.x), darker=train.x//2, mirrored=noise(train.x.flip(-1)), few=few)
+    for nm, x in copiers.items():
         y = torch.arange(len(x)) % 5
-        m = memorisation(*look(train, held)[0], appearance(x), train.y, held.y, y, emotions)
+        m = find_copies(*vectors(train, holdout)[0], thumbnails(x), train.y, holdout.y, y, emotions)
         assert m.memorises and 'The generator memorises' in m.sentence, f'{nm}: {m.sentence}'
         if nm != 'few': assert (m.train == torch.arange(600)).double().mean() > .98, nm
     for seed in range(10):
-        (t, h, f), ys = look(train, held, faces(300, 100 + seed, size, channels))
-        m = memorisation(t, h, f, *ys, emotions)
+        (t, h, f), ys = vectors(train, holdout, faces(300, 100 + seed, size, channels))
+        m = find_copies(t, h, f, *ys, emotions)
         assert not m.memorises, m.sentence
 
-def test_leaked_images_do_not_blind_it():
-    "Held-out images that are in the training part, too, are no measure of chance"
-    train, held = faces(600, 1), faces(300, 2)
-    leaked = ImageSet(torch.cat([train.x[:30], held.x[30:]]), held.y, emotions)
-    (t, h, f), ys = look(train, leaked, faces(300, 3))
-    assert not memorisation(t, h, f, *ys).memorises
-    assert memorisation(t, h, t[300:], ys[0], ys[1], ys[0][300:]).memorises
-    with pytest.raises(BadInput, match='split without leaks'): memorisation(t, t, f, ys[0], ys[0], ys[2])
+def test_leaked_holdout_images():
+    "Holdout images that are in the training part as well are left out of the measure of chance"
+    train, holdout = faces(600, 1), faces(300, 2)
+    leaked = ImageSet(torch.cat([train.x[:30], holdout.x[30:]]), holdout.y, emotions)
+    (t, h, f), ys = vectors(train, leaked, faces(300, 3))
+    assert not find_copies(t, h, f, *ys).memorises
+    assert find_copies(t, h, t[300:], ys[0], ys[1], ys[0][300:]).memorises
+    with pytest.raises(BadInput, match='split without leaks'): find_copies(t, t, f, ys[0], ys[0], ys[2])
 
-def test_false_alarms_are_as_rare_as_said():
+def test_false_alarms_are_rare():
     "300 honest generators: p is about uniform in its lower part, few are accused, and C_T is around 0"
     ps, c_t, accused = [], [], 0
     for seed in range(300):
         g = torch.Generator().manual_seed(seed)
         t, h, f = (torch.randn(n, 15, generator=g) for n in (600, 200, 200))
-        m = memorisation(t, h, f, *(torch.arange(n) % 5 for n in (600, 200, 200)))
+        m = find_copies(t, h, f, *(torch.arange(n) % 5 for n in (600, 200, 200)))
         ps, c_t, accused = [*ps, m.p], [*c_t, m.c_t], accused + m.memorises
     assert accused == 0 and np.mean(np.array(ps) < .05) < .1 and abs(np.mean(c_t)) < .15 and np.std(c_t) < 1
 
-def test_memorisation_without_labels_and_bad_ones():
+def test_copies_without_labels_and_bad_ones():
     t, h, f = (torch.randn(n, 4, generator=torch.Generator().manual_seed(n)) for n in (50, 40, 30))
-    assert len(memorisation(t, h, f).by_class) == 1
+    assert len(find_copies(t, h, f).by_class) == 1
     with pytest.raises(BadInput, match='Class sad has 0 training'):
-        memorisation(t, h, f, torch.zeros(50).long(), torch.zeros(40).long(), torch.ones(30).long(), ['happy', 'sad'])
-    with pytest.raises(BadInput, match='no synthetic image'): memorisation(t, h, f[:0])
+        find_copies(t, h, f, torch.zeros(50).long(), torch.zeros(40).long(), torch.ones(30).long(), ['happy', 'sad'])
+    with pytest.raises(BadInput, match='has no images'): find_copies(t, h, f[:0])
 
 @pytest.fixture(scope='module')
 def net():
     with seeded('judge'): return PosterNet(32).eval()
 
-def test_the_judge(net):
-    train, held, pool = faces(300, 1), faces(100, 2), faces(150, 3)
-    q = judge(pool, train, held, net, fit=lambda images: net, progress=False)
+def test_pool_report(net):
+    train, holdout, pool = faces(300, 1), faces(100, 2), faces(150, 3)
+    q = evaluate_pool(pool, train, holdout, net, fit=lambda images: net, progress=False)
     s = q.summary
-    f, fh = features(net, pool.x)[0], features(net, held.x)[0]
-    assert s['fid'] == fid(fh, f) and s['kid'] == kid(fh, f) and s['intra_fid'] == intra_fid(fh, held.y, f, pool.y)[0]
+    f, fh = features(net, pool.x)[0], features(net, holdout.x)[0]
+    assert s['fid'] == fid(fh, f) and s['kid'] == kid(fh, f) and s['intra_fid'] == intra_class(fid, fh, holdout.y, f, pool.y)[0]
     assert s['cas'] == s['accuracy_real'] and s['gan_test'] == gan_test(net, pool).accuracy and s['n_real'] == 150
     assert json.loads(json.dumps(q.to_dict())) == q.to_dict() and list(q.by_class.index) == emotions
     assert q.by_class.fid.mean() == pytest.approx(s['intra_fid'])
-    again = judge(pool, train, held, net, bs=33, progress=False).summary
+    again = evaluate_pool(pool, train, holdout, net, bs=33, progress=False).summary
     for k in s:
         if k != 'cas': assert again[k] == pytest.approx(s[k], rel=1e-3, abs=1e-6), k
     mixed = torch.randperm(150, generator=torch.Generator().manual_seed(0))
-    shuffled = judge(ImageSet(pool.x[mixed], pool.y[mixed], emotions), train, held, net, progress=False).summary
+    shuffled = evaluate_pool(ImageSet(pool.x[mixed], pool.y[mixed], emotions), train, holdout, net, progress=False).summary
     assert shuffled['intra_fid'] == pytest.approx(s['intra_fid'], rel=1e-4) and shuffled['near_copies'] == s['near_copies']
 
-def test_the_judge_refuses(net):
-    train, held, pool = faces(50, 1), faces(50, 2), faces(50, 3)
+def test_pool_report_refuses(net):
+    train, holdout, pool = faces(50, 1), faces(50, 2), faces(50, 3)
     part = lambda o, i: ImageSet(o.x[i], o.y[i], o.vocab)
-    with pytest.raises(BadInput, match="held has no image of class 'sad'"): judge(pool, train, part(held, held.y != 3), net)
-    with pytest.raises(BadInput, match='intra-class FID needs two'): judge(part(pool, slice(0, 9)), train, held, net, progress=False)
-    with pytest.raises(BadInput, match='prepare them alike'): judge(faces(50, 3, 48), train, held, net)
-    with pytest.raises(BadInput, match='must be the same'): cas(lambda o: net, ImageSet(pool.x, pool.y, 'abcde'), held)
+    with pytest.raises(BadInput, match="holdout has no image of class 'sad'"): evaluate_pool(pool, train, part(holdout, holdout.y != 3), net)
+    with pytest.raises(BadInput, match='give two of each'): evaluate_pool(part(pool, slice(0, 9)), train, holdout, net, progress=False)
+    with pytest.raises(BadInput, match='prepare them alike'): evaluate_pool(faces(50, 3, 48), train, holdout, net)
+    with pytest.raises(BadInput, match='give the same classes'): cas(lambda o: net, ImageSet(pool.x, pool.y, 'abcde'), holdout)
 
 # the best weights of a GAN in training
 
 def gan(net, real, epochs, path=None, cbs=(), every=1, keep=True, **kwargs):
     dls = image_dls(faces(100, 1), bs=20, n_steps=2, device='cpu')
-    keep = KeepBest(net, real, every, n=10, path=path and path/'best.safetensors', **kwargs) if keep else None
+    keep = SaveBestGAN(net, real, every, n=10, path=path and path/'best.safetensors', **kwargs) if keep else None
     learn = gan_learner(dls, nf=16, seed=1, cbs=keep)
     with learn.no_bar(), learn.no_logging():
         learn.fit_images(epochs*40, path and path/'gan.safetensors', every=0, cbs=list(cbs))
     return learn.model, keep
 
 def test_it_does_not_disturb(net):
-    "With and without: the same weights. And the best ones are those that the curve says"
+    "With and without: the same weights. The best weights are those of the lowest point of the curve"
     real = faces(50, 2)
     without, _ = gan(net, real, 4, keep=False)
-    model, keep = gan(net, real, 4, restore=False)
-    for u, v in zip(without.state_dict().values(), model.state_dict().values()): assert torch.equal(u, v)
+    model, keep = gan(net, real, 4)
+    for part in ('generator', 'discriminator'):
+        for u, v in zip(*(getattr(m, part).state_dict().values() for m in (without, model))): assert torch.equal(u, v)
     assert keep.curve.images.tolist() == [40, 80, 120, 160] and keep.best[1] == keep.curve.intra_fid.min()
     model, keep = gan(net, real, 4, every=3)
     assert keep.curve.epoch.tolist() == [3, 4]
     x, y = synthesize(model, 10, progress=False)
-    assert intra_fid(features(net, real.x)[0], real.y, features(net, x)[0], y)[0] == pytest.approx(keep.best[1], rel=1e-4)
+    assert intra_class(fid, features(net, real.x)[0], real.y, features(net, x)[0], y)[0] == pytest.approx(keep.best[1], rel=1e-4)
 
 class Killed(BaseException): pass
 
@@ -205,34 +206,34 @@ class Dies(Callback):
         if self.epoch + 1 == self.at: raise Killed
 
 @pytest.mark.parametrize('kept, at', [(1, 1), (1, 5), (3, 4), (5, 5)])
-def test_killed_and_gone_on(net, tmp_path, kept, at):
-    "Also where the last checkpoint is epochs behind what was measured: curve, best and weights of an undisturbed training"
+def test_killed_and_resumed(net, tmp_path, kept, at):
+    "Curve, best and weights of an undisturbed training, also if the last checkpoint is epochs behind the curve"
     real = faces(50, 2)
     model, keep = gan(net, real, 6)
     with pytest.raises(Killed): gan(net, real, 6, tmp_path, [Dies(tmp_path, kept, at)])
     shutil.move(tmp_path/'gan.copy', tmp_path/'gan.safetensors')
-    again, kept_on = gan(net, real, 6, tmp_path)
-    assert kept_on.rows == keep.rows and kept_on.best == keep.best
+    again, resumed = gan(net, real, 6, tmp_path)
+    assert resumed.rows == keep.rows and resumed.best == keep.best
     for u, v in zip(model.state_dict().values(), again.state_dict().values()): assert torch.equal(u, v)
-    finished, loaded = gan(net, real, 6, tmp_path)                       # nothing is left to do but to load
+    finished, loaded = gan(net, real, 6, tmp_path)                       # nothing left to train
     assert loaded.rows == keep.rows
     for u, v in zip(model.ema.state_dict().values(), finished.ema.state_dict().values()): assert torch.equal(u, v)
-    with pytest.raises(BadInput, match='another training or another judge'): gan(net, faces(50, 3), 6, tmp_path)
-    (tmp_path/'gan.safetensors').unlink()                                # a training that starts anew begins a new curve
+    with pytest.raises(BadInput, match='belongs to another training'): gan(net, faces(50, 3), 6, tmp_path)
+    (tmp_path/'gan.safetensors').unlink()                                # a new training starts a new curve
     assert gan(net, real, 2, tmp_path)[1].curve.epoch.tolist() == [1, 2]
 
 def test_best_refuses(net):
     with pytest.raises(BadInput, match='prepare them alike'): gan(net, faces(50, 2, 48), 1)
-    with pytest.raises(BadInput, match='it needs two'): gan(net, ImageSet(faces(9, 2).x, faces(9, 2).y, emotions), 1)
-    with pytest.raises(BadInput, match='choose from intra_fid'): KeepBest(net, None, measure='beauty')
+    with pytest.raises(BadInput, match='give two of each at least'): gan(net, ImageSet(faces(9, 2).x, faces(9, 2).y, emotions), 1)
+    with pytest.raises(BadInput, match='choose from intra_fid'): SaveBestGAN(net, None, metric='beauty')
 
 def test_inception(tmp_path):
-    "Weights as torchvision has them, as safetensors or saved by torch; grey images of any size; no pickle but weights"
+    "torchvision's weights, as safetensors or saved by torch; grey images of any size; no pickles"
     own = inception_v3(weights=None, aux_logits=False, init_weights=False)
     write_tensors(tmp_path/'i.safetensors', own.state_dict())
     torch.save(own.state_dict(), tmp_path/'i.pth')
     x = faces(2, 1).x
-    a, b = (features(inception_features(tmp_path/o), x) for o in ('i.safetensors', 'i.pth'))
+    a, b = (features(load_inception(tmp_path/o), x) for o in ('i.safetensors', 'i.pth'))
     assert a[0].shape == (2, 2048) and a[1].shape == (2, 1000) and torch.equal(a[0], b[0])
     torch.save(dict(fc=Killed()), tmp_path/'bad.pth')
-    with pytest.raises(BadInput, match='cannot be read as weights'): inception_features(tmp_path/'bad.pth')
+    with pytest.raises(BadInput, match='cannot be read as weights'): load_inception(tmp_path/'bad.pth')

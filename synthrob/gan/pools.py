@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from ..core.basics import BadInput, generator, hash_array, hash_of
 from fastai.callback.core import Callback
 from fastai.learner import Learner
-from fastcore.basics import patch
 from fastprogress.fastprogress import progress_bar
 
 from ..data.core import prepare
@@ -159,13 +158,10 @@ def sample_pool(gan:GAN,        # a trained GAN; its averaged generator is used
     y = torch.repeat_interleave(torch.arange(len(n)), torch.tensor(n))
     return Dataset(x, y, vocab, dict(origin=['synthetic']*len(y)), about)
 
-@patch(name='sample_pool')
-def _sample_pool(self:Learner,
-                 n,       # items of each class: an int, or one number per class
-                 **kwargs # for `sample_pool`
-                ) -> Dataset:
-    "Sample a pool from the learner's GAN, with the class names of its data"
+def _of_learner(self, n, **kwargs):
+    "Sample a pool from the learner's GAN, with the class names of its data; see `sample_pool`"
     return sample_pool(self.model, n, **{'vocab': list(self.dls.vocab), **kwargs})
+Learner.sample_pool = _of_learner    # not by @patch, which would rebind the function's name
 
 # %% ../../nbs/gan/06_pools.ipynb #7ff34b1c
 class RefreshSynthetic(Callback):

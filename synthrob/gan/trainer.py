@@ -16,7 +16,7 @@ from fastai.callback.schedule import SchedCos
 from fastai.learner import Metric
 from fastcore.basics import patch
 
-from .losses import AdaptiveStrength, DiffAugment, LeCam, adversarial, gradient_penalty, interpolated_penalty
+from .losses import AdaptiveStrength, DiffAugment, LeCam, adversarial_losses, gradient_penalty, interpolated_penalty
 from .nets import architectures
 
 # %% auto #0
@@ -31,7 +31,7 @@ class GANRecipe:
     per_class: bool = False      # a separate pair of nets per class?
     nf: int = 48                 # width of both nets
     nz: int = 100                # dimensions of the noise
-    loss: str = 'relativistic'   # one of `adversarial`
+    loss: str = 'relativistic'   # one of `adversarial_losses`
     penalty: str = 'r1r2'        # 'r1', 'r2', 'r1r2', 'gp' (WGAN-GP) or None
     gamma: float = 1.            # weight of the penalty: γ of R1 and R2, λ of the gradient penalty
     gamma_end: float = None      # its weight at the end of training, reached along a cosine; None: constant
@@ -59,7 +59,7 @@ def _check_recipe(r):
     def known(what, v, names):
         if v not in names: raise BadInput(f"{what}={v!r} is unknown: choose from {', '.join(map(repr, names))}.")
     check_name(r.net, architectures, f"There is no net {r.net!r}")
-    check_name(r.loss, adversarial, f"There is no adversarial loss {r.loss!r}")
+    check_name(r.loss, adversarial_losses, f"There is no adversarial loss {r.loss!r}")
     known('penalty', r.penalty, ['r1', 'r2', 'r1r2', 'gp', None])
     if not callable(r.augment): known('augment', r.augment, ['diff', 'ada', None])
     if r.net == 'mlp' and (r.augment or r.attention): raise BadInput("net='mlp' makes vectors: leave out augment and attention.")
@@ -102,7 +102,7 @@ class GANTrainer(Callback):
                  opt_d=None,         # opt_d(parameters) returns the discriminator's optimizer; required
                  seed=0              # of the noise and the augmentation
                 ):
-        self.recipe, self.make_opt_d, self.seed, self.adversarial = recipe, opt_d, seed, adversarial[recipe.loss]
+        self.recipe, self.make_opt_d, self.seed, self.adversarial = recipe, opt_d, seed, adversarial_losses[recipe.loss]
 
     def before_fit(self):
         r, device = self.recipe, self.dls.device
@@ -156,7 +156,7 @@ def noise(self:GANTrainer,
           n # rows
          ): # (n,nz), standard normal
     "Return the next noise of this epoch; of several processes each gets its part"
-    draw = lambda n: torch.randn(n, self.model.ema.nz, generator=self.rng_noise, device=self.dls.device)
+    draw = lambda n: torch.randn(n, self.model.params['nz'], generator=self.rng_noise, device=self.dls.device)
     return draw(n) if self.distributed is None else self.distributed.mine(draw(n*self.distributed.world))
 
 @patch
@@ -299,7 +299,7 @@ class StopOnCollapse(Callback):
         x = ds.x[few].float()/127.5 if ds.is_images else ds.x[few]
         self.real = diversity(x, ds.y[few], self.k).item()
         self.y = torch.arange(self.k, device=self.dls.device).repeat_interleave(16)
-        self.z = torch.randn(len(self.y), self.model.ema.nz, generator=generator('watch')).to(self.dls.device)
+        self.z = torch.randn(len(self.y), self.model.params['nz'], generator=generator('watch')).to(self.dls.device)
         self.learn.failure, self.shares, self.good = None, [], None
         self.peak = self.learn.more_state.setdefault('watch', _Peak())
 

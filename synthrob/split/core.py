@@ -25,7 +25,8 @@ from ..gan.learner import SampleSheet, gan_learner, gan_recipe, load_gan, save_g
 from ..data.loaders import ImageSet, image_dls
 from .params import SplitParams, check_params, check_value, given_params, idle_params, presets, vector_presets
 from ..gan.pools import Fresh, Pool, draw, filtered, load_pool, own_confidence, pool_from_folder, save_pool, thresholds
-from ..gan.metrics import KeepBest, judge
+from ..gan.memorization import evaluate_pool
+from ..gan.metrics import SaveBestGAN
 from ..cnn.robustness import Robustness, level_of, robustness as ask_about
 from ..data.rows import gathered, hash_images, rows_of
 from ..gan.vectors import VectorSet, vector_dls, vector_recipe
@@ -201,7 +202,7 @@ def _fit_gan(images, p, judge, folder):
     "Train the GAN, in this process or as one of several; files are written by the first"
     dls = image_dls(images, bs=p.gan_bs, n_steps=max(20, -(-p.gan_images//(p.gan_bs*30))), seed=p.gan_seed, device=p.device)
     learn = gan_learner(dls, gan_recipe(p.gan_arch, nf=p.gan_width), seed=p.gan_seed)
-    best = judge and KeepBest(judge.model, judge.valid, every=3, path=folder/'best.safetensors')
+    best = judge and SaveBestGAN(judge.model, judge.valid, every=3, path=folder/'best.safetensors')
     cbs = [] if rank_of() else [SampleSheet(folder/'samples', every=10), *([best] if best else [])]
     with together(learn): learn.fit_images(p.gan_images, folder/'checkpoint.safetensors', cbs=cbs)
     return learn, best
@@ -621,7 +622,7 @@ def quality(self:SplitRun) -> Artefact:
     "The folder of what is said of the pool: made now, or found; None if nothing is asked or there is no pool"
     if self.p.quality == 'none' or not self.wants_pool: return None
     def work(art):
-        q = judge(self.pool, self.real, self.part('valid'), self.judge.model)
+        q = evaluate_pool(self.pool, self.real, self.part('valid'), self.judge.model)
         with replacing(art.file('nearest.png')) as t: q.plot_nearest().figure.savefig(t, format='png', bbox_inches='tight')
         plt.close()
         return q.to_dict()
