@@ -1,4 +1,4 @@
-"Sets larger than the memory budget: the same experiment bit by bit, within the budget"
+"Data sets larger than the memory budget: the same results to the last bit, within the budget"
 from __future__ import annotations
 import numpy as np, pytest, torch
 from synthrob.bench import measure_peak
@@ -24,7 +24,7 @@ def both(tmp_path_factory):
 def test_batches_are_the_same(both):
     for how in (dict(), dict(augment=Augment(erase=.5)), dict(balanced=True, n_steps=7), dict(bs=1000)):
         a, b = (image_dls(o, o.subset(slice(0, 50)), **{'bs': 32, 'seed': 3, 'device': 'cpu', **how}) for o in both)
-        for which in ('train', 'valid', 'train'):                                      # twice: the second epoch, too
+        for which in ('train', 'valid', 'train'):                                      # the second epoch, too
             for (xa, ya), (xb, yb) in zip(getattr(a, which), getattr(b, which), strict=True):
                 assert torch.equal(xa, xb) and torch.equal(ya, yb)
         assert isinstance(b.train.dataset.x, Rows)
@@ -39,7 +39,7 @@ def test_mixtures_are_the_same(both, how, filler):
     with pytest.raises(RuntimeError, match='the split leaks'): check_held_out(b.x, torch.cat([pool.x[:3], b.x.view([0])]))
 
 def test_the_same_record(faces, tmp_path, monkeypatch):
-    "GAN kept at its best, images refused, judged, corrupted and attacked: every number is that of an experiment in memory"
+    "With the best GAN, filter, pool report, corruptions and attacks: every number is that of an experiment in memory"
     params = dict(data='folder', path=faces, size=32, gan_images=1280, gan_width=8, cnn='poster', cnn_epochs=2, ratio=.3, gan_pick='best',
                   reject=.1, quality='fast', robust='fast')
     whole = run_split(**params, out=str(tmp_path/'whole'))
@@ -52,18 +52,18 @@ def test_the_same_record(faces, tmp_path, monkeypatch):
     for k in ('robust', 'quality'): assert lazy.record[k]['summary'] == whole.record[k]['summary'], k
 
 def test_fresh_images(faces, tmp_path, monkeypatch):
-    "Synthetic images drawn anew take the place of rows that stay on the disk"
+    "Redrawn synthetic images replace rows on the disk"
     params = dict(data='folder', path=faces, size=32, gan_images=640, gan_width=8, cnn='poster', cnn_epochs=3, ratio=.3, fresh=1, robust='none')
     whole = run_split(**params, out=str(tmp_path/'whole'))
     monkeypatch.setenv('SYNTHROB_MEMORY', '20kB')
     assert run_split(**params, out=str(tmp_path/'lazy')).record['history'] == whole.record['history']
 
-def test_a_pool_from_elsewhere(faces, tmp_path, small_budget):
-    "Real images that stay on the disk are held against those of a pool"
+def test_pool_from_elsewhere(faces, tmp_path, small_budget):
+    "Real images on the disk are compared with those of a pool"
     from test_sources import TOY, refused
     refused('are copies of real ones', run_split, data='folder', path=faces, pool=faces, ratio=.2, out=str(tmp_path), **TOY)
 
-def test_a_folder_above_the_budget(faces, tmp_path, small_budget):
+def test_folder_above_the_budget(faces, tmp_path, small_budget):
     images = prepare('folder', faces, size=32, root=tmp_path)
     assert isinstance(images.x, Rows) and repr(images).startswith('Images(100 of 32x32x1')
     check_no_leak(images, splits(images))
@@ -84,7 +84,7 @@ assert len(images.hash) == 16
 n = sum(len(yb) for _, yb in image_dls(train, bs=64, device='cpu').train)"""
 
 def test_memory_stays_within_the_budget(tmp_path):
-    "Ten times the budget: looked through for copies, split, checked, mixed, hashed and walked through in batches"
+    "Ten times the budget: find duplicates, split, check, mix, hash and iterate in batches"
     budget, rng, shape = 48_000_000, np.random.default_rng(0), (3, 64, 64)
     with npy_rows(tmp_path/'x.npy', shape) as append:
         for _ in range(39): append(rng.integers(0, 256, (1000, *shape), dtype=np.uint8))

@@ -50,7 +50,7 @@ adversarial_losses['relativistic'] = AdversarialLoss(lambda real, fake: F.softpl
 def gradient_penalty(logits:Tensor, # logits (n,) of `x`
                      x:Tensor       # images or vectors (n,...) that require gradients
                     ) -> Tensor:    # scalar, differentiable
-    "Return the mean squared gradient norm: R1 for real `x`, R2 for synthetic `x` (arXiv 1801.04406, eq. 9), without γ/2"
+    "Return the mean squared gradient norm: R1 for real, R2 for synthetic `x` (arXiv 1801.04406, eq. 9), no γ/2"
     grad, = torch.autograd.grad(logits.sum(), x, create_graph=True)
     return grad.float().square().flatten(1).sum(1).mean()
 
@@ -61,7 +61,7 @@ def interpolated_penalty(D,                   # a discriminator, called with sam
                          y:Tensor,            # labels (n,)
                          rng:torch.Generator  # draws the points between them
                         ) -> Tensor:          # scalar, differentiable
-    "Return the mean squared difference from 1 of the slope between `real` and `fake` (arXiv 1704.00028, eq. 3), without λ"
+    "Return the mean squared difference of slopes between `real` and `fake` from 1 (arXiv 1704.00028, eq. 3), no λ"
     t = torch.rand(len(real), *[1]*(real.ndim - 1), generator=rng, device=real.device)
     x = torch.lerp(real, fake, t).detach().requires_grad_()
     grad, = torch.autograd.grad(D(x, y).sum(), x, create_graph=True)
@@ -93,13 +93,14 @@ def _shift_flip(x, u, share, flip):
     return F.grid_sample(x, affine_grid(theta, h, w), mode='nearest', padding_mode='zeros', align_corners=False)
 
 def _cutout(x, u, share):
-    "Set a square around `u` (n,2), from 0 to 1, to 0; its side is a `share` of the image's, and it may hang over the edge"
+    "Set a square around `u` (n,2), from 0 to 1, to 0; its side is a `share` of the image's"
     inside = lambda u, n: (torch.arange(n, device=x.device) + .5 - u[:, None]*n).abs() < share*n/2
-    return x.masked_fill(inside(u[:, 0], x.shape[-2])[:, None, :, None] & inside(u[:, 1], x.shape[-1])[:, None, None, :], 0)
+    rows, columns = inside(u[:, 0], x.shape[-2]), inside(u[:, 1], x.shape[-1])
+    return x.masked_fill(rows[:, None, :, None] & columns[:, None, None, :], 0)
 
 # %% ../../nbs/gan/04_losses.ipynb #f3971928
 class DiffAugment:
-    "Random flip, translation, cutout and light, differentiable; called as `augment(x, generator)` with images in [-1,1]"
+    "Random flip, translation, cutout and light, differentiable; call `augment(x, generator)` with images in [-1,1]"
     def __init__(self, flip=True, # mirror half of the images?
                  translate=.125,  # largest shift as a share of the side; gaps become 0
                  cutout=.4,       # side of the square set to 0, as a share of the image's side
@@ -136,7 +137,7 @@ class AdaptiveStrength(nn.Module):
                  images=50_000): # real images in which `p` can go from 0 to 1; 500,000 in the paper
         super().__init__()
         if not -1 < target < 1 or images < 1:
-            raise BadInput(f"target={target}, images={images} is out of range: choose a target between -1 and 1, and at least 1 image.")
+            raise BadInput(f"target={target}, images={images} is out of range: choose -1 < target < 1 and images >= 1.")
         self.target, self.images = target, images
         for nm in ('p', 'r'): self.register_buffer(nm, torch.zeros(()))
 

@@ -43,7 +43,7 @@ def thumbnails(x:Tensor,    # images uint8 (n,c,h,w)
 def data_copying_z(fake,   # distances of synthetic images to their nearest training images (m,)
                    holdout # the same of holdout images (n,)
                   ) -> float: # for an honest generator 0 on average, with standard deviation 1
-    "Return the z of the Mann-Whitney U test; negative if synthetic images are nearer (Meehan et al. 2020, arXiv 2004.05675, section 3)"
+    "Return the z of the Mann-Whitney U test; negative if synthetic images are nearer (arXiv 2004.05675, section 3)"
     m, n = len(fake), len(holdout)
     u = mannwhitneyu(torch.as_tensor(fake).cpu(), torch.as_tensor(holdout).cpu(), method='asymptotic').statistic
     return float((u - m*n/2)/math.sqrt(m*n*(m + n + 1)/12))
@@ -82,8 +82,9 @@ class CopyReport:
     def sentence(self) -> str:
         "The result in words"
         p = 'p < 0.0001' if self.p < 1e-4 else f'p = {self.p:.2g}'
-        found = (f"{self.share:.1%} of the synthetic images are nearer to a training image than {1 - self.expected:.0%} of holdout images "
-                 f"are ({self.expected:.0%} expected by chance, {p}; C_T = {self.c_t:.1f})")
+        chance = f"{self.expected:.0%} by chance, {p}; C_T = {self.c_t:.1f}"
+        found = (f"{self.share:.1%} of synthetic images are nearer to a training image than {1 - self.expected:.0%} "
+                 f"of holdout images are ({chance})")
         if self.memorises: return f"The generator memorises: {found}."
         if self.p < 1e-4: return f"Some images may be copies, check the nearest pairs: {found}."
         typical = "; near to training and holdout images alike, they are typical rather than copied"
@@ -91,7 +92,7 @@ class CopyReport:
 
 # %% ../../nbs/gan/08_memorization.ipynb #19819fb0
 def _distances(t, h, f):
-    "Nearest training and holdout images of the synthetic ones of a class, and the ratios of synthetic and of holdout images"
+    "For one class: nearest neighbours of synthetic images, and the ratios of synthetic and of holdout images"
     (ft, i), (fh, j) = nearest_neighbours(f, t), nearest_neighbours(f, h)
     ht, hh = nearest_neighbours(h, t)[0], nearest_neighbours(h)[0]
     ratio = lambda a, b: a.clamp(min=1e-9)/b.clamp(min=1e-9)
@@ -110,20 +111,23 @@ def find_copies(train:Tensor,    # thumbnails, or other vectors, of the training
                 vocab=None,      # class names for the table
                 level:float=.01  # share of holdout images that count as near by chance
                ) -> CopyReport:
-    "Test whether synthetic images are copies; raise `BadInput` for a class without a training image or two holdout images"
+    "Test whether synthetic images are copies; raise `BadInput` for a class without training or holdout images"
     ys = [torch.zeros(len(v), dtype=torch.int64) if y is None else y.cpu()
           for v, y in ((train, y_train), (holdout, y_holdout), (fake, y_fake))]
-    ratio, nearest, found, rows = torch.empty(len(fake), dtype=torch.float64), torch.empty(2, len(fake), dtype=torch.int64), [], {}
+    ratio, nearest = torch.empty(len(fake), dtype=torch.float64), torch.empty(2, len(fake), dtype=torch.int64)
+    found, rows = [], {}
     for c in ys[2].unique().tolist():
         t, h, f = ((y == c).nonzero()[:, 0] for y in ys)
         name = vocab[c] if vocab else c
         if len(t) < 1 or len(h) < 2:
-            raise BadInput(f"Class {name} has {len(t)} training and {len(h)} holdout images: give at least one and two.")
+            raise BadInput(f"Class {name} has {len(t)} training and {len(h)} holdout images: give one and two.")
         o = _distances(*(v[i.to(v.device)] for v, i in ((train, t), (holdout, h), (fake, f))))
         ratio[f], nearest[0, f], nearest[1, f] = o['fake'].cpu(), t[o['i'].cpu()], h[o['j'].cpu()]
         found.append((f, o['real']))
-        rows[name] = dict(n_train=len(t), n_holdout=len(h), n_pool=len(f), to_train=o['ft'].median().item(), to_holdout=o['fh'].median().item(),
-                          holdout_to_train=o['ht'].median().item(), c_t=data_copying_z(o['ft'], o['ht']))
+        names = 'to_train', 'to_holdout', 'holdout_to_train'
+        medians = zip(names, (o[k].median().item() for k in ('ft', 'fh', 'ht')))
+        rows[name] = dict(n_train=len(t), n_holdout=len(h), n_pool=len(f), **dict(medians),
+                          c_t=data_copying_z(o['ft'], o['ht']))
     if not rows: raise BadInput("The pool has no images: give at least one.")
     near, p = near_copies(ratio, torch.cat([real for _, real in found]).cpu(), level)
     table = pd.DataFrame(rows).T.assign(near_copies=[near[f].double().mean().item() for f, _ in found])
@@ -141,11 +145,12 @@ def plot_nearest(pool,             # synthetic images
                 ):                 # the axes
     "Show the synthetic images with the smallest ratios above their nearest training and holdout images"
     i = found.ratio.argsort(stable=True)[:n]
-    rows = [pool.x[i], train.x[found.train[i]], holdout.x[found.holdout[i]]]
-    sheet = torch.cat([torch.cat([F.pad(o, (0, 1, 0, 1), value=255) for o in row.cpu()], 2) for row in rows], 1).permute(1, 2, 0)
+    rows = pool.x[i], train.x[found.train[i]], holdout.x[found.holdout[i]]
+    rows = [F.pad(x.cpu(), (0, 1, 0, 1), value=255) for x in rows]
+    sheet = torch.cat([torch.cat([*row], 2) for row in rows], 1).permute(1, 2, 0)
     ax = ax or plt.subplots(figsize=(.55*len(i) + .8, 1.9), dpi=72)[1]
     ax.imshow(sheet.numpy().squeeze(), cmap='gray', vmin=0, vmax=255)
-    side = rows[0].shape[-1] + 1
+    side = rows[0].shape[-1]
     ax.set_yticks([side*(k + .5) for k in range(3)], ['synthetic', 'nearest\ntraining', 'nearest\nholdout'], fontsize=7)
     ax.set_xticks([side*(k + .5) for k in range(len(i))], [f'{v:.2f}' for v in found.ratio[i]], fontsize=7)
     ax.tick_params(length=0); ax.spines[:].set_visible(False)
@@ -166,8 +171,8 @@ class PoolReport:
         s = self.summary
         parts = [f"Intra-class FID {s['intra_fid']:.3g} (real images {s['intra_fid_real']:.3g}, n = {s['n_pool']:,})",
                  f"coverage {s['coverage']:.0%} (real {s['coverage_real']:.0%})",
-                 f"a classifier of real images agrees with {s['gan_test']:.0%} of the labels (real {s['accuracy_real']:.0%})"]
-        if s['cas'] is not None: parts.append(f"one trained on the synthetic images is right for {s['cas']:.0%} of real ones")
+                 f"a classifier agrees with {s['gan_test']:.0%} of the labels (real {s['accuracy_real']:.0%})"]
+        if s['cas'] is not None: parts.append(f"one trained on the pool is right for {s['cas']:.0%} of real images")
         return f"{'; '.join(parts)}. {self.copies.sentence}"
 
     def __repr__(self): return f"PoolReport({self.sentence})"
@@ -176,12 +181,9 @@ class PoolReport:
         "Return summary, table by class and sentence, for a record"
         return dict(summary=self.summary, by_class=self.by_class.astype(float).to_dict('index'), sentence=self.sentence)
 
-    def plot_nearest(self,
-                     n:int=10, # number of images, the most suspicious first
-                     ax=None   # axes to draw on; None: new ones
-                    ):         # the axes
+    def plot_nearest(self, **kwargs): # `n` and `ax` of the function of this name
         "Show the most suspicious images above their nearest training and holdout images"
-        return plot_nearest(*self.images, self.copies, n, ax)
+        return plot_nearest(*self.images, self.copies, **kwargs)
 
 # %% ../../nbs/gan/08_memorization.ipynb #9adc5eac
 def _like(images, pool):
@@ -203,13 +205,15 @@ def evaluate_pool(pool,          # synthetic images: anything with `x` uint8 (n,
     check_alike(pool=pool, train=train, holdout=holdout)
     beside, vocab = _like(train, pool), list(pool.vocab)
     (f, z), (fh, zh), (ft, _) = (features(model, x, bs, progress) for x in (pool.x, holdout.x, train.x[beside]))
-    summary, table = dict(n_pool=len(pool.y), n_train=len(train.y), n_holdout=len(holdout.y), n_real=len(beside), n_features=f.shape[1]), {}
+    summary = dict(n_pool=len(pool.y), n_train=len(train.y), n_holdout=len(holdout.y), n_real=len(beside))
+    summary, table = summary | dict(n_features=f.shape[1]), {}
     for end, g, y in (('', f, pool.y), ('_real', ft, train.y[beside])):
         whole, table[f'fid{end}'] = intra_class(fid, fh, holdout.y, g, y)
         values = dict(fid=fid(fh, g), intra_fid=whole, kid=kid(fh, g), **prdc(fh, g, k))
         summary |= {f'{m}{end}': v for m, v in values.items()}
     table['kid'] = intra_class(kid, fh, holdout.y, f, pool.y)[1]
-    found = find_copies(*(thumbnails(o.x, device=f.device) for o in (train, holdout, pool)), train.y, holdout.y, pool.y, vocab)
+    looks = (thumbnails(o.x, device=f.device) for o in (train, holdout, pool))
+    found = find_copies(*looks, train.y, holdout.y, pool.y, vocab)
     test, real, trained = score(z, pool), score(zh, holdout), cas(fit, pool, holdout, bs) if fit else None
     summary |= dict(gan_test=test.accuracy, accuracy_real=real.accuracy, cas=trained and trained.accuracy,
                     memorises=found.memorises, near_copies=found.share, near_copies_p=found.p, c_t=found.c_t)
@@ -232,7 +236,8 @@ def plot(self:PoolReport,
               'share of near copies': ['near_copies']}
     for ax, (title, cols) in zip(axs, panels.items()):
         cols = [c for c in cols if c in t][::-1]
-        t[cols].set_axis([looks[c][0] for c in cols], axis=1).plot.barh(ax=ax, color=[looks[c][1] for c in cols], width=.8, legend=False)
+        names, colours = zip(*(looks[c] for c in cols))
+        t[cols].set_axis(names, axis=1).plot.barh(ax=ax, color=colours, width=.8, legend=False)
         ax.set_title(title, fontsize=9); ax.spines[['top', 'right']].set_visible(False)
         if len(cols) > 1: ax.legend(*(o[::-1] for o in ax.get_legend_handles_labels()), fontsize=7, frameon=False)
     axs[2].axvline(self.copies.expected, color='.5', lw=.8, ls='--')

@@ -74,7 +74,7 @@ def _dcgan_init(m):
     if isinstance(m, nn.BatchNorm2d): nn.init.normal_(m.weight, 1, .02)
 
 class StudyGenerator(nn.Module):
-    "`G(z, y)` of the source study: transposed convolutions, batch norm, ReLU; the one-hot class is appended to the noise"
+    "`G(z, y)` of the source study: transposed convolutions, batch norm, ReLU; one-hot classes beside the noise"
     def __init__(self, size=48, # side of the image in pixels; 32 in the study
                  channels=1,    # 1 grey, 3 colour
                  n_classes=5,   # number of classes
@@ -175,7 +175,7 @@ class PerClass(nn.Module):
 
 # %% ../../nbs/gan/03_nets.ipynb #e91ee836
 class GAN(nn.Module):
-    "Generator, discriminator and the moving average of the generator; a call samples from the average. Raises `BadInput`"
+    "Generator, discriminator and the moving average of the generator, from which a call samples; raises `BadInput`"
     def __init__(self, size=48,   # side of the image in pixels, or length of a vector
                  channels=1,      # 1 grey, 3 colour, 0 vectors
                  n_classes=5,     # number of classes
@@ -189,10 +189,10 @@ class GAN(nn.Module):
         check_name(net, architectures, f"net={net!r} is unknown")
         attention, vectors = sorted({int(o) for o in attention}), net == 'mlp'
         if vectors == bool(channels) or vectors and attention:
-            raise BadInput(f"net={net!r} does not go with channels={channels} and attention={attention}: for vectors choose net='mlp', "
-                           "channels=0 and no attention, for images another net.")
-        self.params = dict(size=size, channels=channels, n_classes=n_classes, nz=nz, nf=nf, net=net, attention=attention,
-                           per_class=bool(per_class))
+            raise BadInput(f"net={net!r} does not go with channels={channels}, attention={attention}: for vectors "
+                           "choose net='mlp', channels=0 and no attention, for images another net.")
+        self.params = dict(size=size, channels=channels, n_classes=n_classes, nz=nz, nf=nf, net=net,
+                           attention=attention, per_class=bool(per_class))
         G, D = (partial(PerClass, o) if per_class else o for o in architectures[net])
         with seeded('vector gan' if vectors else 'gan', seed):
             self.generator = G(size, channels, n_classes, nz, nf, attention=attention)
@@ -221,6 +221,7 @@ def summary(gan:GAN            # a pair
     device, rows = next(gan.parameters()).device, {}
     y = torch.zeros(1, dtype=torch.long, device=device)
     for name, net, shape in (('G', gan.generator, (gan.params['nz'],)), ('D', gan.discriminator, gan.shape)):
-        with FlopCounterMode(display=False) as count: copy.deepcopy(net).eval()(torch.zeros(1, *shape, device=device), y)
+        x = torch.zeros(1, *shape, device=device)
+        with FlopCounterMode(display=False) as count: copy.deepcopy(net).eval()(x, y)
         rows[name] = dict(parameters=sum(p.numel() for p in net.parameters()), flops=count.get_total_flops()//2)
     return pd.DataFrame(rows).T

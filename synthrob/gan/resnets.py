@@ -92,12 +92,12 @@ class ResnetDiscriminator(nn.Module):
     def forward(self, x, y):
         with parametrize.cached():
             with torch.autocast(x.device.type, enabled=False):
-                for m in self.normed: m.weight                           # one power iteration each, cached for this call
+                for m in self.normed: m.weight                  # one power iteration each, cached for this call
             for down, attend in zip(self.downs, self.attend): x = attend(down(x))
             return self.head(F.relu(self.last(x)).float().sum((2, 3)), y)
 
 # %% ../../nbs/gan/02_resnets.ipynb #7120bf86
-_he_gain = math.sqrt(2/(1 + .2**2)) # keeps the variance behind a leaky ReLU of slope .2 (He et al. 2015, arXiv 1502.01852)
+_he_gain = math.sqrt(2/(1 + .2**2)) # keeps the variance behind a leaky ReLU of slope .2 (arXiv 1502.01852)
 
 def he_init(layer,        # convolution or linear layer
             gain=_he_gain # 0: all weights are 0
