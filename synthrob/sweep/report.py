@@ -364,6 +364,7 @@ def _ratio_figure(frame, t, metric, net, margin=None, alpha=.05, class_=None):
     alt = f"{name} in per cent against the ratio, {net} classifier. {'; '.join(lines)}."
     return Figure(_svg(partial(plot_ratio, t, name, margin, False), alt), Figcaption(caption))
 
+# %% ../../nbs/sweep/07_report.ipynb #8c4af93a
 def _ratio_legend(t):
     "The legend of `plot_ratio`, once for all figures of a classifier"
     scratch = Drawing().subplots()
@@ -412,6 +413,7 @@ def _arms_table(t, others):
     text = 'classifier', 'mixing', 'classes', 'treatment', 'verdict'
     return _html_table(rows, caption, text, np.flatnonzero(t.chosen))
 
+# %% ../../nbs/sweep/07_report.ipynb #2b63427d
 def _recall_table(top, recalls):
     "Recall of each class at the ratio of the arm `top`, with adjusted p; `recalls`: class -> `differences`"
     at = {c: o.loc[top.name] for c, o in recalls.items()}

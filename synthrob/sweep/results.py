@@ -63,7 +63,7 @@ def _write_record(art, seconds, **record):
 def _simulate_evaluation(given, effect, vocab, hard):
     "The simulated `Evaluation` on images of difficulty `hard` (n,)"
     from synthrob.cnn.learner import Evaluation                     # here, so that reading runs does not import fastai
-    n, k, c = len(hard), len(vocab), (*ARM, 'cnn', *SEEDS)
+    n, k = len(hard), len(vocab)
     y, run = np.arange(n) % k, [given[o] for o in ('ratio', *ARM[:3], 'cnn', *SEEDS)]
     p = dict(poster=.55, strong=.7).get(given['cnn'], .6) + .012*_normal('cnn', given['cnn_seed'], given['cnn'])()
     if given['ratio'] and given['treatment'] == 'synthetic': p += .004*_normal('gan', given['gan_seed'])()
@@ -383,6 +383,7 @@ def paired_runs(frame,             # from `results`
     order = (*SETTING, *CLASSIFIER, 'treatment', 'how', 'classes', *SYNTHESIS, 'ratio')
     return sorted(out, key=lambda p: [first(p.arm[k]) for k in order])
 
+# %% ../../nbs/sweep/06_results.ipynb #c0021f3b
 def _per_run(frame, metric, part, where):
     "One tuple per run with its mean `value` of `metric`; None for parameters that do not apply"
     keep = (frame.metric == metric) & (frame.part == part)

@@ -233,6 +233,7 @@ class Verdict:
         holm = f' (one of {self.comparisons} comparisons, Holm)'*(self.comparisons > 1)
         return f'{self.kind.capitalize()}: {_span(self)}, {runs}) for {whom}, {where}: {why}{holm}.'
 
+# %% ../../nbs/sweep/05_stats.ipynb #10c2711f
 def _points(x, sign='+'): return f'{100*x:{sign}.1f}'.replace('-', '−')
 def _span(v): return f'{_points(v.estimate)} points ({100*v.level:g} % interval {_points(v.low)} to {_points(v.high)}'
 
