@@ -178,19 +178,19 @@ def test_other_ratios_are_drawn_ahead(sweep):
 
 def test_split_with_holes(tmp_path):
     "A missing run, a control, arms with different ratios: the slider follows the arm"
-    simulate_runs(tmp_path, ratios=(0, .2, .4), hows=('add',), fillers=('synthetic', 'repeat'), cnn_seeds=range(3), n=100)
+    simulate_runs(tmp_path, ratios=(0, .2, .4), hows=('add',), treatments=('synthetic', 'oversample'), cnn_seeds=range(3), n=100)
     given = {p.parent: json.loads(p.read_text())['given'] for p in tmp_path.glob('split/*/record.json')}
     for p, g in given.items():
-        a_run = (g['ratio'], g['filler'], g['cnn_seed']) == (.2, 'synthetic', 0)
-        if a_run or (g['ratio'], g['filler']) == (.4, 'repeat'): shutil.rmtree(p)
+        a_run = (g['ratio'], g['treatment'], g['cnn_seed']) == (.2, 'synthetic', 0)
+        if a_run or (g['ratio'], g['treatment']) == (.4, 'oversample'): shutil.rmtree(p)
     e = SplitExplorer(tmp_path)
     e.controls['arm'].value = 'poster: add, synthetic'
     e.controls['ratio'].value = .2
     assert '200 answers' in e.seen._repr_html_()       # of two seeds: the third has no pair here
     e.controls['ratio'].value = .4
-    e.controls['arm'].value = 'poster: add, repeat'
+    e.controls['arm'].value = 'poster: add, oversample'
     assert e.values['ratio'] == .2 and [o[1] for o in e.controls['ratio'].options] == [0., .2]
-    assert e.seen.said.startswith('Control, real images repeated, at ratio 0.2')
+    assert e.seen.said.startswith('Control, oversampled real images, at ratio 0.2')
 
 def test_what_cannot_be_drawn_is_said():
     class Odd(Explorer):

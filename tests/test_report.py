@@ -1,24 +1,25 @@
-"The report: simulated records with a planted effect, without one, and with everything missing that can be missing"
+"The report on simulated records: with an effect, without one, and with missing or damaged files"
 from __future__ import annotations
 import json, re, shutil, subprocess, sys
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
-from synthrob.sweep.results import MADE, SAID, conclude, declared_margin, differences, paired, results, simulate_runs
 from synthrob.core.basics import Artefact, BadInput, write_json
-from synthrob.sweep.report import (INK, corruption_table, image_differences, limits, main, plot_corruptions, plot_ratio, report,
-                             settings)
+from synthrob.sweep.report import (INK, by_setting, corruption_table, image_differences, limits, main, plot_corruptions,
+                                   plot_ratio, report)
+from synthrob.sweep.results import (SYNTHESIS, VALUE, conclude, declared_margin, differences, paired_runs, results,
+                                    simulate_runs)
 from synthrob.sweep.stats import verdict
 
-def planted(o): return .035 if (o['how'], o['filler'], o['ratio']) == ('add', 'synthetic', .4) else 0.
+def planted(o): return .035 if (o['how'], o['treatment'], o['ratio']) == ('add', 'synthetic', .4) else 0.
 def fragile(o, corruption): return -.1 if corruption == 'fog' and o['how'] == 'replace' and o['ratio'] == .5 else 0.
 
 @pytest.fixture(scope='session')
 def grid(tmp_path_factory) -> Path:
-    "A whole grid: 6 ratios x 2 hows x 6 seeds x 2 classifiers, with a control. Adding 40 % is worth 3.5 points"
+    "6 ratios x 2 hows x 6 seeds x 2 classifiers, with a control; adding 40 % gains 3.5 points"
     root = tmp_path_factory.mktemp('grid')
-    assert simulate_runs(root, planted, fragile, fillers=('synthetic', 'repeat'), cnns=('poster', 'strong'), n=800) == 252
+    assert simulate_runs(root, planted, fragile, treatments=('synthetic', 'oversample'), cnns=('poster', 'strong'), n=800) == 252
     return root
 
 @pytest.fixture(scope='session')
@@ -33,38 +34,38 @@ def few(tmp_path) -> Path:
 def records(root): return {p.parent: json.loads(p.read_text()) for p in Path(root).glob('split/*/record.json')}
 
 def remove(root, file=None, **given):
-    "Take away the runs with these parameters, or only a file of each; how many there were"
+    "Delete the runs with these parameters, or one file of each; return their number"
     gone = [d for d, r in records(root).items() if given.items() <= r['given'].items()]
     for d in gone: (d/file).unlink() if file else shutil.rmtree(d)
     return len(gone)
 
 def test_the_planted_effect_is_found(page):
     t = page.table
-    assert [(r.how, r.ratio, r.filler, r.verdict) for r in t[t.headline].itertuples()] == [('add', .4, 'synthetic', 'better')]*2
+    assert [(r.how, r.ratio, r.treatment, r.verdict) for r in t[t.headline].itertuples()] == [('add', .4, 'synthetic', 'better')]*2
     assert len(page.sentences) == 2 and all(s.startswith('Better: 40 % synthetic images added') for s in page.sentences)
     assert ((t[t.headline].low < .035) & (.035 < t[t.headline].high)).all(), 'the interval covers the truth'
-    others = t[~((t.how == 'add') & (t.ratio == .4) & (t.filler == 'synthetic'))]
+    others = t[~((t.how == 'add') & (t.ratio == .4) & (t.treatment == 'synthetic'))]
     found = others.verdict.isin(['better', 'worse'])
-    assert len(others) == 38 and not found[~others.chosen].any(), 'and nothing else is found among what Holm adjusts'
-    assert found.sum() <= 1 and others.chosen.sum() == 6, 'six chosen arms are judged one by one, at 5 % each'
+    assert len(others) == 38 and not found[~others.chosen].any(), 'nothing else is found among the arms that Holm adjusts'
+    assert found.sum() <= 1 and others.chosen.sum() == 6, 'six chosen arms are judged on their own, at 5 % each'
 
 def test_a_planted_weakness_is_found(grid):
     heat = corruption_table(results(grid))
     worst = heat[heat.kind == 'corruption'].sort_values('diff').head(2)
-    assert set(zip(worst.corruption, worst.how, worst.ratio, worst.filler)) <= {('fog', 'replace', .5, 'synthetic'), ('fog', 'replace', .5, 'repeat')}
+    assert set(zip(worst.corruption, worst.how, worst.ratio, worst.treatment)) <= {('fog', 'replace', .5, 'synthetic'), ('fog', 'replace', .5, 'oversample')}
     assert (worst['diff'] + .1).abs().max() < .03
 
 def test_numbers_are_those_of_the_records(grid, page):
-    "One arm computed again from the JSON files, without the library's own way there"
-    acc = {(r['given']['cnn'], r['given']['how'], r['given']['filler'], r['given']['ratio'], r['given']['cnn_seed']): r['test']['accuracy']
+    "One arm recomputed from the JSON files"
+    acc = {(r['given']['cnn'], r['given']['how'], r['given']['treatment'], r['given']['ratio'], r['given']['cnn_seed']): r['test']['accuracy']
            for r in records(grid).values()}
     d = [acc['strong', 'add', 'synthetic', .4, s] - acc['strong', 'replace', 'synthetic', 0, s] for s in range(6)]
     v, row = verdict(d), page.table[page.table.headline & (page.table.cnn == 'strong')].iloc[0]
     assert (row['diff'], row.low, row.high, row.p) == pytest.approx((np.mean(d), v.low, v.high, v.p), abs=1e-12)
     assert row.sentence == str(v)
 
-def test_the_choice_sees_no_test_image(grid):
-    "Test accuracies turned upside down change the verdict, not the choice; validation accuracies change the choice"
+def test_the_choice_ignores_test_images(grid):
+    "Inverted test accuracies change the verdict, not the choice; inverted validation accuracies change the choice"
     f = results(grid, cnn='poster')
     def turned(part):
         g, at = f.copy(), (f.metric == 'accuracy') & (f.part == part)
@@ -79,14 +80,14 @@ def frame(acc):
     rows = [dict(part=p, metric='accuracy', ratio=r, cnn_seed=s, value=v, run=f'{r} {s}') for (p, r, s), v in acc.items()]
     f = pd.DataFrame(rows).assign(data='d', source='faces', size=32, channels=None, real_share=1., split_seed=42, leak=False,
                                   cnn='poster', cnn_epochs=20, gan_arch='default', gan_images=1, gan_bs=1, gan_width=1, gan_pick='last',
-                                  pool=None, pool_seed=0, reject=0., spread=1., fresh=0, gan_seed=0, margin=.02)
+                                  pool=None, pool_seed=0, reject=0., noise_std=1., refresh_every=0, gan_seed=0, margin=.02)
     zero = f.ratio == 0
-    for k, v in dict(how='add', classes='prior', filler='synthetic').items(): f[k] = pd.Series(v, f.index, dtype=object).where(~zero)
-    for k in (*MADE, 'gan_seed'): f[k] = f[k].where(~zero)
+    for k, v in dict(how='add', classes='prior', treatment='synthetic').items(): f[k] = pd.Series(v, f.index, dtype=object).where(~zero)
+    for k in (*SYNTHESIS, 'gan_seed'): f[k] = f[k].where(~zero)
     return f
 
 def test_without_effect_verdicts_are_rare():
-    "100 sweeps of 4 ratios without effect: 'better' or 'worse' in the headline in 5 of 100 at most, up to chance"
+    "100 sweeps of 4 ratios without an effect: at most 5 false headlines in 100, up to Monte Carlo error"
     rng, false, n = np.random.default_rng(0), 0, 100
     for _ in range(n):
         luck = rng.normal(0, .01, 6)
@@ -100,20 +101,20 @@ def test_a_run_is_missing(few):
     rep = report(few, progress=False)
     row = rep.table.set_index('ratio').loc[.3]
     assert (row.pairs, row.missing) == (2, 1) and '1 of 2 arms lack runs' in rep.html
-    pairs, = (p for p in paired(results(few)) if p.arm['ratio'] == .3)
+    pairs, = (p for p in paired_runs(results(few)) if p.arm['ratio'] == .3)
     assert pairs.missing == ['GAN seed 0, classifier seed 1'] and pairs.cnn_seeds == [0, 2]
 
 def test_a_baseline_is_missing(few):
     assert remove(few, ratio=0, cnn_seed=2) == 1
     assert report(few, progress=False).table.pairs.tolist() == [2, 2]
-    assert [p.missing for p in paired(results(few))] == [['baseline with classifier seed 2']]*2
+    assert [p.missing for p in paired_runs(results(few))] == [['baseline with classifier seed 2']]*2
 
 def test_holes_in_a_grid_of_seeds(tmp_path):
     simulate_runs(tmp_path, ratios=(0, .5), hows=('add',), gan_seeds=range(3), cnn_seeds=range(4), n=100)
     remove(tmp_path, ratio=.5, gan_seed=1, cnn_seed=0), remove(tmp_path, ratio=.5, gan_seed=1, cnn_seed=3)
-    p, = paired(results(tmp_path))
+    p, = paired_runs(results(tmp_path))
     assert p.gan_seeds == [0, 2] and p.cnn_seeds == [0, 1, 2, 3] and not np.isnan(p.diffs).any()
-    assert len(p.missing) == 3 and p.missing[-1].startswith('2 whole pairs left out')
+    assert len(p.missing) == 3 and p.missing[-1].startswith('2 complete pairs dropped')
 
 def test_unfinished_and_damaged_runs_cost_only_themselves(few):
     whole = results(few)
@@ -131,14 +132,14 @@ def test_unfinished_and_damaged_runs_cost_only_themselves(few):
     assert sorted(same.value) == sorted(f[f.metric == 'accuracy'].value)
 
 def test_predictions_that_cannot_be_read(grid, page, tmp_path):
-    assert page.html.count('With the choice of test images counted in: Better') == 2
+    assert page.html.count('Including the choice of test images: Better') == 2
     root = tmp_path/'runs'
     simulate_runs(root, ratios=(0, .5), hows=('add',), cnn_seeds=range(2), n=100)
     assert remove(root, file='predictions.parquet', ratio=0) == 2
     assert 'predictions of these runs cannot be read' in report(root, progress=False).html
 
-def test_images_are_brought_together_by_their_index(grid):
-    pairs = paired(results(grid, cnn='poster', how='add', filler='synthetic', ratio=[0, .4]))[0]
+def test_images_are_matched_by_index(grid):
+    pairs = paired_runs(results(grid, cnn='poster', how='add', treatment='synthetic', ratio=[0, .4]))[0]
     right = image_differences(pairs, grid)
     assert right.shape == (1, 6, 800) and right.mean(-1)[0] == pytest.approx(pairs.diffs)
     p = grid/'split'/pairs.runs[0, 0]/'predictions.parquet'
@@ -155,23 +156,23 @@ def test_one_seed(few):
     assert rep.table.verdict.isna().all() and rep.table.low.isna().all()
     assert rep.sentences[0].startswith('Undecided') and 'There is 1 classifier seed.' in rep.html
 
-def test_few_seeds_say_so(few):
+def test_few_seeds_are_reported(few):
     rep = report(few, progress=False)
     assert rep.sentences[0].startswith('Undecided') and 'its smallest p-value here is 0.25' in rep.html
 
 def test_one_ratio(few):
     rep = report(few, progress=False, ratio=[0, .5])
-    assert rep.table.chosen.tolist() == [True] and 'one ratio was tried, so none was chosen' in rep.html
+    assert rep.table.chosen.tolist() == [True] and 'only one ratio was run' in rep.html
 
 def test_one_ratio_of_control_only(tmp_path):
-    simulate_runs(tmp_path, ratios=(0, .5), hows=('add',), fillers=('repeat',), cnn_seeds=range(2), n=100)
+    simulate_runs(tmp_path, ratios=(0, .5), hows=('add',), treatments=('oversample',), cnn_seeds=range(2), n=100)
     rep = report(tmp_path, progress=False)
     assert rep.sentences == [] and 'there is no verdict' in rep.html and 'controls only' in rep.html
 
 @pytest.mark.parametrize('where, sentence', [
-    (dict(ratio=[.3, .5]), 'There is no run at ratio 0, and every verdict is a comparison with it: run ratio=0'),
-    (dict(ratio=0), 'All runs are at ratio 0: there is nothing to compare'),
-    (dict(ratio=.9), 'No run has ratio=0.9: there are 0.0, 0.3, 0.5.'),
+    (dict(ratio=[.3, .5]), 'There is no run at ratio 0, the baseline: run ratio=0'),
+    (dict(ratio=0), 'All runs are at ratio 0: run another ratio'),
+    (dict(ratio=.9), 'ratio=0.9 has no runs: choose from 0.0, 0.3, 0.5.'),
     (dict(raito=.3), "did you mean 'ratio'?"),
     (dict(alpha=95), 'alpha=95'), (dict(margin=3), 'margin=3')])
 def test_one_clear_sentence(few, where, sentence):
@@ -187,28 +188,28 @@ def test_nothing_there(tmp_path, capsys):
 
 def test_margins_that_disagree(few):
     simulate_runs(few, ratios=(.7,), hows=('add',), cnn_seeds=range(3), n=200, margin=.01)
-    with pytest.raises(BadInput, match=r'different margins of equivalence \(0.01, 0.02\)'): report(few, progress=False)
+    with pytest.raises(BadInput, match=r'different equivalence margins \(0.01, 0.02\)'): report(few, progress=False)
     assert 'given by hand' in report(few, margin=.01, progress=False).html
     assert declared_margin(results(few, ratio=[0, .7]), .03) == .03
 
-def test_settings_never_meet(few):
-    "A tenth of the images, three epochs, another GAN: other settings, or other arms, whose runs are never paired"
+def test_settings_are_kept_apart(few):
+    "Runs with a tenth of the images, three epochs or another GAN are never paired with the others"
     more = dict(hows=('add',), cnn_seeds=range(3), n=200)
     simulate_runs(few, ratios=(0, .5), real_share=.1, **more)
     simulate_runs(few, ratios=(0, .5), cnn_epochs=3, **more)
     simulate_runs(few, ratios=(.5,), gan_width=64, **more)
     f, of = results(few), records(few)
-    for p in paired(f):
+    for p in paired_runs(f):
         for run, zero in zip(p.runs[0], p.base_runs):
             a, b = (of[few/'split'/h]['given'] for h in (run, zero))
             assert [a[k] for k in ('real_share', 'cnn_epochs', 'cnn_seed')] == [b[k] for k in ('real_share', 'cnn_epochs', 'cnn_seed')]
-    assert [name for name, _ in settings(f)] == ['real share 0.1, gan width 32', 'real share 1, gan width 32', 'real share 1, gan width 64']
+    assert [name for name, _ in by_setting(f)] == ['real share 0.1, gan width 32', 'real share 1, gan width 32', 'real share 1, gan width 64']
     rep = report(few, progress=False)
     assert rep.html.count('<h2>Setting: ') == 3 and 'poster, 3 epochs classifier' in rep.html
     assert len(rep.sentences) == 4 and sum(s.startswith('real share 1, gan width 32: ') for s in rep.sentences) == 2
 
 def test_level_of_robustness(few):
-    "Three runs asked at another level as well: the level of most counts, and each can be had by name"
+    "Three runs evaluated at a second level: the level of most runs is the default, each can be selected"
     for d, r in list(records(few).items())[:3]:
         fast, = (p.parent for p in few.glob('robust/*/record.json') if json.loads(p.read_text())['params']['split'] == r['hash'])
         said = json.loads((fast/'record.json').read_text())
@@ -218,15 +219,25 @@ def test_level_of_robustness(few):
         write_json(art.file('record.json'), said | dict(hash=art.hash, params=art.params, about=about))
     n = lambda **kw: results(few, **kw).query("metric == 'mca'").run.nunique()
     assert (n(), n(level='fast'), n(level='full')) == (9, 9, 3)
-    with pytest.raises(BadInput, match="level 'enough'"): results(few, level='enough')
+    with pytest.raises(BadInput, match="level='enough' has no runs"): results(few, level='enough')
+
+def test_records_with_earlier_names(few):
+    "Records written before parameters were renamed give the same table"
+    now, old = results(few), dict(treatment='filler', noise_std='spread', refresh_every='fresh')
+    for d, r in records(few).items():
+        given = {old.get(k, k): v for k, v in (r['given'] | dict(noise_std=1., refresh_every=2)).items()}
+        write_json(d/'record.json', r | dict(given=given))
+    then = results(few)
+    assert set(then.noise_std.dropna()) == {1.} and set(then.refresh_every.dropna()) == {2}
+    pd.testing.assert_frame_equal(then.drop(columns=['noise_std', 'refresh_every']), now.drop(columns=['noise_std', 'refresh_every']))
 
 def test_without_robustness(few):
     shutil.rmtree(few/'robust')
     rep = report(few, progress=False)
-    assert 'It was not asked about.' in rep.html and 'mean corruption accuracy' not in rep.html
+    assert 'Robustness was not evaluated.' in rep.html and 'mean corruption accuracy' not in rep.html
 
 def test_cells_of_a_sweep(few):
-    "Only the runs that the cells led to; failed cells are counted, with their error"
+    "Only the runs of the cells; failed cells are counted, with their errors"
     cells = []
     for i, (d, r) in enumerate(records(few).items()):
         cell = Artefact('cell', dict(i=i), few)
@@ -237,17 +248,17 @@ def test_cells_of_a_sweep(few):
     assert sorted(f.ratio.unique()) == [0, .5]
     assert (f.attrs['skipped']['cells_failed'], f.attrs['skipped']['cells_open']) == (2, 1)
     html = report(few, cells=[c.hash for c in cells], progress=False).html
-    assert 'A cell failed with: ValueError: &lt;no&gt; luck' in html and '2 failed cells, 1 cells not run yet' in html
+    assert 'A cell failed with: ValueError: &lt;no&gt; luck' in html and '2 failed cells, 1 open cells' in html
     said = dict(hash='abc', declared='2026-02-03T04:05:06+00:00', finished_before=0, margin=.05, cells=[dict(hash=c.hash) for c in cells])
     write_json(few/'sweep'/'abc'/'sweep.json', said)
     rep = report(few, cells='abc', progress=False)
-    assert rep.frame.run.nunique() == 6, 'and the margin of a sweep goes before that of runs from an older one'
-    assert 'Margin of equivalence: 5 points of accuracy, declared on 2026-02-03 by the sweep abc, when 0 cells were done' in rep.html
-    with pytest.raises(BadInput, match="There is no sweep 'xyz' in .*: there are abc."): results(few, cells='xyz')
+    assert rep.frame.run.nunique() == 6, 'the margin of the sweep overrides that of older runs'
+    assert 'Equivalence margin: 5 points of accuracy, declared on 2026-02-03 by the sweep abc, when 0 cells were done' in rep.html
+    with pytest.raises(BadInput, match="There is no sweep 'xyz' in .*: choose one of abc."): results(few, cells='xyz')
     assert main([str(few), '--sweep', 'abc', '--out', str(few/'page')]) == 0
 
 def test_a_real_sweep(tmp_path):
-    "Cells as `synthrob_sweep` leaves them lead to their runs; what was declared with them counts"
+    "Cells written by `synthrob_sweep` lead to their runs, and its declared margin is used"
     from synthrob.sweep.grid import Sweep
     few = dict(ratios=(0, .3), hows=('add',), cnn_seeds=range(2), n=100)
     simulate_runs(tmp_path, **few)
@@ -261,20 +272,20 @@ def test_a_real_sweep(tmp_path):
     assert declared_margin(rep.frame) == .04 and set(rep.frame.margin) == {.02}
 
 def test_controls_have_no_gan(tmp_path):
-    "Controls stand beside every GAN; against them the pairs share the ratio"
-    simulate_runs(tmp_path, ratios=(0, .5), hows=('add',), fillers=('synthetic', 'repeat'), gan_seeds=(0, 1), cnn_seeds=range(2), n=100)
-    syn, control = paired(results(tmp_path))
+    "A control is compared with every GAN, at the same ratio"
+    simulate_runs(tmp_path, ratios=(0, .5), hows=('add',), treatments=('synthetic', 'oversample'), gan_seeds=(0, 1), cnn_seeds=range(2), n=100)
+    syn, control = paired_runs(results(tmp_path))
     assert (syn.value.shape, control.value.shape, control.gan_seeds) == ((2, 2), (1, 2), [None])
-    against, = paired(results(tmp_path), against='repeat')
+    against, = paired_runs(results(tmp_path), against='oversample')
     assert against.diffs == pytest.approx(syn.diffs - control.diffs)
 
-def test_less_is_better_for_calibration_error(grid):
+def test_smaller_is_better_for_calibration_error(grid):
     up, ece = differences(results(grid, cnn='poster')), differences(results(grid, cnn='poster'), 'ece')
     at = up.verdict == 'better'
     assert at.any() and (ece[at]['diff'] < 0).all() and 'worse' not in set(ece[at].verdict)
 
 def test_figures_leave_the_notebook_as_it_was(grid, monkeypatch):
-    "A notebook sets `interactive` with its first figure: undone by our style, no later figure would be shown"
+    "A notebook sets `interactive` with its first figure; our style must not undo it"
     import matplotlib as mpl, matplotlib.pyplot as plt
     f = results(grid, cnn='poster', how='add')
     def first(*args, real=plt.figure, **kwargs):
@@ -288,7 +299,7 @@ def test_figures_leave_the_notebook_as_it_was(grid, monkeypatch):
         finally: mpl.rcParams['interactive'] = False; plt.close('all')
 
 class Page(HTMLParser):
-    "What is in a page: its tags, their attributes, whether they close"
+    "Tags of a page and their attributes; raises if a tag is not closed"
     def __init__(self, html):
         super().__init__()
         self.open, self.tags, self.attrs = [], Counter(), []
@@ -312,7 +323,7 @@ def test_the_page_stands_alone(page):
     assert 'width=device-width' in html and 'prefers-color-scheme:dark' in html and len(html) < 1_000_000
 
 def test_the_order_of_the_page(page):
-    want = ['Better: 40 %', 'What was run', 'Against the ratio', 'Recall by class', 'Under corruption and attack', 'Cost', 'Everything',
+    want = ['Better: 40 %', 'Runs', 'Metrics by ratio', 'Recall by class', 'Corruptions and attacks', 'Cost', 'All arms',
             'What cannot be claimed']
     at = [page.body.index(o) for o in want]
     assert at == sorted(at)
@@ -331,23 +342,23 @@ def test_many_classes(tmp_path):
     names = tuple(f'class {i:02}' for i in range(15))
     simulate_runs(tmp_path, ratios=(0, .5), hows=('add',), cnn_seeds=range(2), vocab=names, n=150)
     html = report(tmp_path, progress=False).html
-    assert 'The 12 of 15 classes whose recall moved most.' in html
+    assert 'The 12 of 15 classes whose recall changed most.' in html
     assert len({o for o in names if f'recall of {o} in per cent' in html}) == 12
 
-def test_what_is_written(few, tmp_path, capsys):
+def test_written_files(few, tmp_path, capsys):
     out = tmp_path/'page'
     assert main([str(few), '--out', str(out), '--only', 'ratio=0,.5', 'how=add']) == 0
     said = capsys.readouterr().out
     assert 'Undecided' in said and str(out/'report.html') in said and 'What cannot be claimed' in said
     f, csv, v = pd.read_parquet(out/'results.parquet'), pd.read_csv(out/'results.csv'), pd.read_csv(out/'verdicts.csv')
     assert sorted(f.ratio.unique()) == [0, .5] and len(f) == len(csv) and v.ratio.tolist() == [.5]
-    assert not f.duplicated(['run', *SAID[:-2]]).any(), 'a row per run and metric'
+    assert not f.duplicated(['run', *VALUE[:-2]]).any(), 'a row per run and metric'
     assert csv.value.to_numpy() == pytest.approx(f.value.to_numpy(), nan_ok=True)
     assert (out/'report.html').read_text(encoding='utf-8').startswith('<!doctype html>')
     assert main([str(few), '--only', 'ratio']) == 2 and 'write a name and its values' in capsys.readouterr().err
 
 def test_reading_runs_needs_no_training_library():
-    "A finished sweep is reported without waiting for fastai"
+    "A report does not import fastai"
     code = "import sys, synthrob.sweep.report; print({'fastai', 'torchvision', 'torchmetrics'} & set(sys.modules))"
     r = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
     assert r.stdout.strip() == 'set()', r.stdout + r.stderr
@@ -355,10 +366,10 @@ def test_reading_runs_needs_no_training_library():
 def test_what_cannot_be_claimed(grid, few):
     f = results(grid)
     said = limits(f, conclude(f))
-    for part in ('one trained GAN', '5 classes at once', '4 other ratios at once', 'on these 800 test images', 'Each classifier is a question'):
+    for part in ('one trained GAN', '5 classes at once', '4 other ratios at once', 'on these 800 test images', 'Each classifier is judged on its own'):
         assert sum(part in o for o in said) == 1, part
     f = results(few)
     said = limits(f, conclude(f))
-    for part in ('No control was run', 'one classifier strength (poster)', 'Undecided is not equal'): assert any(part in o for o in said), part
+    for part in ('No control was run', 'one classifier strength (poster)', 'Undecided does not mean equal'): assert any(part in o for o in said), part
     f = f.assign(device=np.where(f.ratio == 0, 'cpu', 'cuda'))
     assert any('2 kinds of hardware' in o for o in limits(f, conclude(f)))

@@ -1,7 +1,7 @@
-"""What the verdicts promise, on simulated truth: how often they err, find, cover; 2,000 experiments and more a case
+"""Error rates, power and coverage of the verdicts on simulated experiments, 2,000 and more a case
 
-The Monte Carlo error of a rate near 5 % is .5 points with 2,000 experiments, .35 with 4,000. Where a rate is promised
-to be at most 5 %, it is asserted as it is, since the rule is built to stay below; so is coverage within 93 to 97 %.
+The Monte Carlo error of a rate near 5 % is .5 points with 2,000 experiments, .35 with 4,000. Rates of at most 5 % and
+coverage within 93 to 97 % are asserted without allowance, since the rule is built to stay within them.
 """
 from __future__ import annotations
 from functools import lru_cache
@@ -9,8 +9,8 @@ import numpy as np, pytest
 from scipy import stats
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import ttost_paired
-from synthrob.sweep.stats import (decide, hierarchical, image_se, least_seeds, mde, power, seeds_needed, sign_flip, simulated,
-                            tost, verdict, verdicts)
+from simulate import simulated
+from synthrob.sweep.stats import decide, hierarchical_bootstrap, image_se, mde, min_seeds, power, seeds_needed, verdict, verdicts
 
 ALIKE = ('normal', 'counts', 'heavy', 'failures')   # the arms are alike: differences are symmetric
 KS = (6, 8, 11, 20)
@@ -24,11 +24,11 @@ def covers(r, truth=0.): return ((r.low <= truth) & (truth <= r.high)).to_numpy(
 
 @pytest.mark.parametrize('shape', ALIKE)
 @pytest.mark.parametrize('k', KS)
-def test_no_effect_is_seldom_called_one(shape, k):
+def test_false_verdicts_without_an_effect(shape, k):
     r = nothing(shape, k)
     assert wrong(r[:2000]).mean() <= .05 and wrong(r).mean() <= .05
     better, worse = ((r.kind == o).mean() for o in ('better', 'worse'))
-    assert max(better, worse) <= .025 + .005      # neither side has more than its half
+    assert max(better, worse) <= .025 + .005      # each side at most half
 
 @pytest.mark.parametrize('shape', ALIKE + ('skewed',))
 @pytest.mark.parametrize('k', KS)
@@ -36,13 +36,13 @@ def test_intervals_cover(shape, k):
     assert .93 <= covers(nothing(shape, k)).mean() <= .97
 
 @pytest.mark.parametrize('k', KS)
-def test_what_is_said_of_lopsided_differences_is_so(k):
-    "The page says: intervals cover 90 to 95 %, false verdicts up to 8 %"
+def test_lopsided_differences(k):
+    "As the page states: intervals cover 90 to 95 %, false verdicts up to 8 %"
     r = nothing('lopsided', k)
     assert .89 <= covers(r).mean() <= .955 and .04 <= wrong(r).mean() <= .085
 
 def test_the_usual_intervals_do_not_cover():
-    "Should this fail, scipy's BCa has got better at small samples, and ours may go"
+    "If this fails, scipy's BCa has improved at small samples, and ours can go"
     for k in (6, 8):
         ends = stats.bootstrap((simulated(2000, k),), np.mean, axis=-1, n_resamples=999, batch=50,
                                rng=np.random.default_rng(0)).confidence_interval
@@ -50,7 +50,7 @@ def test_the_usual_intervals_do_not_cover():
 
 @pytest.mark.parametrize('alpha', (.01, .1))
 def test_other_levels(alpha):
-    k = least_seeds(alpha) + 2
+    k = min_seeds(alpha) + 2
     r = decide(simulated(2000, k, seed=1), alpha=alpha)
     assert wrong(r).mean() <= alpha and covers(r).mean() >= 1-alpha - .01
 
@@ -66,7 +66,6 @@ def test_planned_seeds_find_two_points(sd, promised):
 
 @pytest.mark.parametrize('sd, promised', [(.01, .8), (.014, .8)])
 def test_two_points_at_the_usual_spread(sd, promised):
-    "The issue's case, to the letter"
     r = decide(simulated(2000, seeds_needed(.02, sd, promised), .02, sd, seed=3))
     assert (r.kind == 'better').mean() >= promised and .93 <= covers(r, .02).mean() <= .97
 
@@ -80,7 +79,7 @@ def test_planned_seeds_find_equivalence(margin, sd, promised):
 
 @pytest.mark.parametrize('shape', ALIKE)
 @pytest.mark.parametrize('k', KS)
-def test_a_loss_as_large_as_the_margin_is_not_called_equivalent(shape, k):
+def test_a_loss_as_large_as_the_margin_is_not_equivalent(shape, k):
     r = decide(simulated(2000, k, -.02, shape=shape, seed=k))
     assert (r.kind == 'equivalent').mean() <= .05
     assert (r.p_equivalence <= .05).mean() <= .05 + .012
@@ -89,7 +88,7 @@ def test_a_loss_as_large_as_the_margin_is_not_called_equivalent(shape, k):
 def test_power_is_what_simulation_gives(d):
     for k in (6, 7, 8, 10, 14, 24):
         claimed, found = power(.01*d, .01, k), (decide(simulated(2000, k, .01*d, .01, seed=k)).kind == 'better').mean()
-        assert claimed - .033 <= found <= claimed + .05, (d, k, claimed, found)   # three errors; upwards it may be careful
+        assert claimed - .033 <= found <= claimed + .05, (d, k, claimed, found)   # three errors; more on the conservative side
 
 def test_minimum_detectable_effect_is_detected():
     for k in (6, 8, 12):
@@ -106,18 +105,18 @@ def table(n_sim, G, S, sds, seed=0):
 def test_generators_of_this_kind(G, S, sds):
     r = decide(table(2000, G, S, sds, seed=G+S))
     assert wrong(r).mean() <= .05
-    assert .93 <= covers(r).mean() <= (.97 if any(sds[:2]) else .985)      # with no spread of either it is careful
+    assert .93 <= covers(r).mean() <= (.97 if any(sds[:2]) else .985)      # without spread of either it is conservative
 
 @pytest.mark.parametrize('G', (1, 2, 3, 5))
 def test_these_generators(G):
-    "Few generators: the truth is their own mean, and the claim is about it"
+    "The claim is about the mean of these few generators"
     rng = np.random.default_rng(G)
     own = .01*rng.normal(size=(2000, G, 1))
-    own -= own.mean(1, keepdims=True)                                      # of these generators the mean effect is none
+    own -= own.mean(1, keepdims=True)                                      # their mean effect is zero
     r = decide(own + table(2000, G, 8, (0, 1, 1), seed=G))
     assert wrong(r).mean() <= .05 and .93 <= covers(r).mean() <= .97
 
-def test_one_generator_is_no_verdict_on_generators():
+def test_one_generator_says_nothing_about_others():
     assert wrong(decide(table(2000, 1, 8, (1, .5, .5)))).mean() > .3
 
 @pytest.mark.parametrize('S', (6, 12))
@@ -131,50 +130,50 @@ def test_images_of_this_kind(S):
     assert wrong(kind).mean() <= .05 and .93 <= covers(kind).mean() <= .97
     assert abs(np.sqrt(np.mean(own**2)) - .2/20) < 5e-4                      # the truth, 20 points over the root of 400
 
-def test_hierarchical_covers():
+def test_the_hierarchical_bootstrap_covers():
     for G in (2, 6):
         hit = []
         for i in range(600):
             rng = np.random.default_rng([G, i])
             x = .01*sum(s*rng.normal(size=shape) for s, shape in [(2, (G, 1, 1)), (.8, (1, 8, 1)), (2, (1, 1, 20)), (4, (G, 8, 20))])
-            h = hierarchical(x, n_boot=150)
+            h = hierarchical_bootstrap(x, n_boot=150).loc['all']
             hit.append(h.low <= 0 <= h.high)
         assert .915 <= np.mean(hit) <= .985                                # 150 resamples and 600 experiments: 1 point
 
-def test_a_family_is_seldom_wrong_at_all():
+def test_familywise_error_rate():
     rng = np.random.default_rng(0)
     found = 0
-    for i in range(100):                                                   # the public way, one by one
+    for i in range(100):                                                   # one by one
         vs = verdicts({j: .012*rng.normal(size=8) for j in range(5)}, seed=i)
         found += any(v.kind in ('better', 'worse') for v in vs.values())
     assert found/100 <= .05 + .022
-    D = simulated(10000, 8, sd=.012, seed=1)                               # and in bulk: the first step of Holm decides on "any"
+    D = simulated(10000, 8, sd=.012, seed=1)                               # in bulk: the first step of Holm decides
     first = decide(D, alpha=.05/5).kind.isin(['better', 'worse']).to_numpy().reshape(2000, 5).any(1)
     assert first.mean() <= .05
 
-def test_a_family_finds_what_is_there():
-    k, found = seeds_needed(.03, .012, .8, family=5), []
+def test_power_of_several_comparisons():
+    k, found = seeds_needed(.03, .012, .8, comparisons=5), []
     D = simulated(40, k, .03, .012, seed=2)
     N = simulated(160, k, 0., .012, seed=3).reshape(40, 4, k)
     for d, rest in zip(D, N): found.append(verdicts({'true': d, **dict(enumerate(rest))})['true'].kind == 'better')
     assert np.mean(found) >= .7
 
-# --- one by one and by the book ---
+# --- against other implementations ---
 
 @pytest.mark.parametrize('k', (6, 9, 14, 20))
-def test_one_is_as_many(k):
+def test_verdict_equals_decide(k):
     D = simulated(20, k, .01, seed=k)
     many, one = decide(D, n_boot=9999), [verdict(d) for d in D]
     assert many.kind.tolist() == [v.kind for v in one]
     for name in ('estimate', 'low', 'high', 'p', 'p_equivalence'):
         np.testing.assert_allclose(many[name], [getattr(v, name) for v in one], atol=3e-5)
 
-def test_by_the_book():
+def test_against_closed_forms():
     for k in (6, 10, 13):
         for d in simulated(5, k, .01, seed=k):
-            assert tost(d, .02) == pytest.approx(ttost_paired(d, 0*d, -.02, .02)[0], rel=1e-9)
+            assert verdict(d, .02).p_equivalence == pytest.approx(ttost_paired(d, 0*d, -.02, .02)[0], rel=1e-9)
             signs = np.array(np.meshgrid(*[[-1, 1]]*k)).reshape(k, -1)     # all of them, by hand
-            assert sign_flip(d) == pytest.approx((abs(d @ signs) >= abs(d.sum()) - 1e-12).mean())
+            assert verdict(d).p == pytest.approx((abs(d @ signs) >= abs(d.sum()) - 1e-12).mean())
     assert power(.02, .014, 12) == pytest.approx(TTestPower().power(.02/.014, 11, .05), abs=1e-3)
 
 def test_order_of_seeds_and_sign_do_not_matter():

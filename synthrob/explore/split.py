@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from fastcore.xml import P
-from ..sweep.results import GROUP, conclude, declared_margin, differences, paired, results, simulate_runs
+from ..sweep.results import RATIO_GROUP, conclude, declared_margin, differences, paired_runs, results, simulate_runs
 from ..core.basics import BadInput, read_json
 from .panels import Explorer, Seen, chart, choice, stops
-from ..sweep.report import INK, headline, plot_ratio, points, settings
+from ..sweep.report import INK, by_setting, headline, plot_ratio, points
 from ..cnn.evaluation import Confusion
 
 # %% auto #0
@@ -24,7 +24,7 @@ __all__ = ['SweepTables', 'plot_confusion', 'plot_recalls', 'plot_severities', '
 def _arm_name(row, nets):
     "An arm in words"
     net = row.cnn + (f', {row.cnn_epochs} epochs' if nets else '')
-    return f"{net}: {row.how}, {row.filler}" + ', smallest classes first'*(row.classes == 'balance')
+    return f"{net}: {row.how}, {row.treatment}" + ', smallest classes first'*(row.classes == 'balance')
 
 class SweepTables:
     "What a finished sweep says, read and judged once"
@@ -34,12 +34,12 @@ class SweepTables:
                 ):
         self.frame, self.margin = frame, declared_margin(frame, margin)
         self.table, self.root = conclude(frame, self.margin), Path(frame.attrs['root'])
-        self.pairs = paired(frame)                              # in the order of `table`
+        self.pairs = paired_runs(frame)                            # in the order of `table`
         self.vocab = [str(c) for c in frame['class'].dropna().unique()]
         self.wide = .35 + .065*max(map(len, self.vocab))        # inches that names of classes take
         self.recalls = {c: differences(frame, 'recall', class_=c) for c in self.vocab}
         many = self.table.groupby('cnn', observed=True).cnn_epochs.nunique().gt(1).any()
-        arms = self.table.groupby(list(GROUP), dropna=False, sort=False)
+        arms = self.table.groupby(list(RATIO_GROUP), dropna=False, sort=False)
         self.arms = {_arm_name(g.iloc[0], many): g.index for _, g in arms}
         f = frame[frame.metric == 'corruption_accuracy'].astype(dict(severity='Int64'))
         self.hits = f.pivot_table(index='run', columns=['corruption', 'severity'], values='value', observed=True)
@@ -148,7 +148,7 @@ def sweeps_of(frame,      # from `results`
              ) -> dict:   # name of the setting -> `SweepTables`; 'all runs' where there is one
     "The comparable parts of a table of runs, judged; raises `BadInput` where nothing in it can be compared"
     found, errors = {}, []
-    for name, f in settings(frame):
+    for name, f in by_setting(frame):
         try: found[name or 'all runs'] = SweepTables(f, margin)
         except BadInput as e: errors.append(e)
     if not found: raise errors[0]
@@ -169,7 +169,7 @@ class SplitExplorer(Explorer):
         first = next(iter(self.sweeps.values()))
         top = first.table[first.table.headline]
         arm = next((k for k, v in first.arms.items() if len(top) and top.index[0] in v), next(iter(first.arms)))
-        c = dict(arm=choice('Arm', list(first.arms), arm, hint='classifier, way to mix, filler'),
+        c = dict(arm=choice('Arm', list(first.arms), arm, hint='classifier, way to mix, treatment'),
                  ratio=stops('Ratio', _stops(first, arm), float(top.ratio.iloc[0]) if len(top) else 0., 'of synthetic images'),
                  corruption=choice('Corruption', _names(first), hint='for the curve against severity'))
         several = dict(setting=choice('Setting', list(self.sweeps), hint='runs that can be compared'))
@@ -204,7 +204,7 @@ def reach(self:SplitExplorer,
 
 @patch
 def draw(self:SplitExplorer,
-         arm,         # classifier, way to mix and filler in words: a key of `SweepTables.arms`
+         arm,         # classifier, way to mix and treatment in words: a key of `SweepTables.arms`
          ratio,       # of synthetic images, one that the arm was run at
          corruption,  # for accuracy against severity; '': the mean of all
          setting=None # a key of `sweeps`; None: the first
@@ -236,9 +236,9 @@ def sentence(self:SweepTables,
         return f'Ratio 0, real images only: the accuracy of the {row.cnn} classifier is {mean}.'
     t = self.table.loc[self.arms[arm]]
     chosen = f' Validation chose ratio {t[t.chosen].ratio.iloc[0]:g} of this arm.' if t.chosen.any() else ''
-    if row.filler == 'synthetic': return headline(row, self.margin) + chosen
+    if row.treatment == 'synthetic': return headline(row, self.margin) + chosen
     interval = '' if pd.isna(row.low) else f' (95 % interval {points(row.low)} to {points(row.high)})'
-    what = dict(repeat='real images repeated', none='class weights')[row.filler]
+    what = dict(oversample='oversampled real images', class_weights='class weights')[row.treatment]
     return f"Control, {what}, at ratio {ratio:g}: {points(row['diff'])} points of accuracy{interval}.{chosen}"
 
 # %% ../../nbs/explore/05_explore_split.ipynb #1a1f330c
@@ -275,7 +275,7 @@ def curve(self:SweepTables,
     "Accuracy of an arm against the ratio, its controls, and where one stands"
     t, row = self.table, self.row(arm, ratio)
     same = (t.cnn == row.cnn) & (t.cnn_epochs == row.cnn_epochs) & (t.how == row.how)
-    t = t[t.index.isin(self.arms[arm]) | (same & (t.filler != 'synthetic'))]
+    t = t[t.index.isin(self.arms[arm]) | (same & (t.treatment != 'synthetic'))]
     def draw(ax):
         plot_ratio(t, 'accuracy', self.margin, legend=False, ax=ax)
         ax.axvline(ratio, color='#0173b2', lw=7, alpha=.3, zorder=0)

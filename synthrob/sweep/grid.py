@@ -314,7 +314,7 @@ def enough(self:Sweep,
     arms = {tuple(one[k] for k in self.varying if not k.endswith('_seed')) for one, _ in self.combos if one['ratio']}
     groups = Counter(tuple(one[k] for k in self.varying if k != 'cnn_seed') for one, _ in self.combos)
     have, need = min(groups.values()), seeds_needed(effect, sd, power, alpha)
-    most = seeds_needed(effect, sd, power, alpha, family=max(1, len(arms)))
+    most = seeds_needed(effect, sd, power, alpha, comparisons=max(1, len(arms)))
     any_ = f" ({most} if it may be any of {len(arms)} arms)"*(len(arms) > 1)
     return (f"{_n(need, 'classifier seed')}{any_} will show a difference of {effect:.1%} with a "
             f"probability of {power:.0%}; alpha {alpha:g}, SD of paired differences {sd:.2%}, {why}. Here are {have}, "
