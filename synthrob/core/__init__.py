@@ -1,0 +1,1 @@
+"Foundations: errors and files, stages, training, several processes"
