@@ -33,7 +33,7 @@ from .mixture import mix, nested_order, plan, pool_multiple
 from .params import (CNNParams, GANParams, MixParams, PoolParams, SplitParams, check_params, conditions, params_of)
 
 # %% auto #0
-__all__ = ['SplitRun', 'predictions_frame', 'evaluation_from', 'leak_worth', 'run_split', 'train_share']
+__all__ = ['SplitRun', 'predictions_frame', 'evaluation_from', 'leak_worth', 'train_share']
 
 # %% ../../nbs/split/04_run.ipynb #0c0be11d
 class SplitRun:
@@ -330,7 +330,7 @@ def classifier(self:SplitRun) -> nn.Module: # images in [0,1] to logits, in eval
     scale = Scale(**read_tensors(self._need('features').file('scale.safetensors')))
     return nn.Sequential(self.extractor(), scale, net).to(device).eval()
 
-# %% ../../nbs/split/04_run.ipynb #a5931377
+# %% ../../nbs/split/04_run.ipynb #5db2c678
 @patch
 def _evaluate_robustness(self:SplitRun, stage):
     "Work of the stage 'robustness'"
@@ -361,11 +361,6 @@ def fit(self:SplitRun) -> SplitRun:
     "Make or find all stages of the experiment"
     for s in self.stages.values(): s.make()
     return self
-
-def run_split(**params # as in `SplitParams`
-             ) -> SplitRun: # finished: see its `record`, `evaluation` and `robustness`
-    "Check the parameters, then make or find all stages of one split experiment"
-    return SplitRun(check_params(params)).fit()
 
 # %% ../../nbs/split/04_run.ipynb #eb1328d7
 @patch
