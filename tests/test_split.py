@@ -35,7 +35,7 @@ def papermill(repo, out, *params, cwd=None, nb=None):
 def as_args(d): return [o for kv in d.items() for o in kv]
 def records(out, kind='split'): return [json.loads(p.read_text()) for p in Path(out).glob(f'{kind}/*/record.json')]
 
-def library(repo): return {p: p.read_bytes() for p in (repo/'synthrob').glob('*.py')}
+def library(repo): return {p: p.read_bytes() for p in (repo/'synthrob').rglob('*.py')}
 
 def test_papermill_from_the_root(repo, face_folder, tmp_path):
     before = library(repo)
