@@ -5,6 +5,7 @@ from safetensors import safe_open
 from synthrob.core.basics import BadInput, read_tensors
 from synthrob.core.distributed import launch
 
+pytestmark = pytest.mark.e2e
 pytest.importorskip('accelerate', reason="accelerate is not installed: pip install 'synthrob[distributed]'")
 
 # What each process runs: it is imported by them, from a file, as a library is.

@@ -15,7 +15,6 @@ from synthrob.explore.core import CorruptionExplorer, DataExplorer, Explorers, G
 from synthrob.explore.data import fate, finished_run, groups_of
 from synthrob.data.faces import draw_faces, emotions
 from synthrob.gan.learner import save_gan
-from synthrob.gan.nets import GAN
 from synthrob.explore.panels import Explorer, Seen, choice, slider, tile
 
 class Pictures(HTMLParser):
@@ -47,11 +46,11 @@ def sweep(tmp_path_factory) -> Path:
     return root
 
 @pytest.fixture(scope='session')
-def gan(tmp_path_factory) -> Path:
-    "The folder of a GAN with two sample sheets, as a training leaves it; nothing is trained"
+def gan(toy_gan, tmp_path_factory) -> Path:
+    "The folder of a GAN with two sample sheets, as a training leaves it"
     at = tmp_path_factory.mktemp('runs')/'gan'/'0123456789abcdef'
     (at/'samples').mkdir(parents=True)
-    save_gan(GAN(32, 1, 5, nf=8), at/'gan.safetensors')
+    save_gan(toy_gan.model, at/'gan.safetensors')
     for epoch, level in ((1, 60), (11, 200)): Image.new('L', (40, 30), level).save(at/'samples'/f'epoch_{epoch:04d}.png')
     write_json(at/'record.json', dict(hash=at.name, params=dict(vocab=emotions), finished='2026-01-01', failure=None,
                                       curve=dict(epoch=[10], images=[640], intra_fid=[7.5])))
@@ -295,6 +294,7 @@ def press(page, k, control, key):
     page.wait_for_function(changed, arg=[k, before], timeout=20_000)
     return time.perf_counter() - t
 
+@pytest.mark.browser
 @pytest.mark.parametrize('explorer, control, key', [
     ('data', 'Page', 'ArrowRight'), ('data', 'Class', 'ArrowDown'),
     ('damage', 'Severity', 'ArrowRight'), ('damage', 'Image', 'ArrowRight'), ('damage', 'Corruption', 'ArrowDown'),
@@ -306,6 +306,7 @@ def test_a_key_moves_the_picture(page, explorer, control, key, record_property):
     record_property('seconds', took)
     print(f'{explorer}, {control}: {1e3*took:.0f} ms from the key to the new picture')
 
+@pytest.mark.browser
 def test_the_tabulator_reaches_every_control(page):
     "One after another, from the top, and none twice"
     page.evaluate("document.activeElement.blur(); window.getSelection().removeAllRanges(); window.scrollTo(0, 0)")
@@ -320,6 +321,7 @@ def test_the_tabulator_reaches_every_control(page):
         'Show', 'Class', 'Page', 'Corruption', 'Severity', 'Image', 'Class', 'From seed', 'To seed', 'Way', 'Path', 'Spread',
         'Truncate', 'Epoch', 'Arm', 'Ratio', 'Corruption']
 
+@pytest.mark.browser
 @pytest.mark.parametrize('width', [390, 1280])
 def test_nothing_is_wider_than_the_page(page, width):
     "On a telephone and on a desk: every picture is there, has words, and ends before the page does"

@@ -1,7 +1,7 @@
 "Sets larger than the memory budget: the same experiment bit by bit, within the budget"
 from __future__ import annotations
 import numpy as np, pytest, torch
-from synthrob.bench import measure_peak
+from bench import measure_peak
 from synthrob.data.core import Images, check_no_leak, prepare, splits
 from synthrob.data.faces import draw_faces
 from synthrob.data.files import npy_rows
@@ -38,6 +38,7 @@ def test_mixtures_are_the_same(both, how, filler):
     check_held_out(b.x.view(~b.filled), pool.x)
     with pytest.raises(RuntimeError, match='the split leaks'): check_held_out(b.x, torch.cat([pool.x[:3], b.x.view([0])]))
 
+@pytest.mark.slow
 def test_the_same_record(faces, tmp_path, monkeypatch):
     "GAN kept at its best, images refused, judged, corrupted and attacked: every number is that of an experiment in memory"
     params = dict(data='folder', path=faces, size=32, gan_images=1280, gan_width=8, cnn='poster', cnn_epochs=2, ratio=.3, gan_pick='best',
@@ -83,6 +84,7 @@ check_held_out(train.x, torch.cat([images.subset(o).x for o in (s.valid, s.test)
 assert len(images.hash) == 16
 n = sum(len(yb) for _, yb in image_dls(train, bs=64, device='cpu').train)"""
 
+@pytest.mark.slow
 def test_memory_stays_within_the_budget(tmp_path):
     "Ten times the budget: looked through for copies, split, checked, mixed, hashed and walked through in batches"
     budget, rng, shape = 48_000_000, np.random.default_rng(0), (3, 64, 64)

@@ -100,6 +100,7 @@ def test_what_has_no_features():
 
 def look(*sets): return [appearance(o.x) for o in sets], [o.y for o in sets]
 
+@pytest.mark.slow
 @pytest.mark.parametrize('size, channels', [(32, 1), (48, 3)])
 def test_planted_copies(size, channels):
     "Copies, with noise, darker, mirrored and a few among many are found; a generator that draws fresh faces is not accused"
@@ -127,6 +128,7 @@ def test_leaked_images_do_not_blind_it():
     assert memorisation(t, h, t[300:], ys[0], ys[1], ys[0][300:]).memorises
     with pytest.raises(BadInput, match='split without leaks'): memorisation(t, t, f, ys[0], ys[0], ys[2])
 
+@pytest.mark.slow
 def test_false_alarms_are_as_rare_as_said():
     "300 honest generators: p is about uniform in its lower part, few are accused, and C_T is around 0"
     ps, c_t, accused = [], [], 0
@@ -204,6 +206,7 @@ class Dies(Callback):
         if self.epoch + 1 == self.kept: shutil.copy(self.file, self.file.with_suffix('.copy'))
         if self.epoch + 1 == self.at: raise Killed
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kept, at', [(1, 1), (1, 5), (3, 4), (5, 5)])
 def test_killed_and_gone_on(net, tmp_path, kept, at):
     "Also where the last checkpoint is epochs behind what was measured: curve, best and weights of an undisturbed training"

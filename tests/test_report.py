@@ -85,6 +85,7 @@ def frame(acc):
     for k in (*MADE, 'gan_seed'): f[k] = f[k].where(~zero)
     return f
 
+@pytest.mark.slow
 def test_without_effect_verdicts_are_rare():
     "100 sweeps of 4 ratios without effect: 'better' or 'worse' in the headline in 5 of 100 at most, up to chance"
     rng, false, n = np.random.default_rng(0), 0, 100
@@ -191,6 +192,7 @@ def test_margins_that_disagree(few):
     assert 'given by hand' in report(few, margin=.01, progress=False).html
     assert declared_margin(results(few, ratio=[0, .7]), .03) == .03
 
+@pytest.mark.slow
 def test_settings_never_meet(few):
     "A tenth of the images, three epochs, another GAN: other settings, or other arms, whose runs are never paired"
     more = dict(hows=('add',), cnn_seeds=range(3), n=200)
@@ -225,6 +227,7 @@ def test_without_robustness(few):
     rep = report(few, progress=False)
     assert 'It was not asked about.' in rep.html and 'mean corruption accuracy' not in rep.html
 
+@pytest.mark.slow
 def test_cells_of_a_sweep(few):
     "Only the runs that the cells led to; failed cells are counted, with their error"
     cells = []

@@ -141,6 +141,7 @@ def test_hierarchical_covers():
             hit.append(h.low <= 0 <= h.high)
         assert .915 <= np.mean(hit) <= .985                                # 150 resamples and 600 experiments: 1 point
 
+@pytest.mark.slow
 def test_a_family_is_seldom_wrong_at_all():
     rng = np.random.default_rng(0)
     found = 0
@@ -152,6 +153,7 @@ def test_a_family_is_seldom_wrong_at_all():
     first = decide(D, alpha=.05/5).kind.isin(['better', 'worse']).to_numpy().reshape(2000, 5).any(1)
     assert first.mean() <= .05
 
+@pytest.mark.slow
 def test_a_family_finds_what_is_there():
     k, found = seeds_needed(.03, .012, .8, family=5), []
     D = simulated(40, k, .03, .012, seed=2)
