@@ -7,7 +7,7 @@ from conftest import drawn_faces as faces
 from synthrob.cnn.learner import cnn_learner, evaluate, recipe
 from synthrob.core.basics import BadInput, seeded, write_tensors
 from synthrob.cnn.models import StrongNet
-from synthrob.data.faces import draw_faces, emotions
+from synthrob.data.faces import emotions
 from synthrob.data.loaders import ImageSet, image_dls
 from synthrob.cnn.robustness import Level, Robustness, Tested as Run, common, compare, extra, robustness
 
