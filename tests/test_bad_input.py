@@ -200,6 +200,7 @@ def _slow_prepare(path, root, started, q=None):
     imgs = prepare('fer2013', path, vocab=['sad','happy'], root=root)
     if q: q.put((os.getpid(), imgs.hash))
 
+@pytest.mark.e2e
 def test_killed_while_decoding_leaves_no_damaged_cache(tmp_path):
     path, ctx = write_zip(tmp_path/'a.zip', tree(400)), mp.get_context('spawn')
     started = ctx.Event()
@@ -211,6 +212,7 @@ def test_killed_while_decoding_leaves_no_damaged_cache(tmp_path):
     assert len(fer(path, tmp_path)) == 400
     assert not list(tmp_path.glob('runs/data/*/.*.tmp'))  # what the killed one had left is gone
 
+@pytest.mark.e2e
 def test_two_processes_prepare_once(tmp_path):
     path, ctx = write_zip(tmp_path/'a.zip', tree(400)), mp.get_context('spawn')
     started, q = [ctx.Event() for _ in range(2)], ctx.Queue()

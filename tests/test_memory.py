@@ -1,11 +1,14 @@
 "Data sets larger than the memory budget: the same results to the last bit, within the budget"
 from __future__ import annotations
 import numpy as np, pytest, torch
-from synthrob.bench import measure_peak
-from synthrob.data.core import Images, check_no_leak, prepare, splits
+from bench import measure_peak
+from synthrob.data.dataset import Dataset
+from synthrob.data.splits import check_no_leak, splits
+from synthrob.data.core import prepare
 from synthrob.data.faces import draw_faces
 from synthrob.data.files import npy_rows
-from synthrob.data.loaders import Augment, ImageSet, image_dls
+from synthrob.data.dataset import Dataset
+from synthrob.data.loaders import Augment, device_dls
 from synthrob.data.rows import Rows, read_images
 from synthrob.split.core import check_held_out, mix, run_split
 
@@ -19,11 +22,11 @@ def both(tmp_path_factory):
     file = tmp_path_factory.mktemp('rows')/'images.npy'
     np.save(file, x.numpy())
     vocab = list('abcde')
-    return Images(x, y, vocab), Images(read_images(file, 1000), y, vocab)
+    return Dataset(x, y, vocab), Dataset(read_images(file, 1000), y, vocab)
 
 def test_batches_are_the_same(both):
     for how in (dict(), dict(augment=Augment(erase=.5)), dict(balanced=True, n_steps=7), dict(bs=1000)):
-        a, b = (image_dls(o, o.subset(slice(0, 50)), **{'bs': 32, 'seed': 3, 'device': 'cpu', **how}) for o in both)
+        a, b = (device_dls(o, o.subset(slice(0, 50)), **{'bs': 32, 'seed': 3, 'device': 'cpu', **how}) for o in both)
         for which in ('train', 'valid', 'train'):                                      # the second epoch, too
             for (xa, ya), (xb, yb) in zip(getattr(a, which), getattr(b, which), strict=True):
                 assert torch.equal(xa, xb) and torch.equal(ya, yb)
@@ -31,13 +34,14 @@ def test_batches_are_the_same(both):
 
 @pytest.mark.parametrize('how, filler', [('replace', 'synthetic'), ('add', 'synthetic'), ('replace', 'repeat'), ('add', 'none')])
 def test_mixtures_are_the_same(both, how, filler):
-    pool = ImageSet(draw_faces(torch.arange(400) % 5, size=32, seed=9, progress=False), torch.arange(400) % 5, list('abcde'))
+    pool = Dataset(draw_faces(torch.arange(400) % 5, size=32, seed=9, progress=False), torch.arange(400) % 5, list('abcde'))
     a, b = (mix(o, pool, .4, how, 'balance' if filler == 'none' else 'prior', filler) for o in both)
     assert isinstance(b.x, Rows), 'nothing is copied into memory'
     assert torch.equal(a.x, b.x[:]) and torch.equal(a.y, b.y) and torch.equal(a.filled, b.filled)
     check_held_out(b.x.view(~b.filled), pool.x)
     with pytest.raises(RuntimeError, match='the split leaks'): check_held_out(b.x, torch.cat([pool.x[:3], b.x.view([0])]))
 
+@pytest.mark.slow
 def test_the_same_record(faces, tmp_path, monkeypatch):
     "With the best GAN, filter, pool report, corruptions and attacks: every number is that of an experiment in memory"
     params = dict(data='folder', path=faces, size=32, gan_images=1280, gan_width=8, cnn='poster', cnn_epochs=2, ratio=.3, gan_pick='best',
@@ -65,24 +69,25 @@ def test_pool_from_elsewhere(faces, tmp_path, small_budget):
 
 def test_folder_above_the_budget(faces, tmp_path, small_budget):
     images = prepare('folder', faces, size=32, root=tmp_path)
-    assert isinstance(images.x, Rows) and repr(images).startswith('Images(100 of 32x32x1')
+    assert isinstance(images.x, Rows) and repr(images).startswith('Dataset(100 of 32x32x1')
     check_no_leak(images, splits(images))
     assert images.show(2).images[0].get_array().shape[0] == 5*33 - 1
 
 IMPORTS = """from synthrob.data.core import Images, check_no_leak, splits
-from synthrob.data.loaders import image_dls
+from synthrob.data.loaders import device_dls
 from synthrob.data.rows import read_images
 from synthrob.split.core import check_held_out, mix
 import torch"""
 WORK = """x = read_images(args['file'], args['budget'])
-images = Images(x, torch.arange(len(x)) % 5, list('abcde'))
+images = Dataset(x, torch.arange(len(x)) % 5, list('abcde'))
 s = splits(images)
 check_no_leak(images, s)
 train = mix(images.subset(s.train), None, .3, filler='repeat')
 check_held_out(train.x, torch.cat([images.subset(o).x for o in (s.valid, s.test)]))
 assert len(images.hash) == 16
-n = sum(len(yb) for _, yb in image_dls(train, bs=64, device='cpu').train)"""
+n = sum(len(yb) for _, yb in device_dls(train, bs=64, device='cpu').train)"""
 
+@pytest.mark.slow
 def test_memory_stays_within_the_budget(tmp_path):
     "Ten times the budget: find duplicates, split, check, mix, hash and iterate in batches"
     budget, rng, shape = 48_000_000, np.random.default_rng(0), (3, 64, 64)

@@ -118,6 +118,7 @@ import synthrob.data.core as data
 data.lsun_images = partial(data.lsun_images, bs=16)
 data.prepare('lsun', sys.argv[1], root=sys.argv[2])"""
 
+@pytest.mark.e2e
 def test_killed_and_gone_on(lsun, tmp_path, monkeypatch, capsys):
     "SIGKILL while it is read, twice; what was decoded is not decoded again, and the result is the same"
     for least in (1, 8):
@@ -137,6 +138,7 @@ def test_killed_and_gone_on(lsun, tmp_path, monkeypatch, capsys):
     left = {o.name for o in next(tmp_path.glob('runs/data/*/images.npy')).parent.iterdir()}
     assert left == {'images.npy', 'meta.parquet', 'params.json', 'record.json'}
 
+@pytest.mark.e2e
 def test_scenes_by_papermill(repo, lsun, tmp_path):
     "A scene GAN, a scene classifier and a split"
     record, = papermill(repo, tmp_path, data='lsun', path=lsun, vocab='bedroom,kitchen', ratio=.3, **TOY)
@@ -224,6 +226,7 @@ def test_parquet_through_all_stages(hub, tmp_path):
 
 # --- colour folders and torchvision's sets
 
+@pytest.mark.e2e
 def test_colour_folder_by_papermill(repo, tmp_path):
     for i in range(240):
         f = tmp_path/'pets'/('test' if i >= 180 else 'train')/LABELS[i % 3]/f'{i}.jpg'; f.parent.mkdir(parents=True, exist_ok=True)
