@@ -35,14 +35,14 @@ from .cnn.corruptions import common, corrupted
 from .data.core import Images, check_no_leak, fer2013_path, prepare, splits
 from .sweep.engines import local
 from .data.faces import draw_faces, emotions
-from .data.files import list_images, npy_rows
+from .data.files import list_images
 from .gan.learner import gan_learner, gan_recipes
 from .sweep.kernels import execute, kernel_server
 from .data.loaders import Augment, ImageSet, balanced_stream, image_dls, stream, to_float, to_uint8
 from .gan.losses import AdaptiveStrength, DiffAugment, LeCam, adversarial, gradient_penalty, interpolated_penalty
 from .gan.nets import GAN
 from .gan.metrics import features, fid, judge, kid
-from .data.rows import Rows, read_images, rows_of
+from .data.rows import DiskImages, read_images, take
 from .split.core import check_held_out, mix, run_split
 from .sweep.grid import Sweep
 from .gan.trainer import relative
@@ -576,11 +576,11 @@ def large_file(s:Setting # from `setting`
     file, budget, shape = s.folder/'large.npy', 256_000_000 if s.bar else 4_000_000, (3, 64, 64)
     rng, todo = np.random.default_rng(0), 10*budget//math.prod(shape)
     if not file.exists():
-        with npy_rows(file, shape) as append:
-            for a in range(0, todo, 1000): append(rng.integers(0, 256, (min(1000, todo - a), *shape), dtype=np.uint8))
+        x = np.lib.format.open_memmap(file, 'w+', np.uint8, (todo, *shape))
+        for a in range(0, todo, 1000): x[a:a+1000] = rng.integers(0, 256, x[a:a+1000].shape, dtype=np.uint8)
     return file, budget
 
-def large_learner(x,            # images: tensor or `Rows`
+def large_learner(x,            # images: tensor or `DiskImages`
                   y,            # labels (n,)
                   device,
                   n_steps:int,  # batches in an epoch
@@ -589,7 +589,7 @@ def large_learner(x,            # images: tensor or `Rows`
     "The poster CNN over a large set, in batches of 32"
     vocab = [str(k) for k in range(5)]
     train = ImageSet(x, y, vocab)
-    few = ImageSet(rows_of(x, slice(0, 64)), y[:64], vocab) if valid is None else valid
+    few = ImageSet(take(x, slice(0, 64)), y[:64], vocab) if valid is None else valid
     learn = cnn_learner(image_dls(train, few, bs=32, n_steps=n_steps, device=device), 'poster')
     def epoch():
         with learn.no_bar(), learn.no_logging(): learn.fit(1)
@@ -614,7 +614,7 @@ def train_large(file,        # the images
                ) -> int:     # images that were trained on
     "What a split experiment does with its data, and one epoch of training"
     x = read_images(file, budget)
-    if not isinstance(x, Rows): raise RuntimeError('the set is not above the budget')
+    if not isinstance(x, DiskImages): raise RuntimeError('the set is not above the budget')
     images = Images(x, torch.arange(len(x)) % 5, [str(k) for k in range(5)])
     s = splits(images)
     check_no_leak(images, s)

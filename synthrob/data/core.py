@@ -13,9 +13,9 @@ import numpy as np, pandas as pd, torch
 import matplotlib.pyplot as plt
 from ..core.basics import BadInput, check_name, generator, hash_array, hash_file, hash_of, make, write_array, write_parquet
 from .faces import draw_faces, emotions
-from .files import (FER_CLASSES, FER_USAGES, IMAGE_TYPES, decode, existing, has_colour, list_images,
+from .files import (FER_CLASSES, FER_USAGES, IMAGE_TYPES, decode_files, existing, has_colour, list_images,
                             read_fer_csv, torchvision_images)
-from .rows import Rows, blocks, hash_images, read_images, rows_of
+from .rows import DiskImages, blocks, hash_images, read_images, take
 from .sources import list_shards, lmdb_size, lsun_databases, lsun_images, parquet_columns, parquet_images
 
 # %% auto #0
@@ -25,9 +25,9 @@ __all__ = ['sources', 'FER_FIVE', 'Images', 'concat', 'duplicate_groups', 'flat'
 
 # %% ../../nbs/00_data.ipynb #61944312
 class Images:
-    "Labelled images of one size, in memory, mapped from the disk or, if too many, `Rows`; raises `BadInput`"
+    "Labelled images of one size, in memory, mapped from the disk or, if too many, `DiskImages`; raises `BadInput`"
     def __init__(self,
-        x,           # uint8 (n,c,h,w), tensor, array or `Rows`
+        x,           # uint8 (n,c,h,w), tensor, array or `DiskImages`
         y,           # class of each image, 0..len(vocab)-1
         vocab,       # names of the classes
         part=None,   # official part of each: 'train', 'valid', 'test' or ''
@@ -35,7 +35,7 @@ class Images:
         names=None,  # where each comes from
         about=None   # what else is known of them, a dict
     ):
-        self.x,self.y = x if isinstance(x, Rows) else torch.as_tensor(x),torch.as_tensor(y).long()
+        self.x,self.y = x if isinstance(x, DiskImages) else torch.as_tensor(x),torch.as_tensor(y).long()
         self.vocab,self.about,self._group,n = list(vocab),about or {},group,len(self.x)
         if self.x.dtype != torch.uint8 or self.x.ndim != 4:
             raise BadInput(f"images must be uint8 (n,c,h,w), and these are {self.x.dtype} of {tuple(self.x.shape)}")
@@ -72,7 +72,7 @@ def subset(self:Images,
     idx = torch.arange(len(self))[idx]
     i = idx.numpy()
     group = None if self._group is None else self.group[idx]
-    return Images(rows_of(self.x, idx), self.y[idx], self.vocab, self.part[i], group, self.names[i], self.about)
+    return Images(take(self.x, idx), self.y[idx], self.vocab, self.part[i], group, self.names[i], self.about)
 
 # %% ../../nbs/00_data.ipynb #fda9152f
 @patch
@@ -357,13 +357,11 @@ def fer2013(
     if test not in FER_USAGES[1:]: raise BadInput(f"test is {test!r}, and FER-2013 has 'PublicTest' and 'PrivateTest'")
     path, size, channels = existing(path), size or 48, channels or 1
     def read(out):
-        if not _holds_images(path):
-            table, broken = read_fer_csv(path, out, size, channels)
-            return table.rename(columns=dict(usage='part')), broken
+        if not _holds_images(path): return read_fer_csv(path, out, size, channels)
         files = list_images(path)
         if bad := sorted(set(files.table.label.str.lower()) - set(FER_CLASSES)):
             raise BadInput(f"{path} has the class {bad[0]!r}, which FER-2013 has not: use data='folder'")
-        table, broken = decode(files, out, size, channels, strict=(48, 48, 'L'))
+        table, broken = decode_files(files, out, size, channels, strict=(48, 48, 'L'))
         usage = table.name.str.extract(f"/({'|'.join(FER_USAGES)})[^/]*$")[0]
         return table.assign(label=table.label.str.lower(), part=usage.fillna(table.part)), broken
     parts = {'Training': 'train', 'PublicTest': 'out', 'PrivateTest': 'out', test: 'test'}
@@ -381,7 +379,7 @@ def folder(
     if path is None: raise BadInput("data='folder' needs a path: give the folder, or zip, of class folders with images")
     def read(out):
         files = list_images(path)
-        return decode(files, out, size or 48, channels or (3 if has_colour(files) else 1))
+        return decode_files(files, out, size or 48, channels or (3 if has_colour(files) else 1))
     return Source(dict(source='folder', content=content_key(path), size=size or 48, channels=channels), read)
 
 @source
@@ -445,7 +443,7 @@ def _grey(x, table):
 def _prepare(source, art):
     "Make `images.npy` and `meta.parquet`; what they hold goes into the record"
     table, broken = source.read(art.file('images.npy'))
-    x = Rows.open(art.file('images.npy'))
+    x = DiskImages.open(art.file('images.npy'))
     table = table[['name','label','part']].assign(group=duplicate_groups(x).numpy())
     write_parquet(art.file('meta.parquet'), table)
     counts = table.groupby(['part','label']).size()
@@ -472,7 +470,7 @@ def prepare(
     channels:int=None, # 1 grey, 3 colour; None: as the source has it
     root='runs',       # the folder of all artefacts
     **options          # of the source
-) -> Images: # mapped from the disk, or left there (`Rows`) above `memory_budget`; `about` says where, and what is broken
+) -> Images: # `DiskImages` above `memory_budget`; `about` holds the path and the broken images
     "Images from a source, decoded once and kept; raises `BadInput`"
     if data == 'lsun' and vocab not in (None, 'all'):                # the others are not even read
         options = dict(categories=[vocab] if isinstance(vocab, str) else list(vocab)) | options

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from ..core.basics import BadInput, default_device, generator
-from .rows import Rows, read_ahead
+from .rows import DiskImages, read_ahead
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.data.transforms import CategoryMap
@@ -146,7 +146,7 @@ def erased(self:Augment,
 class ImageSet:
     "Images `x`, labels `y` and class names, a data set for fastai's loaders; raises `BadInput` for other types"
     def __init__(self,
-        x,         # uint8 (n,c,h,w), a tensor or `Rows`
+        x,         # uint8 (n,c,h,w), a tensor or `DiskImages`
         y,         # classes (n,), int64
         vocab=None # names of the classes; None: numbers
     ):
@@ -183,7 +183,7 @@ class DeviceDL(DataLoader):
     def to(self,
            device # a name or a `torch.device`
           ):
-        "Move images (but not `Rows`) and labels to `device`"
+        "Move images (but not `DiskImages`) and labels to `device`"
         self.device = torch.device(device)
         self.dataset = ImageSet(self.dataset.x.to(self.device), self.dataset.y.to(self.device), self.dataset.vocab)
 
@@ -220,7 +220,7 @@ def __iter__(self:DeviceDL):
     rng = generator('augment', self.seed, self.epoch, device=self.device)
     self.epoch += 1
     batches = idxs.to(self.device).split(self.bs)[:len(self)]
-    if isinstance(x, Rows): xs = read_ahead(x, idxs.split(self.bs)[:len(self)], self.device)
+    if isinstance(x, DiskImages): xs = read_ahead(x, idxs.split(self.bs)[:len(self)], self.device)
     else: xs = (x.index_select(0, i) for i in batches)
     for i, xb in zip(batches, xs):
         xb = to_float(xb)

@@ -22,7 +22,7 @@ from ..data.core import Images, duplicate_groups, prepare
 from .learner import class_noise, shaped
 from ..data.loaders import ImageSet, to_float, to_uint8
 from .nets import GAN
-from ..data.rows import Rows
+from ..data.rows import DiskImages
 
 # %% auto #0
 __all__ = ['BLOCK', 'Pool', 'save_pool', 'load_pool', 'own_confidence', 'thresholds', 'filtered', 'acceptance', 'draw', 'Fresh',
@@ -399,7 +399,7 @@ def pool_from_folder(path,          # a folder or zip, `class/image` or `part/cl
 
 def _refuse_copies(images, real, path):
     "Raise `BadInput` if one of `images` equals one of `real`"
-    real = x if isinstance(x := getattr(real, 'x', real), Rows) else torch.as_tensor(x)     # those on the disk stay there
+    real = x if isinstance(x := getattr(real, 'x', real), DiskImages) else torch.as_tensor(x)
     if real.shape[1:] != images.x.shape[1:]:
         a, b = tuple(real.shape[1:]), tuple(images.x.shape[1:])
         raise BadInput(f"The real images are {a} and the pool's {b}: give their size and channels.")

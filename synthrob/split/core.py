@@ -27,7 +27,7 @@ from .params import SplitParams, check_params, check_value, given_params, idle_p
 from ..gan.pools import Fresh, Pool, draw, filtered, load_pool, own_confidence, pool_from_folder, save_pool, thresholds
 from ..gan.metrics import KeepBest, judge
 from ..cnn.robustness import Robustness, level_of, robustness as ask_about
-from ..data.rows import gathered, hash_images, rows_of
+from ..data.rows import hash_images, take
 from ..gan.vectors import VectorSet, vector_dls, vector_recipe
 
 # %% auto #0
@@ -129,11 +129,11 @@ def mix(real,                   # real training images: `x`, `y`, `vocab`
     k = len(real.vocab)
     a = plan(real.y, k, ratio, how, classes, seed)
     y = real.y[a.keep]
-    if filler == 'none' and a.synthetic: return _weighted(rows_of(real.x, a.keep), y, real.vocab, a.fill)
+    if filler == 'none' and a.synthetic: return _weighted(take(real.x, a.keep), y, real.vocab, a.fill)
     source = pool if filler == 'synthetic' and a.synthetic else real
     add = _first(pool, a.fill) if source is not real else a.keep[_repeated(y, a.fill, seed)]
     filled = torch.arange(len(a.keep) + a.synthetic) >= len(a.keep)
-    return Mixed(gathered((real.x, a.keep), (source.x, add)), torch.cat([y, source.y[add]]), real.vocab, filled)
+    return Mixed(torch.cat([take(real.x, a.keep), take(source.x, add)]), torch.cat([y, source.y[add]]), real.vocab, filled)
 
 # %% ../../nbs/03_split.ipynb #6ab6ff60
 def _first(pool, fill):
@@ -449,7 +449,7 @@ class SplitRun(_Synthetic):
     @property
     def kept(self) -> Tensor: # uint8 (n,c,h,w)
         "The real images that the classifier is trained on"
-        return rows_of(self.train.x, ~self.train.filled)
+        return take(self.train.x, ~self.train.filled)
 
     def asked_of(self,
                  part # 'valid' or 'test'
@@ -584,7 +584,7 @@ class FeatureRun(_FeatureData):
     @property
     def kept(self) -> Tensor: # uint8 (n,c,h,w)
         "The real images whose vectors the head is trained on"
-        return rows_of(self.real.x, self.plan.keep)
+        return take(self.real.x, self.plan.keep)
 
     @property
     def _basis(self): return dict(features=self.vectors.art.hash)
