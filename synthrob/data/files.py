@@ -37,7 +37,7 @@ def _list_zip(path):
     try: z = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, ValueError) as e:
         with open(path, 'rb') as f: is_zip = f.read(4) == b'PK\3\4'
-        if not is_zip: raise BadInput(f"{path} is neither a folder nor a zip: give a folder or zip of images.") from None
+        if not is_zip: raise BadInput(f"{path} is neither a folder nor a zip: give a folder or zip.") from None
         raise BadInput(f"{path} is a truncated or damaged zip ({e}): download it again.") from None
     for i in z.infolist():
         _check_entry(path, i.orig_filename)
@@ -177,7 +177,8 @@ def decode_image(
     try: im = Image.open(io.BytesIO(b), formats=FORMATS)
     except UnidentifiedImageError: raise BrokenImage("is not an image") from None
     if strict and (*im.size, im.mode) != tuple(strict):
-        raise BrokenImage("is {}x{} {} instead of {}x{} {}: data='folder' converts it".format(*im.size, im.mode, *strict))
+        forms = "is {}x{} {} instead of {}x{} {}".format(*im.size, im.mode, *strict)
+        raise BrokenImage(f"{forms}: data='folder' converts it")
     if im.width*im.height > Image.MAX_IMAGE_PIXELS: raise BrokenImage(f"is too large ({im.width}x{im.height})")
     im.draft(None, (2*size, 2*size))  # decode a large JPEG at 1/2, 1/4 or 1/8 of its size: enough, and much faster
     return fit_image(im, size, channels)
@@ -253,7 +254,7 @@ def _sized_bar(it, size):
 
 def decode_blocks(
     path,             # source of the images, for messages
-    blocks,           # blocks(at) yields (images so far, at, [(name, label, part, image)]) from `at` on, None: the start
+    blocks,           # blocks(at) yields (images so far, at, [(name, label, part, image)]) from `at` on (None: all)
     total:int,        # number of images
     out,              # the `.npy` to write: uint8, (n,channels,size,size)
     size:int,         # height and width
@@ -397,10 +398,10 @@ def torchvision_images(
         why = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise BadInput(f"{name} cannot be read from {root} ({why}): {fix}.") from None
     channels = channels or (1 if parts['train'][0][0].mode == 'L' else 3)
-    known, all_rows = getattr(parts['train'], 'classes', None), [(p, i) for p,ds in parts.items() for i in range(len(ds))]
+    known, todo = getattr(parts['train'], 'classes', None), [(p, i) for p,ds in parts.items() for i in range(len(ds))]
     def blocks(at):
-        for a in range(at or 0, len(all_rows), 512):
+        for a in range(at or 0, len(todo), 512):
             items = [(f'{p}_{i}', known[y] if known else str(int(y)), p, im)
-                     for p,i in all_rows[a:a+512] for im,y in [parts[p][i]]]
+                     for p,i in todo[a:a+512] for im,y in [parts[p][i]]]
             yield a + 512, a + 512, items
-    return decode_blocks(name, blocks, len(all_rows), out, size, channels)
+    return decode_blocks(name, blocks, len(todo), out, size, channels)

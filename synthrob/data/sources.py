@@ -150,7 +150,7 @@ def parquet_columns(
         if pa.types.is_struct(t): return any(o.name == 'bytes' and binary(o.type) for o in t)
         return binary(t) and (feature(c).get('_type') == 'Image' or c.lower() in ('image', 'img', 'images', 'bytes'))
     is_label = lambda c: _holds(types[c], 'integer', 'boolean', 'string', 'large_string')
-    image = _choose(file, [c for c in columns if is_image(c)], ('image', 'img'), 'images', columns, "rename one to image.")
+    image = _choose(file, [c for c in columns if is_image(c)], ('image', 'img'), 'images', columns, "rename one image.")
     how = "name the column of labels, as in data='parquet:label'."
     if label is not None and label not in columns:
         raise BadInput(f"{file} has no column {label!r}: choose from {', '.join(columns)}.")
