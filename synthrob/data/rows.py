@@ -158,7 +158,11 @@ def numpy(self:DiskImages) -> np.ndarray: # uint8 (n,c,h,w), mapped from an unna
 @patch
 def __array__(self:DiskImages, dtype=None, copy=None): return self.numpy().astype(dtype or np.uint8, copy=False)
 @patch
-def __dlpack__(self:DiskImages, **kwargs): return torch.from_numpy(self.numpy()).__dlpack__(**kwargs) # for `as_tensor`
+def clone(self:DiskImages) -> torch.Tensor: # uint8 (n,c,h,w)
+    "Return a writable copy of all images as a tensor on the disk"
+    return torch.from_numpy(self.numpy())
+@patch
+def __dlpack__(self:DiskImages, **kwargs): return self.clone().__dlpack__(**kwargs)     # used by `torch.as_tensor`
 @patch
 def __dlpack_device__(self:DiskImages): return torch.empty(0).__dlpack_device__()
 
