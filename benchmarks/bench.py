@@ -34,10 +34,10 @@ from synthrob.core.training import Autocast
 from synthrob.data.dataset import Dataset
 from synthrob.data.splits import check_no_leak, splits
 from synthrob.data.core import fer2013_path, prepare
-from synthrob.data.files import list_images, npy_rows
+from synthrob.data.files import list_images
 from synthrob.data.dataset import Dataset
 from synthrob.data.loaders import Augment, balanced_stream, device_dls, stream, to_float, to_uint8
-from synthrob.data.rows import Rows, read_images, rows_of
+from synthrob.data.rows import DiskImages, read_images, take
 from synthrob.gan.learner import gan_learner, gan_recipes
 from synthrob.gan.losses import AdaptiveStrength, DiffAugment, LeCam, adversarial, gradient_penalty, interpolated_penalty
 from synthrob.gan.metrics import features, fid, judge, kid
@@ -499,15 +499,15 @@ def large_file(s):
     file, budget, shape = s.folder/'large.npy', 4_000_000 if s.quick else 256_000_000, (3, 64, 64)
     rng, todo = np.random.default_rng(0), 10*budget//math.prod(shape)
     if not file.exists():
-        with npy_rows(file, shape) as append:
-            for a in range(0, todo, 1000): append(rng.integers(0, 256, (min(1000, todo - a), *shape), dtype=np.uint8))
+        x = np.lib.format.open_memmap(file, 'w+', np.uint8, (todo, *shape))
+        for a in range(0, todo, 1000): x[a:a+1000] = rng.integers(0, 256, x[a:a+1000].shape, dtype=np.uint8)
     return file, budget
 
 def large_learner(x, y, device, n_steps, valid=None):
     "A function that trains the poster CNN for an epoch of `n_steps` batches of 32 and returns the number of images"
     vocab = [str(k) for k in range(5)]
     train = Dataset(x, y, vocab)
-    few = Dataset(rows_of(x, slice(0, 64)), y[:64], vocab) if valid is None else valid
+    few = Dataset(take(x, slice(0, 64)), y[:64], vocab) if valid is None else valid
     learn = cnn_learner(device_dls(train, few, bs=32, n_steps=n_steps, device=device), 'poster')
     def epoch():
         with learn.no_bar(), learn.no_logging(): learn.fit(1)
@@ -526,7 +526,7 @@ def large(s):
 def train_large(file, budget, n_steps, device):
     "What a split experiment does with its data, and one epoch of training; returns the number of images trained on"
     x = read_images(file, budget)
-    if not isinstance(x, Rows): raise RuntimeError('the set is not above the budget')
+    if not isinstance(x, DiskImages): raise RuntimeError('the set is not above the budget')
     images = Dataset(x, torch.arange(len(x)) % 5, [str(k) for k in range(5)])
     s = splits(images)
     check_no_leak(images, s)

@@ -19,14 +19,15 @@ from ..core.distributed import distributed, launch, process_rank
 from ..core.stages import CHECKPOINT, Stage
 from ..cnn.learner import Evaluation, cnn_learner, evaluate, recipe
 from ..cnn.robustness import Robustness, level_of as robustness_level, robustness as evaluate_robustness
-from ..data.core import data_stage
+from ..data.core import content_key, data_stage
 from ..data.dataset import Dataset
-from ..data.rows import rows_of
+from ..data.rows import take
 from ..data.splits import Splits, check_held_out, check_no_leak, splits
 from ..gan.learner import SampleSheet, gan_learner, load_gan, save_gan
 from ..gan.memorization import evaluate_pool
 from ..gan.metrics import SaveBestGAN
-from ..gan.pools import RefreshSynthetic, as_pool, confidence_thresholds, filter_pool, label_confidence, sample_pool
+from ..gan.pools import (RefreshSynthetic, confidence_thresholds, filter_pool, label_confidence, pool_from_folder,
+                                sample_pool)
 from ..gan.trainer import gan_recipe
 from .features import Extractor, Scale, extract, pretrained
 from .mixture import mix, nested_order, plan, pool_multiple
@@ -51,11 +52,6 @@ class SplitRun:
         p, (source, _, name) = self.p, self.p.data.partition(':')
         vocab = [o.strip() for o in p.vocab.split(',')] if p.vocab else None
         return data_stage(source, p.path, vocab, p.size, p.channels, p.out, **(dict(name=name) if name else {}))
-
-    @cached_property
-    def _own_pool(self):
-        "The same for a pool that was made elsewhere"
-        return data_stage('folder', self.p.pool, 'all', self.p.size, self.p.channels or self.images.x.shape[1], self.p.out)
 
     def baseline(self,
         **changes # of parameters
@@ -86,9 +82,9 @@ def stages(self:SplitRun) -> dict: # kind -> `Stage`, in the order in which they
         own = params_of(p, GANParams) | dict(gan_arch=gan_recipe(p.gan_arch, nf=p.gan_width, bs=p.gan_bs).params)
         s['gan'] = self._stage('gan', own | many, self._train_gan, train=train, judge=judge if best else None)
     if c['pool']:
-        own = dict(params_of(p, PoolParams), pool=None, multiple=pool_multiple(p.ratio, p.how, p.classes) if c['gan'] else None)
-        made = dict(gan=s['gan']) if c['gan'] else dict(images=self._own_pool[0])
-        s['pool'] = self._stage('pool', own, self._make_pool, train=train, judge=judge if p.reject else None, **made)
+        own = dict(params_of(p, PoolParams), pool=p.pool and content_key(p.pool),
+                   multiple=pool_multiple(p.ratio, p.how, p.classes) if c['gan'] else None)
+        s['pool'] = self._stage('pool', own, self._make_pool, train=train, gan=s.get('gan'), judge=judge if p.reject else None)
     own = params_of(p, MixParams) | dict(recipe=self.recipe.params, cnn_seed=p.cnn_seed)
     s['split'] = self._stage('split', own | many, self._train_classifier, train=train, pool=s.get('pool'))
     if p.robustness != 'none':
@@ -239,7 +235,8 @@ def _make_pool(self:SplitRun, stage):
         gan, n = load_gan(self._need('gan').file('gan.safetensors'), default_device(p.device)), int(self.part('train').y.bincount().max())
         pool = sample_pool(gan, n*stage.params['multiple'], noise_std=p.noise_std, seed=p.pool_seed, vocab=self.images.vocab, **how)
     else:
-        pool = as_pool(self._own_pool[1](), self.images.vocab, f'made elsewhere: {Path(p.pool).name}', self.images.x)
+        c, h, _ = self.images.x.shape[1:]
+        pool = pool_from_folder(p.pool, self.images.vocab, h, c, f'made elsewhere: {Path(p.pool).name}', self.images.x, p.out)
         if how: pool = filter_pool(pool, label_confidence(how['model'], pool), how['threshold'])
         pool = pool.subset(nested_order(pool.y, pool.c, p.pool_seed))
     pool.save(stage.path)
@@ -300,7 +297,7 @@ def _train_classifier(self:SplitRun, stage):
     "Work of the stage 'split'"
     p, s, real = self.p, self.splits, self.part('train')
     a = plan(real.y, real.c, p.ratio, p.how, p.classes, p.split_seed)
-    if not self.leak: check_held_out(rows_of(real.x, a.keep) if self.cond['feature'] else self.mixture.x, self.holdout)
+    if not self.leak: check_held_out(take(real.x, a.keep) if self.cond['feature'] else self.mixture.x, self.holdout)
     self._launch('_fit_classifier', stage, self.recipe.epochs)
     learn = self._fit_classifier(stage.path)
     evs = {k: evaluate(learn, self.items(k)) for k in ('valid', 'test')}
