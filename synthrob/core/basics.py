@@ -8,7 +8,6 @@ import contextlib, difflib, hashlib, json, math, os, random, secrets, warnings
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from safetensors.torch import load_file, save_file
-from .. import __version__
 
 # %% auto #0
 __all__ = ['BadInput', 'check_name', 'hash_of', 'hash_file', 'hash_array', 'replacing', 'write_json', 'read_json',

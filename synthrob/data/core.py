@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
-from fastcore.basics import patch
 from ..core.basics import BadInput, check_name, hash_file, hash_of, replacing, write_array, write_parquet
 from ..core.stages import Stage
 from .dataset import Dataset

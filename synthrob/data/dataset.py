@@ -4,7 +4,6 @@
 
 # %% ../../nbs/data/01_dataset.ipynb #bf5993f1
 from __future__ import annotations
-from functools import cached_property
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from fastcore.basics import patch

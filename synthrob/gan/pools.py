@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from ..core.basics import BadInput, generator, hash_array, hash_of
+from ..core.basics import BadInput, hash_array, hash_of
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastprogress.fastprogress import progress_bar

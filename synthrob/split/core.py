@@ -4,7 +4,7 @@
 
 # %% ../../nbs/03_split.ipynb #24a1c004
 from __future__ import annotations
-from .params import check_params, given_params, parameters_cell
+from .params import check_params
 from .run import SplitRun
 
 # %% auto #0

@@ -10,19 +10,19 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fastcore.basics import patch
 from ..core.basics import (BadInput, default_device, hash_file, read_array, read_tensors, replacing, seeded, write_array,
                                   write_parquet, write_tensors)
 from ..core.distributed import distributed, launch, process_rank
 from ..core.stages import CHECKPOINT, Stage
-from ..cnn.learner import Evaluation, cnn_learner, evaluate, recipe
+from ..cnn.learner import Evaluation, cnn_learner, evaluate, recipe as cnn_recipe
 from ..cnn.robustness import Robustness, level_of as robustness_level, robustness as evaluate_robustness
 from ..data.core import content_key, data_stage
 from ..data.dataset import Dataset
 from ..data.rows import take
-from ..data.splits import Splits, check_held_out, check_no_leak, splits
+from ..data.splits import Splits, check_held_out, check_no_leak, splits as split_data
 from ..gan.learner import SampleSheet, gan_learner, load_gan, save_gan
 from ..gan.memorization import evaluate_pool
 from ..gan.metrics import SaveBestGAN
@@ -97,7 +97,8 @@ def stages(self:SplitRun) -> dict: # kind -> `Stage`, in the order in which they
 @patch(as_prop=True)
 def recipe(self:SplitRun):
     "The recipe of the classifier, or of the head"
-    return recipe(self.p.head, epochs=self.p.head_epochs) if self.cond['feature'] else recipe(self.p.cnn, epochs=self.p.cnn_epochs)
+    p = self.p
+    return cnn_recipe(p.head, epochs=p.head_epochs) if self.cond['feature'] else cnn_recipe(p.cnn, epochs=p.cnn_epochs)
 
 @patch
 def _features_stage(self:SplitRun, parts):
@@ -129,7 +130,7 @@ def _share(images, train, share, seed):
 @patch
 def _split(self:SplitRun, stage):
     "Work of the stage 'parts'"
-    s = splits(self.images, seed=self.p.split_seed, leak=self.leak)
+    s = split_data(self.images, seed=self.p.split_seed, leak=self.leak)
     if not self.leak: check_no_leak(self.images, s)
     used = _share(self.images, s.train, self.p.real_share, self.p.split_seed)
     write_parquet(stage.file('parts.parquet'), s.table.assign(used=np.isin(np.arange(len(s.table)), used)))
