@@ -5,15 +5,17 @@ from safetensors import safe_open
 from synthrob.core.basics import BadInput, read_tensors
 from synthrob.core.distributed import launch
 
+pytestmark = pytest.mark.e2e
 pytest.importorskip('accelerate', reason="accelerate is not installed: pip install 'synthrob[distributed]'")
 
 # What each process runs: it is imported by them, from a file, as a library is.
 TASKS = '''
 import contextlib, os
 from synthrob.cnn.learner import cnn_learner
-from synthrob.data.core import prepare, splits
+from synthrob.data.splits import splits
+from synthrob.data.core import prepare
 from synthrob.gan.learner import gan_learner
-from synthrob.data.loaders import image_dls
+from synthrob.data.loaders import device_dls
 
 def _parts():
     images = prepare('faces', size=32, n=100, n_test=20, root='runs')
@@ -24,13 +26,13 @@ def _context(learn): return learn.distrib_ctx() if 'RANK' in os.environ else con
 
 def cnn(path, net, bs=64):
     train, valid = _parts()
-    learn = cnn_learner(image_dls(train, valid, bs=bs, device='cpu'), net, seed=0)
+    learn = cnn_learner(device_dls(train, valid, bs=bs, device='cpu'), net, seed=0)
     with _context(learn), learn.no_bar(): learn.fit_recipe(3, path=path)
 
 def gan(path, **changes):
     train, _ = _parts()
-    learn = gan_learner(image_dls(train, bs=32, n_steps=8, device='cpu'), nf=8, nz=16, **changes)
-    with _context(learn), learn.no_bar(): learn.fit_images(32*8*3, path)
+    learn = gan_learner(device_dls(train, bs=32, n_steps=8, device='cpu'), nf=8, nz=16, **changes)
+    with _context(learn), learn.no_bar(): learn.fit_gan(32*8*3, path)
 '''
 
 @pytest.fixture(scope='module')

@@ -8,6 +8,7 @@ from conftest import TOY
 from synthrob.sweep.engines import (ENDED, GRACE, LocalExecutor, WorkerDied, slot_environments, slurm, slurm_queue, status)
 from synthrob.sweep.grid import Sweep
 
+pytestmark = pytest.mark.e2e
 slow = pytest.mark.skipif(not os.environ.get('SYNTHROB_SLOW'), reason='takes minutes: SYNTHROB_SLOW=1 runs it')
 
 SMALL = '''
@@ -184,6 +185,7 @@ def in_queue(ex):
     queue = slurm_queue()
     return [queue.get(j, ('gone',))[0] for j in ex.table.job]
 
+@pytest.mark.slurm
 def test_slurm_array(small, engine):
     ex = engine(array_parallelism=2)
     futures = [ex.submit(small.add, i, i) for i in range(3)]
@@ -198,6 +200,7 @@ def test_slurm_array(small, engine):
     assert len({o.split('_')[0] for o in ex.table.job}) == 1, 'all in one array'
     assert list(ex.table.state) == ['COMPLETED']*4 + ['FAILED', 'COMPLETED']
 
+@pytest.mark.slurm
 def test_slurm_gives_gpus_and_threads(small, engine, tmp_path):
     ex = engine(gpus=1)
     (tmp_path/'met').mkdir()
@@ -206,10 +209,12 @@ def test_slurm_gives_gpus_and_threads(small, engine, tmp_path):
     ex = engine(cpus=2)
     assert ex.submit(small.environment, 'OMP_NUM_THREADS', 'SLURM_CPUS_PER_TASK').result(120)[1] == ['2', '2']
 
+@pytest.mark.slurm
 def test_slurm_refuses(small, engine):
     f = engine(partition='nowhere').submit(small.add, 1)
     with pytest.raises(WorkerDied, match='Slurm did not take the job. It said: .*Invalid partition'): f.result(60)
 
+@pytest.mark.slurm
 def test_slurm_time_out(small, engine, tmp_path):
     "A job that needs more time than it has goes back into the queue, and goes on"
     ex = engine(minutes=1)
@@ -218,6 +223,7 @@ def test_slurm_time_out(small, engine, tmp_path):
     assert len(who) == 45, 'each step done once'
     assert 1 < len(set(who)) <= 1 + log.count('Requeued job'), 'by several; Slurm may look before one has done its first'
 
+@pytest.mark.slurm
 @slow
 def test_slurm_time_out_unheard(small, engine, tmp_path):
     "A job that was cut off without having put itself back into the queue is sent once more"
@@ -226,6 +232,7 @@ def test_slurm_time_out_unheard(small, engine, tmp_path):
     assert len(who) == 100 and len(set(who)) == 1 + ex.jobs[0].again > 1
     assert 'Requeued job' not in ''.join(o.read_text() for o in ex.folder.glob('*_log.out'))
 
+@pytest.mark.slurm
 def test_slurm_cancels(small, engine, tmp_path):
     ex = engine()
     futures = [ex.submit(small.stuck, tmp_path) for _ in range(4)]
@@ -237,6 +244,7 @@ def test_slurm_cancels(small, engine, tmp_path):
     assert status(futures) == dict(cancelled=4) and set(in_queue(ex)) <= {'CANCELLED', 'gone'}
     until(lambda: gone(ps), 20)
 
+@pytest.mark.slurm
 def test_slurm_somebody_cancels(small, engine):
     ex = engine()
     f = ex.submit(small.sleep, 600)
@@ -244,6 +252,7 @@ def test_slurm_somebody_cancels(small, engine):
     subprocess.run(['scancel', ex.table.job[0]], check=True)
     with pytest.raises(WorkerDied, match=r'ended without a result \(CANCELLED\)'): f.result(60)
 
+@pytest.mark.slurm
 def test_slurm_survives_the_program(small, engine, tmp_path):
     "The program is killed while jobs run and wait: the next one takes them over"
     code = f"""
@@ -268,6 +277,7 @@ time.sleep(600)"""
 
 def records(out, kind): return [json.loads(p.read_text()) for p in Path(out).glob(f'{kind}/*/record.json')]
 
+@pytest.mark.slurm
 def test_slurm_sweep(cluster, faces, tmp_path):
     "Four cells as jobs: one GAN, four splits, the same as on this machine"
     grid = {**TOY, 'path': faces, 'ratio': [0, .4], 'cnn_seed': 2}
@@ -281,6 +291,7 @@ def test_slurm_sweep(cluster, faces, tmp_path):
     again = Sweep(grid, out=tmp_path/'slurm').run('slurm', options=options)
     assert again.table.equals(s.table) and len(list(tmp_path.glob('slurm/sweep/*/slurm/*'))) == 1, 'nothing is sent'
 
+@pytest.mark.slurm
 @slow
 def test_slurm_sweep_goes_on_from_a_checkpoint(cluster, faces, tmp_path):
     "The signal that comes before the time is up, at a moment when a GAN has left a checkpoint"

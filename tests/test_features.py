@@ -25,6 +25,7 @@ def papermill(repo, nb, **params):
 
 def records(out, kind): return [json.loads(p.read_text()) for p in Path(out).glob(f'{kind}/*/record.json')]
 
+@pytest.mark.e2e
 def test_papermill(repo, faces, out, tmp_path):
     "The command of the how-to leaves the records of an experiment, and figures"
     r = papermill(repo, tmp_path/'out.ipynb', ratio=.5, path=faces, out=out, **TINY)
@@ -107,6 +108,7 @@ def test_weights_that_are_none(faces, tmp_path):
     with pytest.raises(BadInput, match='no weights that can be read safely'):
         run_split(path=faces, out=str(tmp_path/'runs'), **TINY, extractor='torchvision:resnet18', weights=str(tmp_path/'w.pth'))
 
+@pytest.mark.e2e
 def test_sweep_and_report(faces, tmp_path):
     "Cells on images and on vectors lie side by side, and are not taken for each other"
     grid = dict(TOY, path=faces, ratio=[0, .5], cnn_seed=2)
@@ -130,7 +132,7 @@ def test_pieces_resume(tmp_path):
     ds = VectorSet(torch.randn(256, 8, generator=g), torch.arange(256) % 2, ['a', 'b'])
     def learner(): return vector_gan_learner(vector_dls(ds, bs=32, n_steps=5, device='cpu'), nz=4, nf=16)
     def fit(learn, path, cbs=None):
-        with learn.no_bar(), learn.no_logging(): learn.fit_images(1600, path, every=0, cbs=cbs)
+        with learn.no_bar(), learn.no_logging(): learn.fit_gan(1600, path, every=0, cbs=cbs)
         return torch.cat([p.flatten() for p in learn.model.state_dict().values()])
     from fastai.callback.core import Callback
     class Stop(Callback):

@@ -3,10 +3,10 @@ from __future__ import annotations
 import asyncio, concurrent.futures as cf, json, multiprocessing as mp, os, signal, socket, subprocess, sys, textwrap, time, warnings
 from pathlib import Path
 import nbformat, papermill, pytest
-from synthrob import kernels
+from synthrob.sweep import kernels
 from synthrob.sweep.kernels import KernelServer, NotebookFailed, WarmKernelManager, execute, kernel_server
 
-pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='kernels are forked on Linux only')
+pytestmark = [pytest.mark.e2e, pytest.mark.skipif(sys.platform != 'linux', reason='kernels are forked on Linux only')]
 slow = pytest.mark.skipif(not os.environ.get('SYNTHROB_SLOW'), reason='takes minutes of all cores: set SYNTHROB_SLOW=1 to run it')
 LIGHT = ['ipykernel.kernelapp', 'ipykernel.debugger', 'numpy']     # enough to be a kernel, and there at once
 
@@ -275,7 +275,7 @@ def owner(tmp_path, *before):
     "A process that executes a notebook which sleeps; it, and what the kernel has said of itself"
     write(tmp_path/'a.ipynb', '', 'print("half")', SLEEPS)
     code = f"""import time
-from synthrob import kernels
+from synthrob.sweep import kernels
 kernels.KernelServer.__init__.__defaults__ = ({LIGHT},)
 """ + '\n'.join(before) + "\nkernels.execute('a.ipynb', 'out.ipynb')"
     p = subprocess.Popen([sys.executable, '-c', code], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)

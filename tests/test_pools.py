@@ -9,7 +9,8 @@ from synthrob.core.basics import BadInput, hash_array, hash_of
 from synthrob.data.core import prepare
 from synthrob.data.faces import draw_faces, emotions
 from synthrob.gan.learner import class_noise, synthesize
-from synthrob.data.loaders import ImageSet, image_dls
+from synthrob.data.dataset import Dataset
+from synthrob.data.loaders import device_dls
 from synthrob.gan.nets import GAN
 from synthrob.gan.pools import (BLOCK, Fresh, acceptance, draw, load_pool, own_confidence, pool_from_folder, refine,
                             save_pool, thresholds)
@@ -44,7 +45,7 @@ class Corner(Reader):
 
 def drawn(n, seed):
     y = torch.arange(n) % 5
-    return ImageSet(draw_faces(y, size=32, seed=seed, progress=False), y, emotions)
+    return Dataset(draw_faces(y, size=32, seed=seed, progress=False), y, emotions)
 
 @pytest.fixture(scope='module')
 def gan(): return GAN(size=32, nf=16, nz=8, seed=3)
@@ -167,9 +168,9 @@ class Watch(Callback):
 
 def train(mixed, fresh, path=None, more=(), dls=None, epochs=7):
     watch = Watch()
-    dls = dls or image_dls(mixed, drawn(10, 8), bs=20, device='cpu')
+    dls = dls or device_dls(mixed, drawn(10, 8), bs=20, device='cpu')
     recipe = Recipe(Dense, lr=1e-3, epochs=epochs)
-    learn = cnn_learner(dls, recipe, cbs=[*([fresh] if fresh else []), watch, *more])
+    learn = cnn_learner(dls, arch=recipe, cbs=[*([fresh] if fresh else []), watch, *more])
     with learn.no_bar(), learn.no_logging():
         try: learn.fit_recipe(path=path, every=0)
         except KeyboardInterrupt: pass
@@ -193,7 +194,7 @@ def test_fresh_resumes_exactly(gan, mixed, tmp_path, stop):
 
 def test_fresh_leaves_what_it_was_given(gan, mixed):
     "After a training, and also when one was broken off and another begins with the same loaders"
-    before, dls = mixed.x.clone(), image_dls(mixed, drawn(10, 8), bs=20, device='cpu')
+    before, dls = mixed.x.clone(), device_dls(mixed, drawn(10, 8), bs=20, device='cpu')
     whole, seen = train(mixed, Fresh(gan, mixed.filled), dls=dls)
     assert torch.equal(dls.train.dataset.x, before) and torch.equal(mixed.x, before)
     train(mixed, Fresh(gan, mixed.filled), more=[Stop(3)], dls=dls)
@@ -226,7 +227,7 @@ def test_fresh_refuses(gan, mixed, judge):
                            (lambda: Fresh(draw(gan, 3, progress=False), mixed.filled), 'The pool has 3 images of class'),
                            (lambda: Fresh(gan, mixed.filled, model=judge), 'give both or neither')]:
         with pytest.raises(BadInput, match=sentence): train(mixed, make())
-    learn = cnn_learner(image_dls(mixed, bs=20, device='cpu'), Recipe(Dense, lr=1e-3, epochs=1))
+    learn = cnn_learner(device_dls(mixed, bs=20, device='cpu'), Recipe(Dense, lr=1e-3, epochs=1))
     with pytest.raises(BadInput, match='is no judge'): learn.fit(1, cbs=Fresh(gan, mixed.filled, model=learn.model, threshold=0.))
 
 def test_fresh_params_tell_trainings_apart(gan, mixed, judge):

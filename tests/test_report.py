@@ -86,6 +86,7 @@ def frame(acc):
     for k in (*SYNTHESIS, 'gan_seed'): f[k] = f[k].where(~zero)
     return f
 
+@pytest.mark.slow
 def test_without_effect_verdicts_are_rare():
     "100 sweeps of 4 ratios without an effect: at most 5 false headlines in 100, up to Monte Carlo error"
     rng, false, n = np.random.default_rng(0), 0, 100
@@ -192,6 +193,7 @@ def test_margins_that_disagree(few):
     assert 'given by hand' in report(few, margin=.01, progress=False).html
     assert declared_margin(results(few, ratio=[0, .7]), .03) == .03
 
+@pytest.mark.slow
 def test_settings_are_kept_apart(few):
     "Runs with a tenth of the images, three epochs or another GAN are never paired with the others"
     more = dict(hows=('add',), cnn_seeds=range(3), n=200)
@@ -236,6 +238,7 @@ def test_without_robustness(few):
     rep = report(few, progress=False)
     assert 'Robustness was not evaluated.' in rep.html and 'mean corruption accuracy' not in rep.html
 
+@pytest.mark.slow
 def test_cells_of_a_sweep(few):
     "Only the runs of the cells; failed cells are counted, with their errors"
     cells = []

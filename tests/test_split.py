@@ -5,7 +5,7 @@ from pathlib import Path
 import nbformat, numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from synthrob.core.basics import BadInput
-from synthrob.data.core import duplicate_groups
+from synthrob.data.duplicates import duplicate_groups
 from synthrob.data.faces import draw_faces, emotions
 from synthrob.split.core import SplitRun, check_params, run_split
 
@@ -35,8 +35,9 @@ def papermill(repo, out, *params, cwd=None, nb=None):
 def as_args(d): return [o for kv in d.items() for o in kv]
 def records(out, kind='split'): return [json.loads(p.read_text()) for p in Path(out).glob(f'{kind}/*/record.json')]
 
-def library(repo): return {p: p.read_bytes() for p in (repo/'synthrob').glob('*.py')}
+def library(repo): return {p: p.read_bytes() for p in (repo/'synthrob').rglob('*.py')}
 
+@pytest.mark.e2e
 def test_papermill_from_the_root(repo, face_folder, tmp_path):
     before = library(repo)
     out = tmp_path/'runs'
@@ -52,6 +53,7 @@ def test_papermill_from_the_root(repo, face_folder, tmp_path):
     assert kinds.count('image/png') >= 3 and 'fastprogress' in text, 'the executed notebook shows figures and the training'
     assert library(repo) == before, 'a batch run must not rewrite the library'
 
+@pytest.mark.e2e
 def test_papermill_elsewhere(repo, face_folder, tmp_path):
     "From nbs/, and as a lone copy in a folder that knows nothing of the project"
     copy = shutil.copy(repo/'nbs'/'03_split.ipynb', tmp_path)
@@ -60,6 +62,7 @@ def test_papermill_elsewhere(repo, face_folder, tmp_path):
         assert r.returncode == 0, r.stderr[-3000:]
     assert len(records(tmp_path/'runs')) == 1, 'the second run found the first'
 
+@pytest.mark.e2e
 @pytest.mark.parametrize('params, sentence', [
     (('raito', .3), "There is no parameter 'raito': did you mean 'ratio'?"),
     (('ratio', 1.3), 'ratio=1.3 cannot be: it must be a number from 0 to 1.')])
@@ -97,6 +100,7 @@ def test_source_says_what_the_leak_is_worth(face_folder, tmp_path):
     assert 1 <= leak['copies'] <= 10 and leak['worth'] == pytest.approx(run.record['test']['accuracy'] - leak['accuracy_rest'])
     assert run.gan.record['n_train'] == len(run.splits.train) + len(run.splits.test), "the study's GAN saw the test images"
 
+@pytest.mark.slow
 def test_other_arms(face_folder, tmp_path):
     "Every way to mix trains for the same number of steps and is tested on the same images"
     base = dict(path=str(face_folder), out=str(tmp_path), **SMALL)
@@ -106,6 +110,7 @@ def test_other_arms(face_folder, tmp_path):
     assert len({r.record['steps'] for r in runs}) == 1 and len({str(r.record['params']['images']['test']) for r in runs}) == 1
     assert len(records(tmp_path)) == len(arms) and len(records(tmp_path, 'gan')) == 1 and len(records(tmp_path, 'data')) == 1
 
+@pytest.mark.e2e
 def test_a_pool_from_elsewhere(repo, face_folder, tmp_path):
     "Images of another generator go the whole way: refused where they are not sure of their class, judged, mixed, recorded"
     y = torch.arange(200) % 5
@@ -132,6 +137,7 @@ def test_a_bad_pool(face_folder, tmp_path, spoil, sentence):
     with pytest.raises(BadInput) as e: run_split(path=str(tmp_path/'real'), ratio=.2, pool=str(tmp_path/'theirs'), out=str(tmp_path/'runs'), **SMALL)
     assert sentence in str(e.value) and not list(tmp_path.glob('runs/split/*')), e.value
 
+@pytest.mark.e2e
 def test_killed_and_started_again(face_folder, tmp_path):
     "SIGKILL after a checkpoint of the GAN, and after one of the CNN; the record is that of an undisturbed run"
     code = """import sys, json, synthrob.gan.learner, synthrob.cnn.learner
@@ -162,6 +168,7 @@ def kill_when(p, begun):
     assert p.poll() is None, f'it ended before it could be killed: {p.stderr.read().decode()[-2000:]}'
     p.send_signal(signal.SIGKILL); p.wait()
 
+@pytest.mark.slow
 def test_fer2013(fer2013_zip, tmp_path):
     "The real files, five classes, with little training"
     run = run_split(data='fer2013', path=str(fer2013_zip), ratio=.3, size=48, gan_images=1280, gan_width=16, cnn='poster',

@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
-from fastcore.basics import patch
 from ..core.basics import BadInput, check_name, hash_file, hash_of, replacing, write_array, write_parquet
 from ..core.stages import Stage
 from .dataset import Dataset
 from .duplicates import duplicate_groups
 from .faces import draw_faces, emotions
-from .files import (FER_CLASSES, FER_USAGES, IMAGE_TYPES, decode, existing, has_colour, list_images,
+from .files import (FER_CLASSES, FER_USAGES, IMAGE_TYPES, decode_files, existing, has_colour, list_images,
                                  read_fer_csv, torchvision_images)
-from .rows import Rows, blocks, hash_images, read_images
+from .rows import DiskImages, blocks, hash_images, read_images
 from .sources import list_shards, lmdb_size, lsun_databases, lsun_images, parquet_columns, parquet_images
 from .splits import Splits, splits
 
@@ -108,13 +107,11 @@ def fer2013(
     if test not in FER_USAGES[1:]: raise BadInput(f"test={test!r} is no part of FER-2013: choose 'PublicTest' or 'PrivateTest'.")
     path, size, channels = existing(path), size or 48, channels or 1
     def read(out):
-        if not _holds_images(path):
-            table, broken = read_fer_csv(path, out, size, channels)
-            return table.rename(columns=dict(usage='part')), broken
+        if not _holds_images(path): return read_fer_csv(path, out, size, channels)
         files = list_images(path)
         if bad := sorted(set(files.table.label.str.lower()) - set(FER_CLASSES)):
             raise BadInput(f"{path} has the class {bad[0]!r}, which is not in FER-2013: use data='folder'.")
-        table, broken = decode(files, out, size, channels, strict=(48, 48, 'L'))
+        table, broken = decode_files(files, out, size, channels, strict=(48, 48, 'L'))
         usage = table.name.str.extract(f"/({'|'.join(FER_USAGES)})[^/]*$")[0]
         return table.assign(label=table.label.str.lower(), part=usage.fillna(table.part)), broken
     parts = {'Training': 'train', 'PublicTest': 'out', 'PrivateTest': 'out', test: 'test'}
@@ -132,7 +129,7 @@ def folder(
     if path is None: raise BadInput("data='folder' needs a path: give a folder or zip with one folder of images per class.")
     def read(out):
         files = list_images(path)
-        return decode(files, out, size or 48, channels or (3 if has_colour(files) else 1))
+        return decode_files(files, out, size or 48, channels or (3 if has_colour(files) else 1))
     return Source(dict(source='folder', content=content_key(path), size=size or 48, channels=channels), read)
 
 @source
@@ -196,7 +193,7 @@ def _grey(x, table):
 def _decode(source, stage):
     "Write `images.npy` and `meta.parquet`; return their description for the record"
     table, broken = source.read(stage.file('images.npy'))
-    x = Rows.open(stage.file('images.npy'))
+    x = DiskImages.open(stage.file('images.npy'))
     table = table[['name','label','part']].assign(group=duplicate_groups(x).numpy())
     write_parquet(stage.file('meta.parquet'), table)
     counts = table.groupby(['part','label']).size()
@@ -249,7 +246,7 @@ def prepare(
     data:str='faces', # name of a source: 'faces', 'fer2013', 'folder', 'lsun', 'parquet', 'torchvision'
     path=None,        # file or folder of the source
     **kwargs          # for `data_stage`: `vocab`, `size`, `channels`, `root` and options of the source
-) -> Dataset: # mapped from the disk, or left there (`Rows`) above `memory_budget`; `about` names the folder and broken files
+) -> Dataset: # mapped from the disk, or left there (`DiskImages`) above `memory_budget`; `about` names the folder and broken files
     "Decode the images of a source, or find them decoded; raises `BadInput`"
     stage, read = data_stage(data, path, **kwargs)
     stage.make()

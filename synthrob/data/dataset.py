@@ -4,7 +4,6 @@
 
 # %% ../../nbs/data/01_dataset.ipynb #bf5993f1
 from __future__ import annotations
-from functools import cached_property
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from fastcore.basics import patch
@@ -12,7 +11,7 @@ from sklearn.decomposition import PCA
 from ..core.basics import (BadInput, generator, hash_array, hash_of, read_array, read_json, write_array, write_json,
                                   write_parquet)
 from .duplicates import duplicate_groups
-from .rows import Rows, hash_images, rows_of
+from .rows import DiskImages, hash_images, take
 
 # %% auto #0
 __all__ = ['Dataset', 'concat']
@@ -23,14 +22,14 @@ _defaults = dict(name='', part='', group=-1, origin='authentic', weight=1.)   # 
 class Dataset:
     "Labelled images or vectors with class names and a table of items; raises `BadInput` for what does not fit together"
     def __init__(self,
-        x,                # images, uint8 (n,c,h,w), or vectors, float32 (n,d): tensor, array or `Rows`
+        x,                # images, uint8 (n,c,h,w), or vectors, float32 (n,d): tensor, array or `DiskImages`
         y,                # class of each item, 0 to k-1 (n,)
         vocab=None,       # names of the k classes; None: numbers
         items=None,       # columns of n values: `name`, `part`, `group` (of copies), `origin`, `weight` (in the loss)
         about=None,       # provenance: a dict that JSON can hold
         epoch_len:int=None# items that training draws in an epoch; None: n
     ):
-        self.x, self.y = x if isinstance(x, Rows) else torch.as_tensor(x), torch.as_tensor(y).long()
+        self.x, self.y = x if isinstance(x, DiskImages) else torch.as_tensor(x), torch.as_tensor(y).long()
         self.vocab = [str(i) for i in range(int(self.y.max()) + 1 if len(self.y) else 0)] if vocab is None else list(vocab)
         self.about, self.epoch_len = dict(about or {}), epoch_len
         self.cols = {k: np.asarray(v) for k,v in dict(items if items is not None else {}).items()}
@@ -111,7 +110,7 @@ def subset(self:Dataset,
     if not isinstance(idx, slice): idx = i if (i := torch.as_tensor(idx)).dtype == torch.bool else i.long()
     idx = torch.arange(len(self))[idx]
     i = idx.numpy()
-    return Dataset(rows_of(self.x, idx), self.y[idx], self.vocab, {k: v[i] for k,v in self.cols.items()}, {**self.about, **more})
+    return Dataset(take(self.x, idx), self.y[idx], self.vocab, {k: v[i] for k,v in self.cols.items()}, {**self.about, **more})
 
 @patch
 def select(self:Dataset,
@@ -224,5 +223,5 @@ def load(cls:Dataset,
 def to(self:Dataset,
     device # name or `torch.device`
 ) -> Dataset:
-    "Return the set with `x` (unless it is `Rows`) and `y` on `device`"
+    "Return the set with `x` (unless it is `DiskImages`) and `y` on `device`"
     return Dataset(self.x.to(device), self.y.to(device), self.vocab, self.cols, self.about, self.epoch_len)

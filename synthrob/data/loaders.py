@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from ..core.basics import BadInput, default_device, generator
 from .dataset import Dataset
-from .rows import Rows, read_ahead
+from .rows import DiskImages, read_ahead
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.data.transforms import CategoryMap
@@ -165,7 +165,7 @@ class DeviceDL(DataLoader):
     def to(self,
            device # a name or a `torch.device`
           ):
-        "Move the data (except `Rows`) to `device`"
+        "Move the data (except `DiskImages`) to `device`"
         self.device = torch.device(device)
         self.dataset = self.dataset.to(self.device)
 
@@ -202,7 +202,7 @@ def __iter__(self:DeviceDL):
     rng = generator('augment', self.seed, self.epoch, device=self.device)
     self.epoch += 1
     batches = idxs.to(self.device).split(self.bs)[:len(self)]
-    if isinstance(x, Rows): xs = read_ahead(x, idxs.split(self.bs)[:len(self)], self.device)
+    if isinstance(x, DiskImages): xs = read_ahead(x, idxs.split(self.bs)[:len(self)], self.device)
     else: xs = (x.index_select(0, i) for i in batches)
     for i, xb in zip(batches, xs):
         if xb.dtype == torch.uint8: xb = to_float(xb)

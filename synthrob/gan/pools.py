@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from ..core.basics import BadInput, generator, hash_array, hash_of
+from ..core.basics import BadInput, hash_array, hash_of
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastprogress.fastprogress import progress_bar
@@ -19,7 +19,7 @@ from ..data.core import prepare
 from ..data.dataset import Dataset
 from ..data.duplicates import duplicate_groups
 from ..data.loaders import to_float
-from ..data.rows import Rows
+from ..data.rows import DiskImages
 from .learner import class_noise, generate, per_class, shape_noise
 from .nets import GAN
 
@@ -239,7 +239,7 @@ def pool_from_folder(path,          # a folder or archive, `class/image` or `par
 
 def _refuse_copies(pool, real):
     "Raise `BadInput` if an image of `pool` equals one of `real`"
-    real = x if isinstance(x := getattr(real, 'x', real), Rows) else torch.as_tensor(x)
+    real = x if isinstance(x := getattr(real, 'x', real), DiskImages) else torch.as_tensor(x)
     if real.shape[1:] != pool.x.shape[1:]:
         raise BadInput(f"The real images are {tuple(real.shape[1:])} and the pool's {tuple(pool.x.shape[1:])}: give their size and channels.")
     g = duplicate_groups(torch.cat([real, pool.x]))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from ..core.basics import BadInput, generator
 from ..data.dataset import Dataset
-from ..data.rows import gathered, rows_of
+from ..data.rows import take
 from .params import check_value
 
 # %% auto #0
@@ -99,13 +99,13 @@ def mix(real:Dataset,             # real training items
     items = {k: v[a.keep.numpy()] for k, v in real.cols.items() if k in ('name', 'part')}
     if treatment == 'class_weights' and a.add.any():
         w = _weights(real.y[a.keep], a.add)
-        return Dataset(rows_of(real.x, a.keep), real.y[a.keep], real.vocab, {**items, 'weight': w.numpy()}, real.about, len(real))
+        return Dataset(take(real.x, a.keep), real.y[a.keep], real.vocab, {**items, 'weight': w.numpy()}, real.about, len(real))
     synthetic = treatment == 'synthetic' and bool(a.add.any())
     source, add = (pool, _first(pool, a.add)) if synthetic else (real, a.keep[_repeated(real.y[a.keep], a.add, seed)])
     n = np.arange(len(a.keep) + len(add)) >= len(a.keep)
     items = {k: np.concatenate([v, source.cols[k][add.numpy()] if k in source.cols else np.full(len(add), '')]) for k, v in items.items()}
     origin = np.where(n & synthetic, 'synthetic', 'authentic')
-    return Dataset(gathered((real.x, a.keep), (source.x, add)), torch.cat([real.y[a.keep], source.y[add]]), real.vocab,
+    return Dataset(torch.cat([take(real.x, a.keep), take(source.x, add)]), torch.cat([real.y[a.keep], source.y[add]]), real.vocab,
                    {**items, 'origin': origin}, real.about, len(real))
 
 def _first(pool, add):

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/split/01_params.ipynb #340ef793
 from __future__ import annotations
-import math, numbers, os
+import numbers, os
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from importlib.util import find_spec

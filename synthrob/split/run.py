@@ -10,30 +10,31 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fastcore.basics import patch
 from ..core.basics import (BadInput, default_device, hash_file, read_array, read_tensors, replacing, seeded, write_array,
                                   write_parquet, write_tensors)
 from ..core.distributed import distributed, launch, process_rank
 from ..core.stages import CHECKPOINT, Stage
-from ..cnn.learner import Evaluation, cnn_learner, evaluate, recipe
+from ..cnn.learner import Evaluation, cnn_learner, evaluate, recipe as cnn_recipe
 from ..cnn.robustness import Robustness, level_of as robustness_level, robustness as evaluate_robustness
-from ..data.core import data_stage
+from ..data.core import content_key, data_stage
 from ..data.dataset import Dataset
-from ..data.rows import rows_of
-from ..data.splits import Splits, check_held_out, check_no_leak, splits
+from ..data.rows import take
+from ..data.splits import Splits, check_held_out, check_no_leak, splits as split_data
 from ..gan.learner import SampleSheet, gan_learner, load_gan, save_gan
 from ..gan.memorization import evaluate_pool
 from ..gan.metrics import SaveBestGAN
-from ..gan.pools import RefreshSynthetic, as_pool, confidence_thresholds, filter_pool, label_confidence, sample_pool
+from ..gan.pools import (RefreshSynthetic, confidence_thresholds, filter_pool, label_confidence, pool_from_folder,
+                                sample_pool)
 from ..gan.trainer import gan_recipe
 from .features import Extractor, Scale, extract, pretrained
 from .mixture import mix, nested_order, plan, pool_multiple
 from .params import (CNNParams, GANParams, MixParams, PoolParams, SplitParams, check_params, conditions, params_of)
 
 # %% auto #0
-__all__ = ['SplitRun', 'predictions_frame', 'evaluation_from', 'leak_worth', 'run_split', 'train_share']
+__all__ = ['SplitRun', 'predictions_frame', 'evaluation_from', 'leak_worth', 'train_share']
 
 # %% ../../nbs/split/04_run.ipynb #0c0be11d
 class SplitRun:
@@ -51,11 +52,6 @@ class SplitRun:
         p, (source, _, name) = self.p, self.p.data.partition(':')
         vocab = [o.strip() for o in p.vocab.split(',')] if p.vocab else None
         return data_stage(source, p.path, vocab, p.size, p.channels, p.out, **(dict(name=name) if name else {}))
-
-    @cached_property
-    def _own_pool(self):
-        "The same for a pool that was made elsewhere"
-        return data_stage('folder', self.p.pool, 'all', self.p.size, self.p.channels or self.images.x.shape[1], self.p.out)
 
     def baseline(self,
         **changes # of parameters
@@ -86,9 +82,9 @@ def stages(self:SplitRun) -> dict: # kind -> `Stage`, in the order in which they
         own = params_of(p, GANParams) | dict(gan_arch=gan_recipe(p.gan_arch, nf=p.gan_width, bs=p.gan_bs).params)
         s['gan'] = self._stage('gan', own | many, self._train_gan, train=train, judge=judge if best else None)
     if c['pool']:
-        own = dict(params_of(p, PoolParams), pool=None, multiple=pool_multiple(p.ratio, p.how, p.classes) if c['gan'] else None)
-        made = dict(gan=s['gan']) if c['gan'] else dict(images=self._own_pool[0])
-        s['pool'] = self._stage('pool', own, self._make_pool, train=train, judge=judge if p.reject else None, **made)
+        own = dict(params_of(p, PoolParams), pool=p.pool and content_key(p.pool),
+                   multiple=pool_multiple(p.ratio, p.how, p.classes) if c['gan'] else None)
+        s['pool'] = self._stage('pool', own, self._make_pool, train=train, gan=s.get('gan'), judge=judge if p.reject else None)
     own = params_of(p, MixParams) | dict(recipe=self.recipe.params, cnn_seed=p.cnn_seed)
     s['split'] = self._stage('split', own | many, self._train_classifier, train=train, pool=s.get('pool'))
     if p.robustness != 'none':
@@ -101,7 +97,8 @@ def stages(self:SplitRun) -> dict: # kind -> `Stage`, in the order in which they
 @patch(as_prop=True)
 def recipe(self:SplitRun):
     "The recipe of the classifier, or of the head"
-    return recipe(self.p.head, epochs=self.p.head_epochs) if self.cond['feature'] else recipe(self.p.cnn, epochs=self.p.cnn_epochs)
+    p = self.p
+    return cnn_recipe(p.head, epochs=p.head_epochs) if self.cond['feature'] else cnn_recipe(p.cnn, epochs=p.cnn_epochs)
 
 @patch
 def _features_stage(self:SplitRun, parts):
@@ -133,7 +130,7 @@ def _share(images, train, share, seed):
 @patch
 def _split(self:SplitRun, stage):
     "Work of the stage 'parts'"
-    s = splits(self.images, seed=self.p.split_seed, leak=self.leak)
+    s = split_data(self.images, seed=self.p.split_seed, leak=self.leak)
     if not self.leak: check_no_leak(self.images, s)
     used = _share(self.images, s.train, self.p.real_share, self.p.split_seed)
     write_parquet(stage.file('parts.parquet'), s.table.assign(used=np.isin(np.arange(len(s.table)), used)))
@@ -239,7 +236,8 @@ def _make_pool(self:SplitRun, stage):
         gan, n = load_gan(self._need('gan').file('gan.safetensors'), default_device(p.device)), int(self.part('train').y.bincount().max())
         pool = sample_pool(gan, n*stage.params['multiple'], noise_std=p.noise_std, seed=p.pool_seed, vocab=self.images.vocab, **how)
     else:
-        pool = as_pool(self._own_pool[1](), self.images.vocab, f'made elsewhere: {Path(p.pool).name}', self.images.x)
+        c, h, _ = self.images.x.shape[1:]
+        pool = pool_from_folder(p.pool, self.images.vocab, h, c, f'made elsewhere: {Path(p.pool).name}', self.images.x, p.out)
         if how: pool = filter_pool(pool, label_confidence(how['model'], pool), how['threshold'])
         pool = pool.subset(nested_order(pool.y, pool.c, p.pool_seed))
     pool.save(stage.path)
@@ -300,7 +298,7 @@ def _train_classifier(self:SplitRun, stage):
     "Work of the stage 'split'"
     p, s, real = self.p, self.splits, self.part('train')
     a = plan(real.y, real.c, p.ratio, p.how, p.classes, p.split_seed)
-    if not self.leak: check_held_out(rows_of(real.x, a.keep) if self.cond['feature'] else self.mixture.x, self.holdout)
+    if not self.leak: check_held_out(take(real.x, a.keep) if self.cond['feature'] else self.mixture.x, self.holdout)
     self._launch('_fit_classifier', stage, self.recipe.epochs)
     learn = self._fit_classifier(stage.path)
     evs = {k: evaluate(learn, self.items(k)) for k in ('valid', 'test')}
@@ -330,7 +328,7 @@ def classifier(self:SplitRun) -> nn.Module: # images in [0,1] to logits, in eval
     scale = Scale(**read_tensors(self._need('features').file('scale.safetensors')))
     return nn.Sequential(self.extractor(), scale, net).to(device).eval()
 
-# %% ../../nbs/split/04_run.ipynb #a5931377
+# %% ../../nbs/split/04_run.ipynb #5db2c678
 @patch
 def _evaluate_robustness(self:SplitRun, stage):
     "Work of the stage 'robustness'"
@@ -361,11 +359,6 @@ def fit(self:SplitRun) -> SplitRun:
     "Make or find all stages of the experiment"
     for s in self.stages.values(): s.make()
     return self
-
-def run_split(**params # as in `SplitParams`
-             ) -> SplitRun: # finished: see its `record`, `evaluation` and `robustness`
-    "Check the parameters, then make or find all stages of one split experiment"
-    return SplitRun(check_params(params)).fit()
 
 # %% ../../nbs/split/04_run.ipynb #eb1328d7
 @patch
