@@ -48,7 +48,7 @@ class MixParams:
 class DataParams:
     "The data and their split"
     data: str = param('faces', "'faces', 'fer2013', 'folder', 'lsun', 'parquet[:COLUMN]' or 'torchvision:NAME'")
-    path: str = param(None, "the data: a zip, folder, CSV or tar.gz; none for faces")
+    path: str = param(None, "the data: a zip, folder, CSV or tar.gz; none for faces", role='run')
     vocab: str = param(None, "class names, in order, comma separated; None: those of the data")
     size: int = param(None, "side of the images in pixels; None: the preset's", 16, 128)
     channels: int = param(None, "1 or 3; None: as in the data", options=(1, 3))
@@ -107,7 +107,7 @@ class EvalParams:
 @dataclass
 class RunParams:
     "Where and how it runs"
-    preset: str = param('quick', "'quick', 'cpu', 'gpu' or 'study'", options=('quick', 'cpu', 'gpu', 'study'))
+    preset: str = param('quick', "'quick', 'cpu', 'gpu' or 'study'", options=('quick', 'cpu', 'gpu', 'study'), role='run')
     processes: int = param(1, "processes that train one net together, one per GPU", 1, 64)
     device: str = param(None, "'cpu' or 'cuda'; None: the GPU if there is one", role='run')
     out: str = param('runs', "folder of all stages", role='run')
