@@ -53,7 +53,8 @@ def plot_reliability(ev:Evaluation, # predictions on a set of images
     width = (t.high - t.low).to_numpy()
     ci = np.array([binomtest(round(a*n), n).proportion_ci(method='wilson')[:] for a, n in zip(t.accuracy, t.n)])
     ax.bar(t.low, t.accuracy, width, align='edge', color='.75', edgecolor='.2', lw=.8)
-    ax.errorbar(t.low + width/2, t.accuracy, np.abs(ci.T - t.accuracy.to_numpy()), fmt='none', ecolor='.2', elinewidth=.9, capsize=2)
+    gap = np.abs(ci.T - t.accuracy.to_numpy())
+    ax.errorbar(t.low + width/2, t.accuracy, gap, fmt='none', ecolor='.2', elinewidth=.9, capsize=2)
     ax.plot([0, 1], [0, 1], 'k--', lw=1)
     ax.plot(t.confidence, t.confidence, 'k.', ms=4)
     for x, n in zip(t.low + width/2, t.n): ax.text(x, .015, n, ha='center', fontsize=7)
@@ -66,7 +67,7 @@ def _log_probs(p):
     "Return log-probabilities (n,k), float64, of probabilities or logits"
     p = torch.as_tensor(p).detach().cpu().double()
     if p.ndim != 2 or not p.isfinite().all():
-        raise BadInput(f"Probabilities or logits of shape {tuple(p.shape)} do not fit: give finite numbers of shape (n,k).")
+        raise BadInput(f"Predictions of shape {tuple(p.shape)} do not fit: give finite numbers of shape (n,k).")
     is_p = (p >= 0).all() and ((p.sum(1) - 1).abs() < 1e-3).all()
     return p.clamp_min(torch.finfo(torch.float32).tiny).log() if is_p else p.log_softmax(1)
 
@@ -87,16 +88,16 @@ class Temperature:
         return asdict(self)
 
 def fit_temperature(p,             # probabilities or logits of validation images (n,k)
-                    y,             # their true classes (n,)
-                    low=.05,       # lowest T to try
-                    high=20.       # highest T to try
+                    y              # their true classes (n,)
                    ) -> Temperature:
-    "Minimise the negative log-likelihood by Brent's method on log T; never return a T that is worse than 1"
+    "Minimise the negative log-likelihood over T from .05 to 20, by Brent's method on log T; keep 1 unless T is better"
     y = torch.as_tensor(y).cpu()
-    if not 0 < len(y) == len(p): raise BadInput(f"{len(p)} predictions and {len(y)} labels do not match: give one of each per image.")
-    z, (lo, hi) = _log_probs(p).log_softmax(1), np.log([low, high])
+    if not 0 < len(y) == len(p):
+        raise BadInput(f"{len(p)} predictions and {len(y)} labels do not match: give one of each per image.")
+    z = _log_probs(p).log_softmax(1)
     nll = lambda log_T: F.nll_loss((z/float(np.exp(log_T))).log_softmax(1), y).item()
-    best, before = minimize_scalar(nll, bounds=(lo, hi), method='bounded', options=dict(xatol=1e-5)), nll(0.)
+    best = minimize_scalar(nll, bounds=np.log([.05, 20.]), method='bounded', options=dict(xatol=1e-5))
+    before = nll(0.)
     T, after = (float(np.exp(best.x)), best.fun) if best.fun < before else (1., before)
     return Temperature(T, len(y), before, float(after))
 

@@ -21,7 +21,8 @@ class Confusion:
                 ):
         if vocab is None: vocab = counts.index if isinstance(counts, pd.DataFrame) else range(len(counts))
         m, vocab = np.asarray(counts), [str(o) for o in vocab]
-        if m.shape != (len(vocab),)*2: raise BadInput(f"counts has shape {m.shape}: {len(vocab)} classes need {(len(vocab),)*2}.")
+        k = len(vocab)
+        if m.shape != (k, k): raise BadInput(f"counts has shape {m.shape}: {k} classes need {(k, k)}.")
         if m.dtype == bool or not np.issubdtype(m.dtype, np.number) or (m < 0).any() or (m != np.round(m)).any():
             raise BadInput("counts must hold whole numbers from 0: the number of images in each cell.")
         index = lambda name: pd.Index(vocab, name=name)
@@ -38,14 +39,14 @@ def per_class(self:Confusion) -> pd.DataFrame: # a row per class; columns precis
     m = self.confusion.values
     hits, true, pred = m.diagonal(), m.sum(1), m.sum(0)
     ratio = lambda a, b: np.divide(a, b, out=np.zeros(len(m)), where=b > 0)
-    return pd.DataFrame(dict(precision=ratio(hits, pred), recall=ratio(hits, true), f1=ratio(2*hits, true + pred), support=true),
-                        index=pd.Index(self.vocab, name='class'))
+    figures = dict(precision=ratio(hits, pred), recall=ratio(hits, true), f1=ratio(2*hits, true + pred), support=true)
+    return pd.DataFrame(figures, index=pd.Index(self.vocab, name='class'))
 
 @patch(as_prop=True)
 def table(self:Confusion) -> pd.DataFrame: # `per_class` and two more rows
     "Return `per_class` and its means: `macro` over classes, `weighted` by support"
     t = self.per_class
-    mean = lambda w: [*(np.average(t[c], weights=w) if sum(w) else np.nan for c in ('precision', 'recall', 'f1')), self.n]
+    mean = lambda w: [*(np.average(t[c], weights=w) if sum(w) else np.nan for c in t.columns[:3]), self.n]
     means = pd.DataFrame([mean(np.ones(len(t))), mean(t.support)], ['macro', 'weighted'], t.columns)
     return pd.concat([t, means.astype(t.dtypes)]).rename_axis('class')
 
