@@ -1,4 +1,4 @@
-"""Every link of the rendered site leads somewhere: `links.py FOLDER` looks at pages, anchors, pictures, styles and scripts."""
+"""Every link of the rendered site leads somewhere: `links.py FOLDER` checks pages, anchors, pictures, styles and scripts."""
 import sys
 from html.parser import HTMLParser
 from pathlib import Path

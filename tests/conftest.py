@@ -1,18 +1,26 @@
-"What the tests from end to end share"
+"What the tests share"
 from __future__ import annotations
-import os, signal
+import os
+os.environ.setdefault('OMP_NUM_THREADS', '1')     # before torch is imported: two files run at a time, and start processes of their own
+import signal
+from functools import partial
 from pathlib import Path
 import pytest, torch
 from PIL import Image
+from synthrob.cnn.learner import cnn_learner, recipe
+from synthrob.cnn.models import StrongNet
 from synthrob.data.faces import draw_faces, emotions
+from synthrob.data.dataset import Dataset
+from synthrob.data.loaders import device_dls
+from synthrob.gan.learner import gan_learner
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# in the background of a script SIGINT is ignored, and what the tests start would inherit that and never hear Ctrl-C
+# a script's background jobs ignore SIGINT; processes that the tests start would inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# the smallest cell: nothing comes of it, and all is there
-TOY = dict(data='folder', size=32, gan_images=640, gan_width=16, cnn_epochs=1, robust='none')
+# parameters of the smallest split experiment
+TOY = dict(data='folder', size=32, gan_images=640, gan_width=16, cnn_epochs=1, robustness='none')
 
 @pytest.fixture(scope='session')
 def faces(tmp_path_factory) -> str:
@@ -24,6 +32,26 @@ def faces(tmp_path_factory) -> str:
         Image.fromarray(x[0].numpy()).save(top/emotions[c]/f'{i}.png')
     return str(top)
 
+def drawn_faces(n, seed, channels=1) -> Dataset:
+    "`n` faces of 32 pixels, as many of each expression"
+    y = torch.arange(n) % 5
+    return Dataset(draw_faces(y, size=32, seed=seed, progress=False).expand(-1, channels, -1, -1), y, emotions)
+
+@pytest.fixture(scope='session')
+def toy_cnn():
+    "A `Learner` with a tiny classifier, trained for seconds: for tests that need a trained net and not a good one"
+    dls = device_dls(drawn_faces(500, 1), drawn_faces(100, 2), bs=50, device='cpu')
+    learn = cnn_learner(dls, arch=recipe('strong', epochs=4, net=partial(StrongNet, nf=8)), seed=1)
+    with learn.no_bar(), learn.no_logging(): learn.fit_recipe()
+    return learn
+
+@pytest.fixture(scope='session')
+def toy_gan():
+    "A `Learner` with a tiny GAN, trained for seconds: for tests that need a trained generator and not a good one"
+    learn = gan_learner(device_dls(drawn_faces(200, 1), bs=32, n_steps=5, device='cpu'), nf=8, nz=16, seed=1)
+    with learn.no_bar(), learn.no_logging(): learn.fit_gan(640)
+    return learn
+
 @pytest.fixture(scope='session')
 def repo() -> Path:
     "The root of the repository"
@@ -31,7 +59,7 @@ def repo() -> Path:
 
 @pytest.fixture(scope='session')
 def fer2013_zip() -> Path:
-    "The zip of FER-2013: `$SYNTHROB_FER2013`, or what lies beside the repository; where there is none, a skip"
+    "The zip of FER-2013: `$SYNTHROB_FER2013`, or the one beside the repository; skips the test if there is none"
     named, beside = os.environ.get('SYNTHROB_FER2013'), ROOT.parent/'shared'/'data'/'fer2013.zip'
     if named and not Path(named).is_file(): pytest.fail(f'SYNTHROB_FER2013={named} is no file: correct or unset it')
     path = Path(named) if named else beside

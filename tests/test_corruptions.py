@@ -4,8 +4,8 @@ import importlib, importlib.util, json, math, os, subprocess, sys
 from types import SimpleNamespace
 import numpy as np, pytest, torch
 from PIL import Image
-from synthrob import corruptions as C
-from synthrob.bench import usual_corruptions
+from synthrob.cnn import corruptions as C
+from bench import usual_corruptions
 from synthrob.core.basics import BadInput
 from synthrob.data.faces import draw_faces
 
@@ -109,7 +109,7 @@ def test_spatter(theirs):
 
 PROBE = '''
 import json, sys, torch
-from synthrob import corruptions as C
+from synthrob.cnn import corruptions as C
 torch.set_num_threads(int(sys.argv[1]))
 bits = C._Draw(C._keys(0, 'test', 1, torch.arange(24)))(3, 40, 40).bitwise_right_shift_(8).to(torch.uint8)
 smooth = torch.nn.functional.interpolate(bits[:, :1, ::8, ::8].float(), scale_factor=8).to(torch.uint8)
@@ -122,11 +122,13 @@ def probe(threads, **env):
                          stdout=subprocess.PIPE).stdout
     return json.loads(out.splitlines()[-1])
 
+@pytest.mark.slow
 def test_same_bits_with_other_instructions_and_threads():
     "As an old processor would compute it: other kernels of torch, MKL and oneDNN, other orders of summation"
     old = dict(ATEN_CPU_CAPABILITY='default', MKL_ENABLE_INSTRUCTIONS='SSE4_2', MKL_CBWR='COMPATIBLE', ONEDNN_MAX_CPU_ISA='SSE41')
     assert probe(1) == probe(2, OMP_NUM_THREADS='2', **old)
 
+@pytest.mark.slow
 def test_fer2013_c(fer2013_zip, tmp_path):
     from synthrob.data.core import prepare
     images = prepare('fer2013', fer2013_zip, root=tmp_path)

@@ -10,12 +10,12 @@ import numpy as np, pytest, torch
 from PIL import Image
 from synthrob.sweep.results import conclude, results, simulate_runs
 from synthrob.core.basics import BadInput, write_json
-from synthrob.data.core import Images, splits
+from synthrob.data.dataset import Dataset
+from synthrob.data.splits import splits
 from synthrob.explore.core import CorruptionExplorer, DataExplorer, Explorers, GANExplorer, SplitExplorer
 from synthrob.explore.data import fate, finished_run, groups_of
 from synthrob.data.faces import draw_faces, emotions
 from synthrob.gan.learner import save_gan
-from synthrob.gan.nets import GAN
 from synthrob.explore.panels import Explorer, Seen, choice, slider, tile
 
 class Pictures(HTMLParser):
@@ -37,7 +37,7 @@ def images() -> Images:
     x, part = draw_faces(y, size=32, seed=2, progress=False), np.where(np.arange(100) < 80, 'train', 'test')
     for a, b in ((0, 90), (1, 11), (2, 12), (3, 13)): x[a], y[a] = x[b], y[b]
     y[3] = (y[3] + 1) % 5
-    return Images(x, y, emotions, part)
+    return Dataset(x, y, emotions, part)
 
 @pytest.fixture(scope='session')
 def sweep(tmp_path_factory) -> Path:
@@ -47,11 +47,11 @@ def sweep(tmp_path_factory) -> Path:
     return root
 
 @pytest.fixture(scope='session')
-def gan(tmp_path_factory) -> Path:
-    "The folder of a GAN with two sample sheets, as a training leaves it; nothing is trained"
+def gan(toy_gan, tmp_path_factory) -> Path:
+    "The folder of a GAN with two sample sheets, as a training leaves it"
     at = tmp_path_factory.mktemp('runs')/'gan'/'0123456789abcdef'
     (at/'samples').mkdir(parents=True)
-    save_gan(GAN(32, 1, 5, nf=8), at/'gan.safetensors')
+    save_gan(toy_gan.model, at/'gan.safetensors')
     for epoch, level in ((1, 60), (11, 200)): Image.new('L', (40, 30), level).save(at/'samples'/f'epoch_{epoch:04d}.png')
     write_json(at/'record.json', dict(hash=at.name, params=dict(vocab=emotions), finished='2026-01-01', failure=None,
                                       curve=dict(epoch=[10], images=[640], intra_fid=[7.5])))
@@ -207,7 +207,7 @@ def test_what_cannot_be_drawn_is_said():
     with pytest.raises(BadInput, match="did you mean 'n'"): e.see(nn=1)
 
 def test_labels_cannot_break_the_page(images):
-    odd = Images(images.x, images.y, ['<b>', '"q" & \'p\'', 'c', 'd', 'e'], images.part)
+    odd = Dataset(images.x, images.y, ['<b>', '"q" & \'p\'', 'c', 'd', 'e'], images.part)
     found = pictures(DataExplorer(odd).see(what='classes'))
     assert len(found) == 30 and any(o['alt'].split(': ')[1].startswith('<b>') for o in found)
     assert "<h4><b>" not in DataExplorer(odd).page.value
@@ -227,12 +227,12 @@ def missing():
 
 PAGE = '''
 import torch, synthrob.explore.core as ex
-from synthrob.data.core import Images
+from synthrob.data.dataset import Dataset
 from synthrob.data.faces import draw_faces, emotions
 y = torch.arange(60) % 5
 x = draw_faces(y, size=32, seed=2, progress=False)
 x[0], y[0] = x[10], y[10]
-images = Images(x, y, emotions)
+images = Dataset(x, y, emotions)
 shown = ex.DataExplorer(images), ex.CorruptionExplorer(images), ex.GANExplorer({gan!r}), ex.SplitExplorer({sweep!r})
 display(*shown)
 '''
@@ -295,6 +295,7 @@ def press(page, k, control, key):
     page.wait_for_function(changed, arg=[k, before], timeout=20_000)
     return time.perf_counter() - t
 
+@pytest.mark.browser
 @pytest.mark.parametrize('explorer, control, key', [
     ('data', 'Page', 'ArrowRight'), ('data', 'Class', 'ArrowDown'),
     ('damage', 'Severity', 'ArrowRight'), ('damage', 'Image', 'ArrowRight'), ('damage', 'Corruption', 'ArrowDown'),
@@ -306,6 +307,7 @@ def test_a_key_moves_the_picture(page, explorer, control, key, record_property):
     record_property('seconds', took)
     print(f'{explorer}, {control}: {1e3*took:.0f} ms from the key to the new picture')
 
+@pytest.mark.browser
 def test_the_tabulator_reaches_every_control(page):
     "One after another, from the top, and none twice"
     page.evaluate("document.activeElement.blur(); window.getSelection().removeAllRanges(); window.scrollTo(0, 0)")
@@ -320,6 +322,7 @@ def test_the_tabulator_reaches_every_control(page):
         'Show', 'Class', 'Page', 'Corruption', 'Severity', 'Image', 'Class', 'From seed', 'To seed', 'Way', 'Path', 'Spread',
         'Truncate', 'Epoch', 'Arm', 'Ratio', 'Corruption']
 
+@pytest.mark.browser
 @pytest.mark.parametrize('width', [390, 1280])
 def test_nothing_is_wider_than_the_page(page, width):
     "On a telephone and on a desk: every picture is there, has words, and ends before the page does"

@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch import nn
 from synthrob.core.basics import BadInput, generator, read_tensors, seeded, write_tensors
 from synthrob.gan.learner import gan_learner, gan_recipes, load_gan, save_gan
-from synthrob.data.loaders import ImageSet, image_dls
+from synthrob.data.dataset import Dataset
+from synthrob.data.loaders import device_dls
 from synthrob.gan.losses import adversarial_losses, gradient_penalty, interpolated_penalty
 from synthrob.gan.nets import GAN, architectures
 
@@ -115,8 +116,8 @@ def test_classes_with_a_pair_each_share_nothing(per_class):
     y = torch.arange(60) % 3
     with seeded('two sets'): x, other = torch.randint(256, (2, 60, 1, 32, 32), dtype=torch.uint8)
     def weights(x):
-        learn = gan_learner(image_dls(ImageSet(x, y, list('abc')), bs=30, n_steps=5, seed=0), next(k for k, r in gan_recipes.items() if r.net == 'study'), nf=8, per_class=per_class)
-        with learn.no_bar(), learn.no_logging(): learn.fit_images(300)
+        learn = gan_learner(device_dls(Dataset(x, y, list('abc')), bs=30, n_steps=5, seed=0), next(k for k, r in gan_recipes.items() if r.net == 'study'), nf=8, per_class=per_class)
+        with learn.no_bar(), learn.no_logging(): learn.fit_gan(300)
         return learn.model
     a, b = (weights(torch.where((y == 2)[:, None, None, None], o, x)) for o in (x, other))
     z = torch.randn(9, 100, generator=generator('z'))

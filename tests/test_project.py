@@ -1,8 +1,9 @@
-"The project holds together: imports are required and run downwards, requirements are pinned, every page is there"
+"The project is consistent: modules match notebooks, imports make no circle, requirements are declared and pinned, every page is listed"
 from __future__ import annotations
 import ast, json, re, subprocess, sys
+from collections import Counter
 from configparser import ConfigParser
-from graphlib import TopologicalSorter
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 import pytest, yaml
 from packaging.requirements import Requirement
@@ -12,59 +13,88 @@ ROOT = Path(__file__).resolve().parent.parent
 LIB, NBS = ROOT/'synthrob', ROOT/'nbs'
 DISTRIBUTION = dict(sklearn='scikit-learn', PIL='pillow', plum='plum-dispatch', yaml='pyyaml', IPython='ipython',
                     art='adversarial-robustness-toolbox')   # where the import has another name
-CHAPTER = {}   # of each module, the number of its notebook: a letter marks a room beside its stage
-for p in sorted(NBS.glob('*.ipynb')):
-    cells = json.loads(p.read_text(encoding='utf-8'))['cells']
+FLOORS = 8        # packages on the longest chain of imports, at most
+FACADES = '__init__.py', 'all.py'   # written by hand: they re-export names, and are no floor
+PAGES = sorted(NBS.rglob('*.ipynb'))
+
+def exported(page):
+    "The module that a notebook exports, e.g. `gan.nets`; None if it exports none"
+    cells = json.loads(page.read_text(encoding='utf-8'))['cells']
     src = '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'code')
-    if m := re.search(r'^#\|\s*default_exp\s+(\S+)', src, re.M): CHAPTER[m[1]] = p.name.split('_')[0]
-MODULES = sorted(CHAPTER)
+    return (m := re.search(r'^#\|\s*default_exp\s+(\S+)', src, re.M)) and m[1]
+
+def files(lib):
+    "Dotted name -> file of every module of a package"
+    name = lambda p: '.'.join(p.relative_to(lib.parent).with_suffix('').parts).removesuffix('.__init__')
+    return {name(p): p for p in sorted(lib.rglob('*.py')) if p.name != '_modidx.py'}
+
+MODULES = files(LIB)
 
 def settings():
     ini = ConfigParser(delimiters='=')
     ini.read(ROOT/'settings.ini', encoding='utf-8')
     return ini['DEFAULT']
 
-def imports(name):
-    "Modules that `synthrob/name.py` imports, as (other libraries, ours)"
-    others, ours = set(), set()
-    for node in ast.walk(ast.parse((LIB/f'{name}.py').read_text(encoding='utf-8'))):
-        if isinstance(node, ast.Import): mods = [a.name for a in node.names]
-        elif not isinstance(node, ast.ImportFrom): continue
-        elif node.module in (None, 'synthrob'): mods = [f'synthrob.{a.name}' for a in node.names]
-        else: mods = [f'synthrob.{node.module}' if node.level else node.module]
-        for m in mods:
-            top, *rest = m.split('.')
-            if top == 'synthrob': ours.update(rest[:1])
-            elif top not in sys.stdlib_module_names: others.add(top)
-    return others, ours - {'__version__'}
+def imports(name, modules=MODULES):
+    "What a module imports, inside functions too: dotted names, of the module if it is one of ours"
+    path = modules[name]
+    package = name.split('.') if path.name == '__init__.py' else name.split('.')[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if isinstance(node, ast.Import): yield from (a.name for a in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[:len(package) + 1 - node.level] if node.level else []
+            mod = '.'.join([*base, *filter(None, [node.module])])
+            yield from (o if (o := f'{mod}.{a.name}') in modules else mod for a in node.names)
 
-def may_import(above, below):
-    "Chapters import themselves and earlier ones; a stage stands on some of its rooms, and others go on from it"
-    chapter = lambda o: int(re.match(r'\d+', o)[0])
-    return chapter(below) <= chapter(above)
+def floors(modules):
+    "The floor of each module: 1 if it imports none of ours, else one above the highest that it imports. Raises `CycleError`"
+    graph = {m: {o for o in imports(m, modules) if o in modules} for m in modules}
+    res = {}
+    for m in TopologicalSorter(graph).static_order():
+        res[m] = (modules[m].name not in FACADES) + max((res[o] for o in graph[m]), default=0)
+    return res
 
-def test_may_import():
-    assert may_import('03', '00a') and may_import('01', '01b') and may_import('02a', '02')
-    assert not may_import('00', '01b') and not may_import('01c', '02')
+def test_floors_and_circles_are_found(tmp_path):
+    lib = tmp_path/'lib'
+    (lib/'low').mkdir(parents=True)
+    for p, src in {'__init__': '', 'low/__init__': 'from .b import *', 'low/a': 'import os', 'low/b': 'from .a import x',
+                   'c': 'from .low import b', 'd': 'def f(): from lib.low import x', 'all': 'from .c import *'}.items():
+        (lib/f'{p}.py').write_text(src)
+    assert floors(files(lib)) == {'lib': 0, 'lib.low': 2, 'lib.low.a': 1, 'lib.low.b': 2, 'lib.c': 3, 'lib.d': 3, 'lib.all': 3}
+    (lib/'low'/'a.py').write_text('from lib.c import y')
+    with pytest.raises(CycleError): floors(files(lib))
 
-def test_imports_have_no_cycle():
-    list(TopologicalSorter({name: imports(name)[1] for name in MODULES}).static_order())    # raises CycleError
+def test_imports_make_no_circle_and_few_floors():
+    "No circle of modules, no circle of packages, and few floors of packages"
+    try: floors(MODULES)
+    except CycleError as e: pytest.fail('imports run in a circle: ' + ' <- '.join(e.args[1]))
+    package = lambda m: '.'.join(m.split('.')[:2])
+    rooms = {m: package(m) for m in MODULES if MODULES[m].name not in FACADES}
+    graph = {r: {rooms[o] for m in rooms if rooms[m] == r for o in imports(m) if o in rooms} - {r} for r in set(rooms.values())}
+    found = {}
+    try:
+        for r in TopologicalSorter(graph).static_order(): found[r] = 1 + max((found[o] for o in graph[r]), default=0)
+    except CycleError as e: pytest.fail('packages import each other: ' + ' <- '.join(e.args[1]))
+    assert max(found.values()) <= FLOORS, found
 
 @pytest.mark.parametrize('name', MODULES)
 def test_imports_are_required(name):
     ini = settings()
     required = {canonicalize_name(Requirement(r).name) for k in ini if k.endswith('requirements') and k != 'dev_requirements'
                 for r in ini[k].split()}
-    missing = {o for o in imports(name)[0] if canonicalize_name(DISTRIBUTION.get(o, o)) not in required}
-    assert not missing, f'synthrob.{name} imports {missing}, which settings.ini does not require'
-
-@pytest.mark.parametrize('name', MODULES)
-def test_imports_run_downwards(name):
-    up = {o for o in imports(name)[1] if not may_import(CHAPTER[name], CHAPTER[o])}
-    assert not up, f'{CHAPTER[name]} ({name}) imports {up} from a later chapter'
+    others = {o.split('.')[0] for o in imports(name)} - sys.stdlib_module_names - {'synthrob'}
+    missing = {o for o in others if canonicalize_name(DISTRIBUTION.get(o, o)) not in required}
+    assert not missing, f'{name} imports {missing}, which settings.ini does not require'
 
 def test_every_module_has_its_notebook():
-    assert {p.stem for p in LIB.glob('[!_]*.py')} == set(MODULES)
+    made = [f'synthrob.{m}' for p in PAGES if (m := exported(p))]
+    have = [m for m, p in MODULES.items() if p.name not in FACADES]
+    assert sorted(made) == sorted(have), f'notebooks without a module: {set(made) - set(have)}; modules without a notebook: {set(have) - set(made)}'
+
+def test_names_of_notebooks_are_unique():
+    "nbdev finds a page by its name without the folder"
+    twice = [k for k, n in Counter(p.stem for p in PAGES).items() if n > 1]
+    assert not twice, f'two notebooks have the name {twice}'
 
 def test_requirements_are_pinned_and_allowed():
     lines = [l for l in (ROOT/'constraints.txt').read_text().splitlines() if l and not l.startswith('#')]
@@ -106,8 +136,8 @@ def test_broken_links_are_found(tmp_path):
 
 def test_index_lists_every_notebook():
     index = (NBS/'index.ipynb').read_text(encoding='utf-8')
-    listed = re.findall(r'^\s*"\| \[[\w]+\]\((\w+\.ipynb)\)', index, re.M)
-    assert listed == sorted(listed) and set(listed) == {p.name for p in NBS.glob('*.ipynb')} - {'index.ipynb'}
+    listed = re.findall(r'^\s*"\| \[[^\]]+\]\(([\w/]+\.ipynb)\)', index, re.M)
+    assert sorted(listed) == sorted({p.relative_to(NBS).as_posix() for p in PAGES} - {'index.ipynb'})
 
 def test_version_is_one():
     version = settings()['version']

@@ -12,13 +12,14 @@ from synthrob.cnn.models import PosterNet, StrongNet, Torchvision
 from synthrob.core.basics import BadInput, seeded, write_tensors
 from synthrob.data.faces import draw_faces, emotions
 from synthrob.gan.learner import gan_learner, synthesize
-from synthrob.data.loaders import ImageSet, image_dls
+from synthrob.data.dataset import Dataset
+from synthrob.data.loaders import device_dls
 from synthrob.gan.memorization import evaluate_pool, find_copies, thumbnails
 from synthrob.gan.metrics import (SaveBestGAN, cas, features, fid, gan_test, intra_class, kid, load_inception, nearest_neighbours, prdc)
 
 def faces(n, seed, size=32, channels=1):
     y = torch.arange(n) % 5
-    return ImageSet(draw_faces(y, size=size, channels=channels, seed=seed, progress=False), y, emotions)
+    return Dataset(draw_faces(y, size=size, channels=channels, seed=seed, progress=False), y, emotions)
 
 def cloud(n, d, seed, rank=None, shift=0.):
     "Correlated features of `rank` without negative ones, as a ReLU leaves them; a tenth of the units is dead"
@@ -100,6 +101,7 @@ def test_no_features():
 
 def vectors(*sets): return [thumbnails(o.x) for o in sets], [o.y for o in sets]
 
+@pytest.mark.slow
 @pytest.mark.parametrize('size, channels', [(32, 1), (48, 3)])
 def test_planted_copies(size, channels):
     "Copies, with noise, darker, mirrored and a few among many are found; a generator of fresh faces is not accused"
@@ -121,12 +123,13 @@ def test_planted_copies(size, channels):
 def test_leaked_holdout_images():
     "Holdout images that are in the training part as well are left out of the measure of chance"
     train, holdout = faces(600, 1), faces(300, 2)
-    leaked = ImageSet(torch.cat([train.x[:30], holdout.x[30:]]), holdout.y, emotions)
+    leaked = Dataset(torch.cat([train.x[:30], holdout.x[30:]]), holdout.y, emotions)
     (t, h, f), ys = vectors(train, leaked, faces(300, 3))
     assert not find_copies(t, h, f, *ys).memorises
     assert find_copies(t, h, t[300:], ys[0], ys[1], ys[0][300:]).memorises
     with pytest.raises(BadInput, match='split without leaks'): find_copies(t, t, f, ys[0], ys[0], ys[2])
 
+@pytest.mark.slow
 def test_false_alarms_are_rare():
     "300 honest generators: p is about uniform in its lower part, few are accused, and C_T is around 0"
     ps, c_t, accused = [], [], 0
@@ -161,25 +164,25 @@ def test_pool_report(net):
     for k in s:
         if k != 'cas': assert again[k] == pytest.approx(s[k], rel=1e-3, abs=1e-6), k
     mixed = torch.randperm(150, generator=torch.Generator().manual_seed(0))
-    shuffled = evaluate_pool(ImageSet(pool.x[mixed], pool.y[mixed], emotions), train, holdout, net, progress=False).summary
+    shuffled = evaluate_pool(Dataset(pool.x[mixed], pool.y[mixed], emotions), train, holdout, net, progress=False).summary
     assert shuffled['intra_fid'] == pytest.approx(s['intra_fid'], rel=1e-4) and shuffled['near_copies'] == s['near_copies']
 
 def test_pool_report_refuses(net):
     train, holdout, pool = faces(50, 1), faces(50, 2), faces(50, 3)
-    part = lambda o, i: ImageSet(o.x[i], o.y[i], o.vocab)
+    part = lambda o, i: Dataset(o.x[i], o.y[i], o.vocab)
     with pytest.raises(BadInput, match="holdout has no image of class 'sad'"): evaluate_pool(pool, train, part(holdout, holdout.y != 3), net)
     with pytest.raises(BadInput, match='give two of each'): evaluate_pool(part(pool, slice(0, 9)), train, holdout, net, progress=False)
     with pytest.raises(BadInput, match='prepare them alike'): evaluate_pool(faces(50, 3, 48), train, holdout, net)
-    with pytest.raises(BadInput, match='give the same classes'): cas(lambda o: net, ImageSet(pool.x, pool.y, 'abcde'), holdout)
+    with pytest.raises(BadInput, match='give the same classes'): cas(lambda o: net, Dataset(pool.x, pool.y, 'abcde'), holdout)
 
 # the best weights of a GAN in training
 
 def gan(net, real, epochs, path=None, cbs=(), every=1, keep=True, **kwargs):
-    dls = image_dls(faces(100, 1), bs=20, n_steps=2, device='cpu')
+    dls = device_dls(faces(100, 1), bs=20, n_steps=2, device='cpu')
     keep = SaveBestGAN(net, real, every, n=10, path=path and path/'best.safetensors', **kwargs) if keep else None
     learn = gan_learner(dls, nf=16, seed=1, cbs=keep)
     with learn.no_bar(), learn.no_logging():
-        learn.fit_images(epochs*40, path and path/'gan.safetensors', every=0, cbs=list(cbs))
+        learn.fit_gan(epochs*40, path and path/'gan.safetensors', every=0, cbs=list(cbs))
     return learn.model, keep
 
 def test_it_does_not_disturb(net):
@@ -205,6 +208,7 @@ class Dies(Callback):
         if self.epoch + 1 == self.kept: shutil.copy(self.file, self.file.with_suffix('.copy'))
         if self.epoch + 1 == self.at: raise Killed
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kept, at', [(1, 1), (1, 5), (3, 4), (5, 5)])
 def test_killed_and_resumed(net, tmp_path, kept, at):
     "Curve, best and weights of an undisturbed training, also if the last checkpoint is epochs behind the curve"
@@ -224,7 +228,7 @@ def test_killed_and_resumed(net, tmp_path, kept, at):
 
 def test_best_refuses(net):
     with pytest.raises(BadInput, match='prepare them alike'): gan(net, faces(50, 2, 48), 1)
-    with pytest.raises(BadInput, match='give two of each'): gan(net, ImageSet(faces(9, 2).x, faces(9, 2).y, emotions), 1)
+    with pytest.raises(BadInput, match='give two of each'): gan(net, Dataset(faces(9, 2).x, faces(9, 2).y, emotions), 1)
     with pytest.raises(BadInput, match='choose from intra_fid'): SaveBestGAN(net, None, metric='beauty')
 
 def test_inception(tmp_path):

@@ -3,25 +3,24 @@ from __future__ import annotations
 import json, signal, subprocess, sys, time
 from functools import partial
 import numpy as np, pandas as pd, pytest, torch
+from conftest import drawn_faces as faces
 from synthrob.cnn.learner import cnn_learner, evaluate, recipe
 from synthrob.core.basics import BadInput, seeded, write_tensors
 from synthrob.cnn.models import StrongNet
-from synthrob.data.faces import draw_faces, emotions
-from synthrob.data.loaders import ImageSet, image_dls
+from synthrob.data.faces import emotions
+from synthrob.data.dataset import Dataset
+from synthrob.data.loaders import device_dls
 from synthrob.cnn.robustness import Level, Robustness, Tested as Run, common, compare, extra, robustness
-
-def faces(n, seed, channels=1):
-    y = torch.arange(n) % 5
-    return ImageSet(draw_faces(y, size=32, seed=seed, progress=False).expand(-1, channels, -1, -1), y, emotions)
 
 @pytest.fixture(scope='module')
 def learn():
     "A net that has learnt to bear faces that are moved, turned and lit differently"
     r = recipe('strong', epochs=25, net=partial(StrongNet, nf=8))    # batch norm: it learns however a chip rounds
-    learn = cnn_learner(image_dls(faces(2000, 1), faces(200, 2), bs=50, device='cpu'), r, seed=1)
+    learn = cnn_learner(device_dls(faces(2000, 1), faces(200, 2), bs=50, device='cpu'), r, seed=1)
     with learn.no_bar(), learn.no_logging(): learn.fit_recipe()
     return learn
 
+@pytest.mark.slow
 def test_severity_hurts(learn):
     "All nineteen: severity 5 leaves no more than severity 1, to within two standard errors of the difference on the same images"
     r = robustness(learn, faces(1000, 3), Level(common + extra, (1, 5), None, 100), progress=False)
@@ -37,15 +36,16 @@ CODE = """import json, sys, torch
 from synthrob.cnn.models import StrongNet
 from synthrob.core.basics import read_tensors
 from synthrob.data.faces import draw_faces, emotions
-from synthrob.data.loaders import ImageSet
+from synthrob.data.dataset import Dataset
 from synthrob.cnn.robustness import Level, robustness
 y = torch.arange(60) % 5
-images = ImageSet(draw_faces(y, size=32, seed=3, progress=False), y, emotions)
+images = Dataset(draw_faces(y, size=32, seed=3, progress=False), y, emotions)
 net = StrongNet(32, nf=8)
 net.load_state_dict(read_tensors(sys.argv[1]))
 level = Level(('gaussian_noise', 'fog', 'pixelate'), (1, 5), None, 40, (('pgd', 'inf', 60, (1/255, 2/255)),))
 robustness(net, images, level, images, path=sys.argv[2], flip=True, every=0, progress=False)"""
 
+@pytest.mark.e2e
 def test_killed_and_started_again(tmp_path):
     "SIGKILL in the middle; then the tables are those of an undisturbed run"
     with seeded('test'): net = StrongNet(32, nf=8)
@@ -71,25 +71,25 @@ def test_killed_and_started_again(tmp_path):
     with pytest.raises(BadInput, match='another model'):
         robustness(net, faces(60, 3), level, faces(60, 3), path=tmp_path/'whole', flip=True, progress=False)
 
-def test_three_channels(learn):
+def test_three_channels(toy_cnn):
     "Grey faces as colour ones: the same noise for every channel, so the same answers of a net that takes the mean of its channels"
     class Grey(torch.nn.Module):
-        def __init__(self): super().__init__(); self.net = learn.model
+        def __init__(self): super().__init__(); self.net = toy_cnn.model
         def forward(self, x): return self.net(x[:, :1])
     level = Level(common + extra, (3,), None, 60, (('fgsm', 'inf', 1, (1/255,)),))
-    one, three = (robustness(m, faces(100, 4, c), level, progress=False) for m, c in ((learn.model, 1), (Grey(), 3)))
+    one, three = (robustness(m, faces(100, 4, c), level, progress=False) for m, c in ((toy_cnn.model, 1), (Grey(), 3)))
     pd.testing.assert_frame_equal(one.answers, three.answers)
     pd.testing.assert_frame_equal(one.attacks, three.attacks)
 
-def test_compare_over_seeds(learn):
+def test_compare_over_seeds(toy_cnn):
     "A way with itself: no difference, mCE 1; and the interval over seeds is that of a t-test"
     from scipy.stats import ttest_1samp
     images, level = faces(300, 5), Level(('fog', 'contrast'), (3,), 100, 20, (('fgsm', 'inf', 1, (1/255,)),))
-    runs = [Run(evaluate(learn, faces(300, 5)), robustness(learn, images, level, seed=0, progress=False))]
+    runs = [Run(evaluate(toy_cnn, faces(300, 5)), robustness(toy_cnn, images, level, seed=0, progress=False))]
     for k in range(3):                                       # stand-ins for other trainings
-        noisy = ImageSet((images.x.float() + 12*k*torch.randn(images.x.shape, generator=torch.Generator().manual_seed(k)))
+        noisy = Dataset((images.x.float() + 12*k*torch.randn(images.x.shape, generator=torch.Generator().manual_seed(k)))
                          .clamp(0, 255).to(torch.uint8), images.y, emotions)
-        runs.append(Run(evaluate(learn, noisy), runs[0].robustness))
+        runs.append(Run(evaluate(toy_cnn, noisy), runs[0].robustness))
     c = compare(one=runs[0], many=runs)
     row = c.table.query("run == 'many' and measure == 'accuracy'").iloc[0]
     ci = ttest_1samp([r.evaluation.accuracy for r in runs], 0).confidence_interval()

@@ -1,13 +1,14 @@
 "The site without Quarto: every page has its head, every link leads somewhere, every figure can be read out, no page needs the network"
 from __future__ import annotations
-import json, re
+import json, posixpath, re
 from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT/'nbs'
-PAGES = sorted(p.name for p in NBS.glob('*.ipynb'))
-TUTORIALS = [p for p in PAGES if '_tutorial_' in p]
+PAGES = sorted(p.relative_to(NBS).as_posix() for p in NBS.rglob('*.ipynb'))
+HOW_TO = {'tutorials/02_own_images.ipynb', 'tutorials/05_other_sources.ipynb'}   # for readers with images of their own
+TUTORIALS = [p for p in PAGES if p.startswith('tutorials/') and p not in HOW_TO]
 BADGES = 'https://colab.research.google.com/assets/colab-badge.svg', 'https://img.shields.io/'
 
 def cells(name): return json.loads((NBS/name).read_text(encoding='utf-8'))['cells']
@@ -45,7 +46,7 @@ def broken(name, target, pages) -> str: # '' if it is not
     "Why a link from the page `name` to `target` leads nowhere; `pages` has the cells of all"
     if re.match(r'(https?|mailto):', target): return ''
     page, _, anchor = target.partition('#')
-    page = page or name
+    page = posixpath.normpath(posixpath.join(posixpath.dirname(name), page)) if page else name
     if not page.endswith('.ipynb'): return 'a link between pages is one to an .ipynb'
     if page not in pages: return 'there is no such notebook'
     return '' if not anchor or anchor in anchors(pages[page]) else 'there is no such heading'
@@ -77,6 +78,9 @@ def test_faults_are_found():
     assert broken('a.ipynb', 'c.ipynb', pages) and broken('a.ipynb', 'b.html', pages)
     assert broken('b.ipynb', 'a.ipynb#there', pages) and broken('a.ipynb', '#there', pages)
     assert not any(broken('a.ipynb', o, pages) for o in ('b.ipynb', 'a.ipynb#here-and-now', '#here-and-now', 'https://x.org/a.html'))
+    pages |= {'sub/c.ipynb': [md('# C')], 'sub/d.ipynb': [md('# D')]}
+    assert broken('sub/c.ipynb', 'a.ipynb', pages) and broken('a.ipynb', 'c.ipynb', pages) and broken('sub/c.ipynb', '../a.ipynb#no', pages)
+    assert not any(broken('sub/c.ipynb', o, pages) for o in ('d.ipynb', '../a.ipynb#here-and-now')) and not broken('a.ipynb', 'sub/c.ipynb', pages)
     assert links(prose(pages['a.ipynb'])) == []
     assert skipped([1, 2, 4, 2, 3]) == [4] and not skipped([1, 2, 3, 2])
     assert pictures('![a](https://x.org/a.png) <img src="b.png">') == ['https://x.org/a.png', 'b.png']

@@ -4,6 +4,7 @@ import hashlib, io, json, pickle, signal, struct, subprocess, sys, time
 from pathlib import Path
 import lmdb, numpy as np, pyarrow as pa, pyarrow.parquet as pq, pytest, torchvision
 from PIL import Image
+import synthrob.data.files as files
 import synthrob.data.sources as sources
 from synthrob.core.basics import BadInput
 from synthrob.data.core import prepare
@@ -73,8 +74,8 @@ def test_categories_are_classes(lsun, tmp_path):
     assert prepare('lsun', lsun, vocab='all', root=tmp_path).vocab == ['bedroom', 'kitchen', 'tower']
 
 @pytest.mark.parametrize('say, damage', [
-    ('data.mdb is truncated', lambda b: b[:len(b)*2//3]), ('no LMDB database, or a damaged one', lambda b: b'\0'*len(b)),
-    ('no LMDB database, or a damaged one', lambda b: b''), ('no LMDB database, or a damaged one', lambda b: b[:5])])
+    ('data.mdb is truncated', lambda b: b[:len(b)*2//3]), ('not an LMDB database or is damaged', lambda b: b'\0'*len(b)),
+    ('not an LMDB database or is damaged', lambda b: b''), ('not an LMDB database or is damaged', lambda b: b[:5])])
 def test_bad_lmdb(lsun, tmp_path, say, damage):
     bad = tmp_path/'lsun'/'bedroom_train_lmdb'; bad.mkdir(parents=True)
     (bad/'data.mdb').write_bytes(damage((lsun/'bedroom_train_lmdb'/'data.mdb').read_bytes()))
@@ -83,7 +84,7 @@ def test_bad_lmdb(lsun, tmp_path, say, damage):
 
 def test_lsun_that_is_not_there(lsun, tmp_path, monkeypatch):
     ask = lambda path, vocab=None: prepare('lsun', path, vocab=vocab, root=tmp_path/'runs')
-    refused("no category 'kitchens' of LSUN", ask, lsun, ['bedroom', 'kitchens'])
+    refused("has no LSUN category 'kitchens'", ask, lsun, ['bedroom', 'kitchens'])
     refused('needs a path', ask, None)
     refused('there is no file or folder', ask, tmp_path/'nowhere')
     refused('holds no folder such as bedroom_train_lmdb', ask, tmp_path)
@@ -107,17 +108,18 @@ def test_corrupt_entries_are_counted_and_named(lsun, tmp_path, capsys):
     write_lmdb(tmp_path/'lsun'/'tower_train_lmdb', {key(i, 'x'): b'no image' for i in range(3)})
     refused('more than 1 % of all 200', prepare, 'lsun', tmp_path/'lsun', root=tmp_path/'other')
 
-SLOW = """import sys, time, synthrob.data.sources as sources
-fast = sources.to_array
+SLOW = """import sys, time, synthrob.data.files as files
+fast = files.decode_image
 def slow(*args):
     time.sleep(.002)
     return fast(*args)
-sources.to_array = slow
+files.decode_image = slow
 from functools import partial
 import synthrob.data.core as data
 data.lsun_images = partial(data.lsun_images, bs=16)
 data.prepare('lsun', sys.argv[1], root=sys.argv[2])"""
 
+@pytest.mark.e2e
 def test_killed_and_gone_on(lsun, tmp_path, monkeypatch, capsys):
     "SIGKILL while it is read, twice; what was decoded is not decoded again, and the result is the same"
     for least in (1, 8):
@@ -128,15 +130,16 @@ def test_killed_and_gone_on(lsun, tmp_path, monkeypatch, capsys):
         p.send_signal(signal.SIGKILL); p.wait()
     there = sum(len(json.loads(o)['kept']) for o in lines()[:-1])                 # the last line may be torn
     assert 8*16 - 16 <= there < 510 and not list(tmp_path.glob('runs/data/*/images.npy'))
-    decoded, fast = [], sources.to_array
-    monkeypatch.setattr(sources, 'to_array', lambda *args: decoded.append(1) or fast(*args))
+    decoded, fast = [], files.decode_image
+    monkeypatch.setattr(files, 'decode_image', lambda *args: decoded.append(1) or fast(*args))
     gone_on = prepare('lsun', lsun, root=tmp_path/'runs')
-    assert 'going on after them' in capsys.readouterr().out and len(decoded) <= 510 - there
+    assert 'continuing after them' in capsys.readouterr().out and len(decoded) <= 510 - there
     whole = prepare('lsun', lsun, root=tmp_path/'whole')
     assert len(gone_on) == 510 and gone_on.hash == whole.hash and gone_on.names.tolist() == whole.names.tolist()
     left = {o.name for o in next(tmp_path.glob('runs/data/*/images.npy')).parent.iterdir()}
     assert left == {'images.npy', 'meta.parquet', 'params.json', 'record.json'}
 
+@pytest.mark.e2e
 def test_scenes_by_papermill(repo, lsun, tmp_path):
     "A scene GAN, a scene classifier and a split"
     record, = papermill(repo, tmp_path, data='lsun', path=lsun, vocab='bedroom,kitchen', ratio=.3, **TOY)
@@ -186,9 +189,9 @@ def test_bad_parquet(hub, tmp_path):
     file.write_bytes(b'version https://git-lfs.github.com/spec/v1\n')
     refused('git lfs pull', ask)
     file.write_bytes(b'a,b\n1,2\n')
-    refused('is no parquet file', ask)
+    refused('is not a parquet file', ask)
     pq.write_table(pa.table(dict(text=['a'], label=[0])), file)
-    refused('has no column of images: its columns are text, label', ask)
+    refused('has no column of images, its columns are text, label', ask)
     shard(file, 9, label2=[0]*9)
     refused("has no column 'breed'", ask, name='breed')
     (tmp_path/'gap').mkdir()
@@ -224,6 +227,7 @@ def test_parquet_through_all_stages(hub, tmp_path):
 
 # --- colour folders and torchvision's sets
 
+@pytest.mark.e2e
 def test_colour_folder_by_papermill(repo, tmp_path):
     for i in range(240):
         f = tmp_path/'pets'/('test' if i >= 180 else 'train')/LABELS[i % 3]/f'{i}.jpg'; f.parent.mkdir(parents=True, exist_ok=True)
@@ -252,7 +256,7 @@ def test_cifar10(tmp_path, monkeypatch):
     first = next(i for i, y in enumerate(train[0]['labels']) if y == 3)
     assert np.array_equal(run.images.x[0].numpy().ravel(), train[0]['data'][first])
     (base/'test_batch').write_bytes(b'other')
-    refused('download=True fetches it', prepare, 'torchvision', tmp_path/'data', name='CIFAR10', root=tmp_path/'other')
+    refused('download=True downloads it', prepare, 'torchvision', tmp_path/'data', name='CIFAR10', root=tmp_path/'other')
 
 def test_fashion_mnist(tmp_path):
     raw, rng = tmp_path/'data'/'FashionMNIST'/'raw', np.random.default_rng(0)

@@ -140,6 +140,7 @@ def test_the_hierarchical_bootstrap_covers():
             hit.append(h.low <= 0 <= h.high)
         assert .915 <= np.mean(hit) <= .985                                # 150 resamples and 600 experiments: 1 point
 
+@pytest.mark.slow
 def test_familywise_error_rate():
     rng = np.random.default_rng(0)
     found = 0
@@ -151,6 +152,7 @@ def test_familywise_error_rate():
     first = decide(D, alpha=.05/5).kind.isin(['better', 'worse']).to_numpy().reshape(2000, 5).any(1)
     assert first.mean() <= .05
 
+@pytest.mark.slow
 def test_power_of_several_comparisons():
     k, found = seeds_needed(.03, .012, .8, comparisons=5), []
     D = simulated(40, k, .03, .012, seed=2)

@@ -46,6 +46,7 @@ def undisturbed(faces, tmp_path_factory):
     assert code == 0 and f'{N} of {N} cells are done, {N} of them made now; 0 failed' in said, said
     return out
 
+@pytest.mark.e2e
 def test_stopped_in_the_background(faces, tmp_path):
     "What a script has started with & hears no Ctrl-C; a SIGTERM stops it all the same"
     p = start(faces, tmp_path, '--ratio', '0', before='signal.signal(signal.SIGINT, signal.SIG_IGN)')
@@ -56,6 +57,7 @@ def test_stopped_in_the_background(faces, tmp_path):
     assert code == 130 and 'Stopped: 0 of 1 cells are done' in said, (code, said)
     assert 'Traceback' not in said, said                                   # of the kernel, in the middle of a cell
 
+@pytest.mark.e2e
 @pytest.mark.timeout(3600 if SLOW else 900)
 def test_killed_at_random_moments(faces, undisturbed, tmp_path):
     "SIGKILL to the sweep, or to all that it has started, or Ctrl-C: no record is lost or damaged, and the end is that of an undisturbed sweep"
@@ -103,6 +105,7 @@ def same(a, b):
             for f in (b/kind/h).glob('*.parquet'):
                 pd.testing.assert_frame_equal(pd.read_parquet(a/kind/h/f.name), pd.read_parquet(f))
 
+@pytest.mark.e2e
 def test_two_at_once(faces, tmp_path):
     "Each cell is executed by one of them, and both end when all is done"
     both = [start(faces, tmp_path, *flags(ratio='0,.5', cnn_seed=2)) for _ in range(2)]
@@ -113,6 +116,7 @@ def test_two_at_once(faces, tmp_path):
         data=1, gan=1, pool=1, split=4, cell=4, sweep=0)
     assert len(list(tmp_path.glob('sweep/*/sweep.json'))) == 1
 
+@pytest.mark.e2e
 def test_finished_starts_nothing(faces, undisturbed, monkeypatch, capsys):
     "Neither an engine nor a kernel; and nothing is checked a second time that would need fastai"
     main([*flags(**TOY, path=faces, out=undisturbed), *flags(**GRID)])
@@ -123,6 +127,7 @@ def test_finished_starts_nothing(faces, undisturbed, monkeypatch, capsys):
     assert main([*flags(**TOY, path=faces, out=undisturbed), *flags(**GRID)]) == 0
     assert f'{N} of {N} cells are done, 0 of them made now; 0 failed.' in capsys.readouterr().out
 
+@pytest.mark.e2e
 def test_dry_run(faces, undisturbed, tmp_path, capsys):
     "What it costs is known where such cells have been run, and said to be unknown where not; nothing is written"
     assert main([*flags(**TOY, path=faces, out=tmp_path/'new', ratio='0,.5', cnn_seed=6), '--dry-run']) == 0

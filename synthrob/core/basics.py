@@ -4,34 +4,30 @@
 
 # %% ../../nbs/core/01_basics.ipynb #b3ba9ce5
 from __future__ import annotations
-import contextlib, difflib, hashlib, json, math, os, platform, random, re, secrets, time, warnings
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
+import contextlib, difflib, hashlib, json, math, os, random, secrets, warnings
 from pathlib import Path
 import numpy as np, pandas as pd, torch
-from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
-from .. import __version__
 
 # %% auto #0
-__all__ = ['RECIPES', 'BadInput', 'check_name', 'hash_of', 'hash_file', 'hash_array', 'replacing', 'write_json', 'read_json',
+__all__ = ['BadInput', 'check_name', 'hash_of', 'hash_file', 'hash_array', 'replacing', 'write_json', 'read_json',
            'write_parquet', 'write_tensors', 'read_tensors', 'write_array', 'read_array', 'default_device', 'has_bf16',
-           'generator', 'seeded', 'Artefact', 'now', 'versions', 'device_name', 'make']
+           'generator', 'seeded']
 
 # %% ../../nbs/core/01_basics.ipynb #3fdaa14a
 warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated', category=FutureWarning)
 
 # %% ../../nbs/core/01_basics.ipynb #d19b24df
 class BadInput(ValueError):
-    "Something the user gave cannot be used; the message is one sentence that names it and says what to do"
+    "Invalid input from the user; the message is one sentence that says what is wrong and what to do"
 
 # %% ../../nbs/core/01_basics.ipynb #42d5116c
 def check_name(
-    name,        # what was given
-    names,       # what there is, in the order in which it is told
-    error:str,   # what is wrong, as the beginning of a sentence
-    remedy=None, # its end where nothing is near; None: all names
-    near:int=1   # how many of the nearest are told
+    name,        # the name to check
+    names,       # the valid names
+    error:str,   # beginning of the message: what is wrong
+    remedy=None, # its end if no name is near; None: list all names
+    near:int=1   # names to suggest, at most
 ):
     "Raise `BadInput` unless `name` is one of `names`"
     names = list(names)
@@ -42,40 +38,39 @@ def check_name(
 
 # %% ../../nbs/core/01_basics.ipynb #69b55984
 def _canonical(x, at='params'):
-    "`x` with keys that are text, lists for tuples and integers for whole floats, so that equal things read the same"
+    "Return `x` in one form for equal values: text keys, sorted; lists for tuples; integers for whole floats"
     if x is None or isinstance(x, (bool, str)): return x
     if isinstance(x, int): return int(x)
     if isinstance(x, float):
-        if not math.isfinite(x): raise BadInput(f"{at} is {x}, which JSON cannot hold: use None for a missing number")
+        if not math.isfinite(x): raise BadInput(f"{at} is {x}, which JSON cannot hold: use None for a missing number.")
         return int(x) if x == int(x) else float(x)
     if isinstance(x, (list, tuple)): return [_canonical(o, f'{at}[{i}]') for i,o in enumerate(x)]
     if not isinstance(x, dict):
-        raise BadInput(f"{at} is a {type(x).__name__}, which JSON cannot hold: use numbers, text, lists or dicts")
-    bad = [k for k in x if not isinstance(k, str)]
-    if bad: raise BadInput(f"{at} has the key {bad[0]!r}: keys must be text")
+        raise BadInput(f"{at} is a {type(x).__name__}, which JSON cannot hold: use numbers, text, lists or dicts.")
+    for k in x:
+        if not isinstance(k, str): raise BadInput(f"{at} has the key {k!r}: keys must be text.")
     return {k: _canonical(x[k], f'{at}.{k}') for k in sorted(x)}
 
 def hash_of(
-    obj # anything JSON can hold: numbers, text, None, lists, dicts with text keys; no NaN, no infinity
+    obj # finite numbers, text, None, lists, and dicts with text keys
 ) -> str: # 16 hexadecimal characters
-    "Hash of the meaning of `obj`: independent of the order of keys, of `list` or `tuple`, of `1` or `1.0`"
+    "Return a hash of the value of `obj`, regardless of key order, `list` or `tuple`, `1` or `1.0`"
     return hashlib.sha256(json.dumps(_canonical(obj), separators=(',',':')).encode()).hexdigest()[:16]
 
 # %% ../../nbs/core/01_basics.ipynb #c8c62675
 def hash_file(
-    path, # a file of any size: it is read in blocks of 1 MiB
-    algorithm:str='sha256' # any name that `hashlib` knows
+    path # a file of any size
 ) -> str: # 16 hexadecimal characters
-    "Hash of the bytes of a file"
-    h = hashlib.new(algorithm)
+    "Return a hash of the bytes of a file"
+    h = hashlib.sha256()
     with open(path, 'rb') as f:
         while block := f.read(1<<20): h.update(block)
     return h.hexdigest()[:16]
 
 def hash_array(
-    x # numpy array or tensor, on any device; a memory map is read once and not copied
+    x # numpy array or tensor, on any device; a memory map is not copied
 ) -> str: # 16 hexadecimal characters
-    "Hash of shape, type and content: the same for an array and the tensor made from it"
+    "Return a hash of shape, type and content, equal for an array and its tensor"
     dtype = str(x.dtype).removeprefix('torch.')
     h = hashlib.sha256(f'{dtype}{tuple(x.shape)}'.encode())
     if isinstance(x, torch.Tensor): x = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
@@ -85,9 +80,9 @@ def hash_array(
 # %% ../../nbs/core/01_basics.ipynb #5eced160
 @contextlib.contextmanager
 def replacing(
-    path # the file to be written; its folder is made if it is not there
+    path # the file to write; its folder is created if missing
 ):
-    "Give a temporary path beside `path`; put it in the place of `path` if the block succeeds, else leave `path` alone"
+    "Yield a temporary path that replaces `path` if the block succeeds; else `path` stays as it is"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp')
@@ -99,7 +94,7 @@ def replacing(
 
 # %% ../../nbs/core/01_basics.ipynb #4a5e8639
 def _plain(x):
-    "`x` as JSON can hold it: numpy and torch numbers and arrays unpacked, paths as text, not finite as `None`"
+    "Return `x` as plain Python: arrays and tensors as lists, paths as text, numbers that are not finite as `None`"
     if isinstance(x, (np.generic, np.ndarray, torch.Tensor)): x = x.tolist()
     if isinstance(x, dict): return {str(k): _plain(v) for k,v in x.items()}
     if isinstance(x, (list, tuple)): return [_plain(o) for o in x]
@@ -107,101 +102,101 @@ def _plain(x):
     return None if isinstance(x, float) and not math.isfinite(x) else x
 
 def write_json(
-    path, # the file; its folder is made if it is not there
-    obj   # numbers, text, None, lists, dicts, paths, arrays and tensors, nested; a number that is not finite becomes null
+    path, # the file; its folder is created if missing
+    obj   # numbers, text, None, lists, dicts, paths, arrays and tensors, nested; NaN and infinity become null
 ):
-    "Write `obj` as readable JSON, whole or not at all; raises `TypeError` for anything else"
+    "Write `obj` as readable JSON, atomically; raise `TypeError` for anything else"
     text = json.dumps(_plain(obj), indent=1, ensure_ascii=False, allow_nan=False)
     with replacing(path) as t: t.write_text(text + '\n', encoding='utf-8')
 
 def read_json(
     path # a JSON file in UTF-8
 ):       # dict, list, text, number, bool or None
-    "The content of a JSON file; raises `ValueError` where it is damaged"
+    "Read a JSON file; raise `ValueError` if it is damaged"
     return json.loads(Path(path).read_text(encoding='utf-8'))
 
 # %% ../../nbs/core/01_basics.ipynb #acba48cf
 def write_parquet(
-    path,           # the file; its folder is made if it is not there
+    path,           # the file; its folder is created if missing
     df:pd.DataFrame # its index is kept
 ):
-    "Write a table, whole or not at all"
+    "Write a table, atomically"
     with replacing(path) as t: df.to_parquet(t)
 
 def write_tensors(
-    path,              # the file; its folder is made if it is not there
+    path,              # the file; its folder is created if missing
     tensors:dict,      # name -> tensor, from any device
     metadata:dict=None # name -> text
 ):
-    "Write tensors as safetensors, whole or not at all"
+    "Write tensors as safetensors, atomically"
     with replacing(path) as t:
         save_file({k: v.detach().cpu().contiguous() for k,v in tensors.items()}, t, metadata=metadata)
 
 def read_tensors(
     path,        # a safetensors file
-    device='cpu' # where the tensors are wanted
+    device='cpu' # device of the tensors
 ) -> dict:       # name -> tensor
-    "The tensors of a safetensors file, on `device`"
+    "Read a safetensors file"
     return load_file(path, device=str(device))
 
 # %% ../../nbs/core/01_basics.ipynb #455e69f0
 def write_array(
-    path, # the file; its folder is made if it is not there
-    x     # array or tensor, from any device; of numbers, text or bools
+    path, # the file; its folder is created if missing
+    x     # array or tensor of numbers, text or bools, on any device
 ):
-    "Write an array or tensor as `.npy`, whole or not at all; raises `ValueError` for an array of Python objects"
+    "Write an array or tensor as `.npy`, atomically; raise `ValueError` for an array of Python objects"
     if isinstance(x, torch.Tensor): x = x.detach().cpu().numpy()
     with replacing(path) as t, open(t, 'wb') as f: np.save(f, np.asarray(x), allow_pickle=False)
 
 def read_array(
-    path,          # a `.npy` file
-    mmap:bool=True # leave it on the disk, and read what is used; what is changed stays in memory (copy on write)
-) -> np.ndarray:
-    "The array of a `.npy` file; raises `ValueError` for one of Python objects"
-    return np.load(path, mmap_mode='c' if mmap else None, allow_pickle=False)
+    path # a `.npy` file
+) -> np.ndarray: # mapped from the file; changes stay in memory (copy on write)
+    "Read a `.npy` file; raise `ValueError` for an array of Python objects"
+    return np.load(path, mmap_mode='c', allow_pickle=False)
 
 # %% ../../nbs/core/01_basics.ipynb #5f0f01ac
 def default_device(
     device=None # None (the GPU if there is one), 'cpu', 'cuda', 'cuda:1' or a `torch.device`
 ) -> torch.device:
-    "The device to work on; raises `BadInput` for one that is not here"
+    "Return the device to work on; raise `BadInput` if it is unavailable"
     if device is None: device = 'cuda' if torch.cuda.is_available() else 'cpu'
     try: d = torch.device(device)
-    except (RuntimeError, TypeError): raise BadInput(f"device {device!r} is not known: use 'cpu' or 'cuda'") from None
+    except (RuntimeError, TypeError): raise BadInput(f"device={device!r} is unknown: use 'cpu' or 'cuda'.") from None
     if d.type not in ('cpu', 'cuda'):
-        raise BadInput(f"device {str(d)!r} has never been tested with synthrob: use 'cpu' or 'cuda'")
-    if d.type == 'cuda' and not torch.cuda.is_available():
-        raise BadInput(f"device {str(d)!r} was asked for, but torch finds no GPU here: use device='cpu'")
-    if d.type == 'cuda' and (d.index or 0) >= (n := torch.cuda.device_count()):
-        raise BadInput(f"device {str(d)!r} was asked for, but there are {n} GPUs here, counted from 0")
+        raise BadInput(f"device='{d}' has never been tested with synthrob: use 'cpu' or 'cuda'.")
+    n = torch.cuda.device_count() if d.type == 'cuda' and torch.cuda.is_available() else 0
+    if d.type == 'cuda' and (d.index or 0) >= n:
+        fix = f"choose cuda:0 to cuda:{n - 1}" if n else "use device='cpu'"
+        raise BadInput(f"device='{d}' is unavailable, torch finds {n or 'no'} GPU{'s'*(n != 1)} here: {fix}.")
     return d
 
-def has_bf16(device # where the training runs
-            ) -> bool:
-    "Does the chip multiply bfloat16 in hardware?"
+def has_bf16(
+    device # a `torch.device` or its name
+) -> bool:
+    "Return whether the chip multiplies bfloat16 in hardware"
     device = torch.device(device)
     if device.type == 'cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != 'cpu': return False
     try: return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    except AttributeError: return False                      # private names: without them we stay in float32
+    except AttributeError: return False                      # private functions of torch that may go
 
 # %% ../../nbs/core/01_basics.ipynb #38c4cfdf
 def generator(
-    *keys,       # what the stream is for: integers and texts
-    device='cpu' # where its numbers are made
+    *keys,       # integers and text that identify the stream
+    device='cpu' # device of its numbers
 ) -> torch.Generator:
-    "A generator of random numbers of its own for `keys`"
+    "Return a torch generator seeded by `keys`"
     return torch.Generator(device=device).manual_seed(int(hash_of(keys), 16) >> 1)
 
 # %% ../../nbs/core/01_basics.ipynb #c9191348
 @contextlib.contextmanager
 def seeded(
-    *keys # what the block is for: integers and texts
+    *keys # integers and text that identify the block
 ):
     "Seed torch (CPU and GPU), numpy and `random` inside the block, and restore them after it"
     seed = int(hash_of(keys), 16) >> 1
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    # a GPU that nobody has used yet has no state worth the half gigabyte that asking for it would cost
+    # reading the state of an unused GPU would take half a gigabyte of its memory
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     try:
         random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
@@ -209,115 +204,3 @@ def seeded(
     finally:
         random.setstate(states[0]); np.random.set_state(states[1]); torch.set_rng_state(states[2])
         if cuda: torch.cuda.set_rng_state_all(cuda)
-
-# %% ../../nbs/core/01_basics.ipynb #7e856fdc
-# raised by one whenever the same parameters would give a result of another meaning
-RECIPES = dict(data=1, gan=2, pool=2, split=1)
-
-class Artefact:
-    "What lies, or will lie, in `root/kind/hash`; raises `BadInput` for a kind that is no name"
-    def __init__(self,
-        kind:str,    # 'data', 'gan', 'pool', 'split' or another name of letters, digits and _
-        params:dict, # everything that determines the result, as JSON can hold it
-        root='runs'  # the folder of all artefacts
-    ):
-        if not re.fullmatch(r'[a-z]\w*', kind): raise BadInput(f"kind {kind!r} must be a name of letters, digits and _")
-        self.kind,self.params,self.reused = kind,params,False
-        self.hash = hash_of(dict(kind=kind, recipe=RECIPES.get(kind, 1), params=params))
-        self.path = Path(root)/kind/self.hash
-
-    def file(self,
-        name # of a file or folder in the artefact
-    ) -> Path:
-        "Where `name` lies, or will lie"
-        return self.path/name
-
-    def __repr__(self): return f"Artefact({self.path}, {'finished' if self.done else 'not finished'})"
-
-    @property
-    def record(self) -> dict|None:
-        "What the run left when it was finished; None before, and where the record cannot be read"
-        try: r = read_json(self.file('record.json'))
-        except (OSError, ValueError): return None
-        return r if isinstance(r, dict) and r.get('hash') == self.hash else None
-
-    @property
-    def done(self) -> bool:
-        "Was the run finished?"
-        return self.record is not None
-
-# %% ../../nbs/core/01_basics.ipynb #537d8f25
-def now() -> str: # e.g. '2026-03-01T12:00:00+00:00'
-    "The time in UTC, to the second, as records say it"
-    return datetime.now(timezone.utc).isoformat(timespec='seconds')
-
-def versions() -> dict: # name -> version
-    "The versions of what a result depends on; None for what is not installed"
-    def get(o):
-        try: return version(o)
-        except PackageNotFoundError: return None
-    return dict(python=platform.python_version(), torch=torch.__version__, torchvision=get('torchvision'),
-                fastai=get('fastai'), numpy=np.__version__, synthrob=__version__)
-
-def device_name(
-    device=None # see `default_device`
-) -> str:
-    "What `device` is, in words, such as 'cpu (x86_64, bf16, 8 threads)'; raises `BadInput` for one that is not here"
-    d = default_device(device)
-    if d.type == 'cuda': return f'{d} ({torch.cuda.get_device_name(d)})'
-    precision, n = 'bf16' if has_bf16(d) else 'float32', torch.get_num_threads()  # trainings round with the precision
-    return f'cpu ({platform.machine()}, {precision}, {n} thread{"s"*(n > 1)})'
-
-# %% ../../nbs/core/01_basics.ipynb #3a592fa8
-@contextlib.contextmanager
-def _locked(art):
-    "Hold the lock beside the folder of `art`; a wait of over a second is announced"
-    art.path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(f'{art.path}.lock')
-    try: lock.acquire(timeout=1)
-    except Timeout:
-        print(f"Waiting: another process is making {art.kind}/{art.hash}", flush=True)
-        lock.acquire()
-    try: yield
-    finally: lock.release()
-
-def _check_params(art):
-    "Write `params.json`, or see that the one that lies there is ours"
-    f = art.file('params.json')
-    if not f.exists(): return write_json(f, _canonical(art.params))
-    try: same = read_json(f) == _canonical(art.params)
-    except ValueError: same = False
-    if not same: raise BadInput(f"{f} does not hold the parameters its folder is named after: "
-                            f"delete the folder {art.path}")
-
-# %% ../../nbs/core/01_basics.ipynb #40e7a0bf
-def make(
-    kind:str,    # see `Artefact`
-    params:dict, # everything that determines the result
-    work,        # work(art) does it, writes to `art.path` and returns what the record is to say, a dict
-    root='runs', # the folder of all artefacts
-    device=None  # where `work` computes: it is written into the record
-) -> Artefact:   # finished; `reused` tells whether `work` was spared
-    "The finished artefact of `params`: the one on disk, or else made by `work`, which may go on from what it left"
-    art = Artefact(kind, params, root)
-    if art.done:
-        _check_params(art); art.reused = True
-        return art
-    with _locked(art):
-        resumed = art.file('params.json').exists()
-        _check_params(art)
-        if art.done: art.reused = True  # made by the process we waited for
-        else: _work(art, work, device, resumed)
-    return art
-
-def _work(art, work, device, resumed):
-    "Call `work`, then write the record"
-    for f in art.path.glob('.*.tmp'): f.unlink()  # left by a process that was killed while it wrote
-    head = dict(kind=art.kind, hash=art.hash, params=_canonical(art.params), versions=versions(),
-                device=device_name(device), started=now(), resumed=resumed)
-    t = time.perf_counter()
-    said = work(art) or {}
-    both = set(said) & {*head, 'finished', 'seconds'}
-    if both: raise ValueError(f"work may not set {sorted(both)} of the record")
-    seconds = round(time.perf_counter() - t, 3)
-    write_json(art.file('record.json'), {**head, 'finished': now(), 'seconds': seconds, **said})
