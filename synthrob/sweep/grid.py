@@ -24,10 +24,12 @@ from .stats import seeds_needed
 __all__ = ['NOTEBOOK', 'axes', 'values', 'combinations', 'notebook_path', 'Cell', 'Sweep', 'Costs', 'grids_of', 'read_spec',
            'sweep', 'parser', 'main']
 
-# %% ../../nbs/sweep/01_grid.ipynb #41806c06
+# %% ../../nbs/sweep/01_grid.ipynb #e6ee387f
+_common = 'margin', 'device', 'out'     # one value for all cells
+
 def axes() -> dict: # name -> dataclass field
     "Return the parameters that a grid can vary"
-    return {f.name: f for f in fields(SplitParams) if f.metadata['role'] != 'run'}
+    return {f.name: f for f in fields(SplitParams) if f.name not in _common}
 
 # %% ../../nbs/sweep/01_grid.ipynb #7015a9ef
 def _fill_steps(items, name):
@@ -72,12 +74,12 @@ def values(name:str, # a parameter
     if not items: raise BadInput(f"{name} has no value: give one, or leave it out.")
     return list(dict.fromkeys(check_value(name, o) for o in items))
 
-# %% ../../nbs/sweep/01_grid.ipynb #f77c466f
+# %% ../../nbs/sweep/01_grid.ipynb #d34b7bd5
 def combinations(grid:dict # parameter -> value or values, see `values`
                 ) -> tuple: # list of (combination, `SplitParams`); `Counter` of reasons why others were left out
     "Write out a grid; raises `BadInput` for a wrong value, or if no combination is possible"
     grid = {k: values(k, v) for k, v in grid.items()}
-    first = {k: v[0] for k, v in grid.items() if k in names_by_role('setting', 'classifier', 'report')}
+    first = {k: v[0] for k, v in grid.items() if k in names_by_role('setting', 'classifier', 'report', 'run')}
     for k, vs in grid.items():
         for v in vs: check_params({**first, k: v})
     good, bad = [], Counter()
@@ -295,11 +297,11 @@ def price(self:Sweep,
     kinds = ', '.join(f'{n} of {k!r}' for k, n in unknown.items())
     return f"not known for {_n(sum(unknown.values()), 'stage')} ({kinds}): nothing like them has been run here" + (f'; the others: {known}' if seconds else '')
 
-# %% ../../nbs/sweep/01_grid.ipynb #45678a4e
+# %% ../../nbs/sweep/01_grid.ipynb #46381d70
 @patch
 def spread(self:Sweep) -> tuple: # standard deviation, number of pairs; (None, 0) without pairs
     "Return the standard deviation of paired differences in validation accuracy between arms and baselines"
-    same, arms, base = names_by_role('setting', 'classifier'), defaultdict(dict), defaultdict(dict)
+    same, arms, base = names_by_role('setting', 'classifier', 'run'), defaultdict(dict), defaultdict(dict)
     for c in self.cells:
         if not c.stage.done: continue
         setting = tuple(getattr(c.p, k) for k in same)
@@ -389,9 +391,9 @@ def run(self:Sweep,
     print(self.summary(made))
     return self
 
-# %% ../../nbs/sweep/01_grid.ipynb #04205742
+# %% ../../nbs/sweep/01_grid.ipynb #73431067
 # name -> default, type, description; where and how an experiment runs has defaults and descriptions in `SplitParams`
-_settings = {f.name: (f.default, float if f.type == 'float' else str, f.metadata['about']) for f in fields(SplitParams) if f.metadata['role'] == 'run'} | dict(
+_settings = {f.name: (f.default, float if f.type == 'float' else str, f.metadata['about']) for f in fields(SplitParams) if f.name in _common} | dict(
     engine=('local', str, "'local': this machine; 'slurm': jobs on a Slurm cluster"),
     scheduler=(None, str, "address of a running Dask scheduler, such as tcp://host:8786, in place of an engine"),
     slots=(None, int, "cells at a time; None: what cores, memory and GPUs allow; on Slurm workers in a job (1)"),
@@ -415,7 +417,7 @@ def _check_settings(o):
         v, low, high = o[k], 0 if k == 'gpus' else 1 if kind is int else 1e-9, 1 - 1e-9 if k in _plan else float('inf')
         if v is None and default is None: continue
         good = isinstance(v, str if kind is str else (int, float)) and not isinstance(v, bool) and (kind is str or low <= v <= high and v == kind(v))
-        if not good and k not in ('out', 'device', 'margin'):
+        if not good and k not in _common:
             want = 'a text' if kind is str else f"a {'whole ' if kind is int else ''}number of at least {low}" if k not in _plan and low >= 1 else \
                 'a number above 0' + ' and below 1'*(k in _plan)
             raise BadInput(f"{k}={v!r} is out of range: choose {want}.")
