@@ -145,6 +145,7 @@ def images(self:SplitRun) -> Dataset:
     if '_images' not in self.__dict__: self._need('data'); self._images = self._source[1]()
     return self._images
 
+# %% ../../nbs/split/04_run.ipynb #59f2669d
 @patch(as_prop=True)
 def splits(self:SplitRun) -> Splits:
     "Which images train, validate and test"
@@ -240,6 +241,7 @@ def _filter(self:SplitRun):
     model = self.judge.classifier()
     return dict(model=model, threshold=confidence_thresholds(model, self.part('valid'), 1 - self.p.reject))
 
+# %% ../../nbs/split/04_run.ipynb #ad7f7bc4
 @patch
 def _make_pool(self:SplitRun, stage):
     "Work of the stage 'pool'"
@@ -334,6 +336,7 @@ def evaluation(self:SplitRun,
     "Return the evaluation of the classifier on a part"
     return evaluation_from(pd.read_parquet(self._need('split').file('predictions.parquet')), part)
 
+# %% ../../nbs/split/04_run.ipynb #3390a885
 @patch
 def classifier(self:SplitRun) -> nn.Module: # images in [0,1] to logits, in eval mode
     "Read the trained classifier; of vectors, with extractor and scale in front"
