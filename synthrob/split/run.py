@@ -18,7 +18,7 @@ from ..core.basics import (BadInput, default_device, hash_file, read_array, read
 from ..core.distributed import distributed, launch, process_rank
 from ..core.stages import CHECKPOINT, Stage
 from ..cnn.learner import Evaluation, cnn_learner, evaluate, recipe as cnn_recipe
-from ..cnn.robustness import Robustness, level_of as robustness_level, robustness as evaluate_robustness
+from ..cnn.robustness import Robustness, evaluate_robustness, robustness_level
 from ..data.core import content_key, data_stage
 from ..data.dataset import Dataset
 from ..data.rows import take
