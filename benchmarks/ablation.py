@@ -15,13 +15,12 @@ import pandas as pd
 from fastprogress.fastprogress import progress_bar
 
 from synthrob.cnn.learner import cnn_learner, recipe
-from synthrob.core.basics import device_name, versions
-from synthrob.data.splits import splits
+from synthrob.core.stages import device_name, versions
 from synthrob.data.core import prepare
-from synthrob.data.dataset import Dataset
 from synthrob.data.loaders import device_dls
+from synthrob.data.splits import splits
 from synthrob.gan.learner import gan_learner, synthesize
-from synthrob.gan.metrics import judge
+from synthrob.gan.memorization import evaluate_pool
 from synthrob.gan.nets import summary
 from synthrob.gan.trainer import gan_recipe
 
@@ -39,12 +38,13 @@ def recipes(width=16):
         'gamma 0.1': ref(gamma=.1), 'learning rate 4e-4': ref(lr=4e-4), 'LeCam': ref(lecam=.3),
         'r3gan, attention at 8 px': r3gan(attention=(8,)),
         'resnet, hinge, spectral norm, attention at 8 px': resnet(attention=(8,)),
-        'source': gan_recipe('source', **sizes), 'source, one pair': gan_recipe('source', per_class=False, **sizes)}
+        'study': gan_recipe('study', **sizes), 'study, one pair': gan_recipe('study', per_class=False, **sizes)}
 
 def fit_classifier(images, a, n_real, seed=0):
     "A classifier trained on `images`, for as many steps as on `n_real` images"
     r = recipe('poster', epochs=a.epochs)
-    learn = cnn_learner(device_dls(images, bs=r.bs, n_steps=max(1, n_real//r.bs), seed=seed, device=a.device), r, seed=seed)
+    learn = cnn_learner(device_dls(images, bs=r.bs, n_steps=max(1, n_real//r.bs), seed=seed, device=a.device), arch=r,
+                        seed=seed)
     with learn.no_bar(), learn.no_logging(): learn.fit_recipe()
     return learn
 
@@ -56,9 +56,9 @@ def trial(r, seed, a, real, valid, net):
     with learn.no_bar(), learn.no_logging(): learn.fit_gan(a.images)
     cost = dict(seconds=time.perf_counter() - start, cpu_seconds=time.process_time() - cpu)
     counts = (real.y.bincount(minlength=len(real.vocab))*a.pool/len(real)).round().long()     # classes as in the real images
-    pool = Dataset(*synthesize(learn.model, counts.tolist(), seed, progress=False), real.vocab)
+    pool = synthesize(learn.model, counts.tolist(), seed, progress=False, vocab=real.vocab)
     fit = partial(fit_classifier, a=a, n_real=len(real), seed=seed)
-    judged = judge(pool, real, valid, net, fit=fit, progress=False).to_dict()['summary']
+    judged = evaluate_pool(pool, real, valid, net, fit=fit, progress=False).summary
     nets = summary(learn.model)
     sizes = {f'{what}_{part.lower()}': int(nets.loc[part, what]) for part in nets.index for what in nets}
     own = {k: v if isinstance(v, (int, float, str, type(None))) else str(v) for k, v in r.params.items()}
