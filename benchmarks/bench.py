@@ -7,7 +7,7 @@ settings, and before the clock starts both must report the same work. What came 
 from __future__ import annotations
 import argparse, importlib, json, math, os, statistics, subprocess, sys, tempfile, time, warnings
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,7 +44,7 @@ from synthrob.gan.losses import (AdaptiveStrength, DiffAugment, LeCam, adversari
 from synthrob.gan.memorization import evaluate_pool
 from synthrob.gan.metrics import features, fid, kid
 from synthrob.gan.nets import GAN
-from synthrob.gan.trainer import gan_recipes, relative
+from synthrob.gan.trainer import gan_recipe, gan_recipes, relative
 from synthrob.split.mixture import mix
 
 # --- what both sides work on ---
@@ -292,7 +292,8 @@ def cnn_study(s):
 
 def our_gan(s, recipe='default', **changes):
     "Our GAN `Learner`, and a function that trains it for some steps; the check at the end of an epoch is left out"
-    learn = gan_learner(s.dls(bs=s.gan['bs'], n_steps=s.gan['n_steps']), recipe, nf=s.gan['nf'], **changes)
+    r = replace(gan_recipe(recipe), nf=s.gan['nf'], bs=s.gan['bs'], **changes)     # `gan_recipe` takes None for unchanged
+    learn = gan_learner(s.dls(bs=r.bs, n_steps=s.gan['n_steps']), r)
     learn.remove_cb(learn.stop_on_collapse)
     def steps():
         with learn.no_bar(), learn.no_logging(): learn.fit(1)

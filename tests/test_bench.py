@@ -64,7 +64,9 @@ def test_bare_gan_is_the_same_training(s, recipe):
         assert torch.allclose(a.float(), b.float(), atol=1e-6), k
 
 def test_fastai_gan_trains_both_nets(s):
-    learn, steps = bench.fastai_gan(s, bench.our_gan(s, loss='nonsaturating', penalty=None)[0])
+    like = bench.our_gan(s, loss='nonsaturating', penalty=None)[0]
+    assert like.recipe.penalty is None
+    learn, steps = bench.fastai_gan(s, like)
     before = [p.detach().clone() for p in learn.model.parameters()]
     n = steps()
     assert [len(o) for o in (learn.gan_trainer.crit_losses, learn.gan_trainer.gen_losses)] == [n, n]
