@@ -229,7 +229,7 @@ def _train_gan(self:SplitRun, stage):
     learn, best = self._fit_gan(stage.path)                # after several processes, it is found finished
     save_gan(learn.model, stage.file('gan.safetensors'))
     return dict(history=learn.history, n_train=len(learn.dls.train.dataset), failure=learn.failure,
-                curve=best and best.curve.to_dict('list'))
+                vocab=self.images.vocab, curve=best and best.curve.to_dict('list'))
 
 @patch
 def _gan(self:SplitRun): return load_gan(self._need('gan').file('gan.safetensors'), default_device(self.p.device))
