@@ -26,7 +26,7 @@ def _context(learn): return learn.distrib_ctx() if 'RANK' in os.environ else con
 
 def cnn(path, net, bs=64):
     train, valid = _parts()
-    learn = cnn_learner(device_dls(train, valid, bs=bs, device='cpu'), net, seed=0)
+    learn = cnn_learner(device_dls(train, valid, bs=bs, device='cpu'), arch=net, seed=0)
     with _context(learn), learn.no_bar(): learn.fit_recipe(3, path=path)
 
 def gan(path, **changes):
@@ -51,7 +51,7 @@ def tasks(tmp_path_factory):
 def trained(run, path, **params):
     "Logged rows of a training, and the weights it ends with"
     run(dict(path=path, **params))
-    with safe_open(path, 'pt') as f: rows = torch.tensor(json.loads(f.metadata()['state'])['rows'], dtype=torch.float64)
+    with safe_open(path, 'pt') as f: rows = torch.tensor([list(h.values()) for h in json.loads(f.metadata()['state'])['history']], dtype=torch.float64)
     weights = {k: v.float() for k, v in read_tensors(path).items() if k.startswith('model.')}
     os.remove(path)
     return rows, weights
@@ -89,16 +89,18 @@ def test_bad_batch(tasks):
 def test_split_run_in_two_processes(faces, tmp_path, monkeypatch):
     "The GAN and the classifier of an experiment, each trained by two processes; another experiment than that of one process"
     from conftest import TOY
-    from synthrob.split.core import check_params, run_split
+    from synthrob.split.core import run_split
+    from synthrob.split.params import check_params
     monkeypatch.chdir(tmp_path)
     params = dict(TOY, path=faces, ratio=.5, device='cpu')
     run = run_split(**params, processes=2)
     record = run.record
     assert record['params']['processes'] == 2 and record['test']['n'] == len(run.part('test')) and len(record['history']) == run.p.cnn_epochs
-    assert run.gan.record['history'] and run.gan.file('samples').is_dir() and not list(run.artefact.path.glob('checkpoint*'))
+    gan = run.stages['gan']
+    assert gan.record['history'] and gan.file('samples').is_dir() and not list(run.stages['split'].path.glob('checkpoint*'))
     assert run_split(**params, processes=2).record['finished'] == record['finished']       # found, not made anew
     alone = run_split(**params)
-    assert alone.artefact.hash != run.artefact.hash and alone.gan.hash != run.gan.hash and 'processes' not in alone.record['params']
-    for bad, why in ((dict(processes=7), 'must be a multiple'), (dict(processes=2, space='feature'), 'heads train in seconds'),
-                     (dict(processes=2, gan_arch='source'), 'nets for each class')):
+    assert all(alone.stages[k].hash != run.stages[k].hash for k in ('gan', 'split')) and 'processes' not in alone.record['params']
+    for bad, why in ((dict(processes=7), 'does not divide'), (dict(processes=2, space='feature'), 'heads train in seconds'),
+                     (dict(processes=2, gan_arch='study'), 'nets per class')):
         with pytest.raises(BadInput, match=why): check_params(dict(params, **bad))

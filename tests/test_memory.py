@@ -1,15 +1,16 @@
 "Sets larger than the memory budget: the same experiment bit by bit, within the budget"
 from __future__ import annotations
 import numpy as np, pytest, torch
-from synthrob.bench import measure_peak
-from synthrob.data.dataset import Dataset
+from bench import measure_peak
 from synthrob.data.splits import check_no_leak, splits
 from synthrob.data.core import prepare
 from synthrob.data.faces import draw_faces
 from synthrob.data.dataset import Dataset
 from synthrob.data.loaders import Augment, device_dls
 from synthrob.data.rows import DiskImages, read_images
-from synthrob.split.core import check_held_out, mix, run_split
+from synthrob.data.splits import check_held_out
+from synthrob.split.core import run_split
+from synthrob.split.mixture import mix
 
 @pytest.fixture
 def small_budget(monkeypatch): monkeypatch.setenv('SYNTHROB_MEMORY', '20kB')
@@ -31,31 +32,31 @@ def test_batches_are_the_same(both):
                 assert torch.equal(xa, xb) and torch.equal(ya, yb)
         assert isinstance(b.train.dataset.x, DiskImages)
 
-@pytest.mark.parametrize('how, filler', [('replace', 'synthetic'), ('add', 'synthetic'), ('replace', 'repeat'), ('add', 'none')])
-def test_mixtures_are_the_same(both, how, filler):
+@pytest.mark.parametrize('how, treatment', [('replace', 'synthetic'), ('add', 'synthetic'), ('replace', 'oversample'), ('add', 'class_weights')])
+def test_mixtures_are_the_same(both, how, treatment):
     pool = Dataset(draw_faces(torch.arange(400) % 5, size=32, seed=9, progress=False), torch.arange(400) % 5, list('abcde'))
-    a, b = (mix(o, pool, .4, how, 'balance' if filler == 'none' else 'prior', filler) for o in both)
+    a, b = (mix(o, pool, .4, how, 'balance' if treatment == 'class_weights' else 'prior', treatment) for o in both)
     assert isinstance(b.x, DiskImages), 'nothing is copied into memory'
-    assert torch.equal(a.x, b.x[:]) and torch.equal(a.y, b.y) and torch.equal(a.filled, b.filled)
-    check_held_out(b.x.subset(~b.filled), pool.x)
+    assert torch.equal(a.x, b.x[:]) and torch.equal(a.y, b.y) and torch.equal(a.is_synthetic, b.is_synthetic)
+    check_held_out(b.x.subset(~b.is_synthetic), pool.x)
     with pytest.raises(RuntimeError, match='the split leaks'): check_held_out(b.x, torch.cat([pool.x[:3], b.x.subset([0])]))
 
 def test_the_same_record(faces, tmp_path, monkeypatch):
     "GAN kept at its best, images refused, judged, corrupted and attacked: every number is that of an experiment in memory"
     params = dict(data='folder', path=faces, size=32, gan_images=1280, gan_width=8, cnn='poster', cnn_epochs=2, ratio=.3, gan_pick='best',
-                  reject=.1, quality='fast', robust='fast')
+                  reject=.1, quality='fast', robustness='fast')
     whole = run_split(**params, out=str(tmp_path/'whole'))
     monkeypatch.setenv('SYNTHROB_MEMORY', '20kB')
     lazy = run_split(**params, out=str(tmp_path/'lazy'))
-    assert isinstance(lazy.images.x, DiskImages) and isinstance(lazy.real.x, DiskImages) and isinstance(lazy.train.x, DiskImages)
-    assert lazy.artefact.hash == whole.artefact.hash and lazy.pool.hash == whole.pool.hash
-    for k in ('history', 'valid', 'test', 'counts', 'splits', 'pool'): assert lazy.record[k] == whole.record[k], k
-    assert lazy.gan.record['history'] == whole.gan.record['history']
-    for k in ('robust', 'quality'): assert lazy.record[k]['summary'] == whole.record[k]['summary'], k
+    assert all(isinstance(o.x, DiskImages) for o in (lazy.images, lazy.part('train'), lazy.mixture))
+    assert {k: s.hash for k, s in lazy.stages.items()} == {k: s.hash for k, s in whole.stages.items()} and lazy.pool.hash == whole.pool.hash
+    for k in ('history', 'valid', 'test', 'counts', 'splits'): assert lazy.record[k] == whole.record[k], k
+    assert lazy.stages['gan'].record['history'] == whole.stages['gan'].record['history']
+    for k in ('robustness', 'quality'): assert lazy.record[k]['summary'] == whole.record[k]['summary'], k
 
 def test_fresh_images(faces, tmp_path, monkeypatch):
-    "Synthetic images drawn anew take the place of rows that stay on the disk"
-    params = dict(data='folder', path=faces, size=32, gan_images=640, gan_width=8, cnn='poster', cnn_epochs=3, ratio=.3, fresh=1, robust='none')
+    "Refreshed synthetic images replace rows that stay on the disk"
+    params = dict(data='folder', path=faces, size=32, gan_images=640, gan_width=8, cnn='poster', cnn_epochs=3, ratio=.3, refresh_every=1, robustness='none')
     whole = run_split(**params, out=str(tmp_path/'whole'))
     monkeypatch.setenv('SYNTHROB_MEMORY', '20kB')
     assert run_split(**params, out=str(tmp_path/'lazy')).record['history'] == whole.record['history']
@@ -71,16 +72,17 @@ def test_a_folder_above_the_budget(faces, tmp_path, small_budget):
     check_no_leak(images, splits(images))
     assert images.show(2).images[0].get_array().shape[0] == 5*33 - 1
 
-IMPORTS = """from synthrob.data.core import Images, check_no_leak, splits
+IMPORTS = """from synthrob.data.dataset import Dataset
+from synthrob.data.splits import check_held_out, check_no_leak, splits
 from synthrob.data.loaders import device_dls
 from synthrob.data.rows import read_images
-from synthrob.split.core import check_held_out, mix
+from synthrob.split.mixture import mix
 import torch"""
 WORK = """x = read_images(args['file'], args['budget'])
 images = Dataset(x, torch.arange(len(x)) % 5, list('abcde'))
 s = splits(images)
 check_no_leak(images, s)
-train = mix(images.subset(s.train), None, .3, filler='repeat')
+train = mix(images.subset(s.train), None, .3, treatment='oversample')
 check_held_out(train.x, torch.cat([images.subset(o).x for o in (s.valid, s.test)]))
 assert len(images.hash) == 16
 n = sum(len(yb) for _, yb in device_dls(train, bs=64, device='cpu').train)"""

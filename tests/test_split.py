@@ -7,7 +7,9 @@ from PIL import Image
 from synthrob.core.basics import BadInput
 from synthrob.data.duplicates import duplicate_groups
 from synthrob.data.faces import draw_faces, emotions
-from synthrob.split.core import SplitRun, check_params, run_split
+from synthrob.split.core import run_split
+from synthrob.split.params import check_params
+from synthrob.split.run import SplitRun
 
 SMALL = dict(data='folder', size=32, gan_images=2560, gan_width=16, cnn_epochs=3)
 
@@ -45,7 +47,7 @@ def test_papermill_from_the_root(repo, face_folder, tmp_path):
     assert r.returncode == 0, r.stderr[-3000:]
     record, = records(out)
     counts = pd.DataFrame(record['counts']).T
-    assert abs(counts.filled.sum()/counts.values.sum() - .3) < .01
+    assert abs(counts.added.sum()/counts.values.sum() - .3) < .01
     assert record['test']['n'] == 100 and np.sum(record['test']['confusion']) == 100
     nb = nbformat.read(tmp_path/'out.ipynb', 4)
     kinds = [k for c in nb.cells for o in c.get('outputs', []) for k in o.get('data', {})]
@@ -65,21 +67,21 @@ def test_papermill_elsewhere(repo, face_folder, tmp_path):
 @pytest.mark.e2e
 @pytest.mark.parametrize('params, sentence', [
     (('raito', .3), "There is no parameter 'raito': did you mean 'ratio'?"),
-    (('ratio', 1.3), 'ratio=1.3 cannot be: it must be a number from 0 to 1.')])
+    (('ratio', 1.3), 'ratio=1.3 is out of range: choose a number from 0 to 1.')])
 def test_papermill_refuses(repo, tmp_path, params, sentence):
     r = papermill(repo, tmp_path/'out.ipynb', *params, 'out', tmp_path/'runs')
     assert r.returncode != 0 and sentence in r.stderr
     assert not (tmp_path/'runs').exists(), 'refused before anything was made'
 
 @pytest.mark.parametrize('params, sentence', [
-    (dict(how='add', ratio=1), "ratio=1 with how='add'"), (dict(vocab='happy,bored'), "no class 'bored'"),
+    (dict(how='add', ratio=1), "ratio=1 does not go with how='add'"), (dict(vocab='happy,bored'), "no class 'bored'"),
     (dict(data='fer2013', path='missing.zip'), 'missing.zip'), (dict(data='martians'), "'martians'"),
     (dict(cnn='resnet999'), "'resnet999'"), (dict(gan_images='many'), "gan_images='many'"), (dict(ratio=True), 'ratio=True'),
     (dict(size=33), 'size=33')])
 def test_bad_input_before_training(tmp_path, params, sentence):
     with pytest.raises(BadInput, match='.') as e: run_split(out=str(tmp_path/'runs'), **params)
     assert sentence in str(e.value) and '\n' not in str(e.value)
-    assert not list(tmp_path.glob('runs/[gps]*/*/params.json')), 'no GAN, pool or split was begun'
+    assert not [k for k in ('gan', 'pool', 'split') if list(tmp_path.glob(f'runs/{k}/*/params.json'))], 'nothing was trained'
 
 def test_an_empty_class(face_folder, tmp_path):
     shutil.copytree(face_folder, tmp_path/'faces')
@@ -87,27 +89,28 @@ def test_an_empty_class(face_folder, tmp_path):
     with pytest.raises(BadInput, match='bored'): run_split(path=str(tmp_path/'faces'), out=str(tmp_path/'runs'), **SMALL)
 
 def test_nothing_held_out_is_trained_on(face_folder, tmp_path):
-    "Ten test images lie in the training folder, too: neither GAN nor CNN gets to see them"
-    run = SplitRun(check_params(dict(path=face_folder, ratio=.5, out=str(tmp_path), **SMALL)))
+    "Ten test images are in the training folder too: neither GAN nor CNN is trained on them"
+    run = SplitRun(check_params(dict(path=face_folder, ratio=.5, out=str(tmp_path), **SMALL))).fit()
     assert run.splits.report['removed']['leak'] == 10
-    g = duplicate_groups(torch.cat([run.held, run.real.x, run.train.x[~run.train.filled]]))
-    assert not torch.isin(g[len(run.held):], g[:len(run.held)]).any()
-    assert run.record['params']['images']['test'] and run.gan.record['n_train'] == len(run.real) == len(run.train)
+    n, real = len(run.holdout), run.part('train')
+    g = duplicate_groups(torch.cat([run.holdout, real.x, run.mixture.x]))
+    assert not torch.isin(g[n:], g[:n]).any()
+    assert run.stages['gan'].record['n_train'] == len(real) == len(run.mixture)
 
-def test_source_says_what_the_leak_is_worth(face_folder, tmp_path):
-    run = run_split(path=str(face_folder), preset='source', out=str(tmp_path), ratio=.3, **SMALL)
+def test_study_reports_what_the_leak_is_worth(face_folder, tmp_path):
+    run = run_split(path=str(face_folder), preset='study', out=str(tmp_path), ratio=.3, **SMALL)
     leak = run.record['leak']
     assert 1 <= leak['copies'] <= 10 and leak['worth'] == pytest.approx(run.record['test']['accuracy'] - leak['accuracy_rest'])
-    assert run.gan.record['n_train'] == len(run.splits.train) + len(run.splits.test), "the study's GAN saw the test images"
+    assert run.stages['gan'].record['n_train'] == len(run.splits.train) + len(run.splits.test), "the study's GAN saw the test images"
 
 @pytest.mark.slow
 def test_other_arms(face_folder, tmp_path):
     "Every way to mix trains for the same number of steps and is tested on the same images"
     base = dict(path=str(face_folder), out=str(tmp_path), **SMALL)
     arms = [dict(ratio=0), dict(ratio=.6, how='add'), dict(ratio=.6, how='add', classes='balance'), dict(ratio=1.),
-            dict(ratio=.4, filler='repeat'), dict(ratio=.4, filler='none', classes='balance')]
+            dict(ratio=.4, treatment='oversample'), dict(ratio=.4, treatment='class_weights', classes='balance')]
     runs = [run_split(**base, **a) for a in arms]
-    assert len({r.record['steps'] for r in runs}) == 1 and len({str(r.record['params']['images']['test']) for r in runs}) == 1
+    assert len({r.record['steps'] for r in runs}) == 1 and len({r.stages['parts'].hash for r in runs}) == 1
     assert len(records(tmp_path)) == len(arms) and len(records(tmp_path, 'gan')) == 1 and len(records(tmp_path, 'data')) == 1
 
 @pytest.mark.e2e
@@ -120,7 +123,7 @@ def test_a_pool_from_elsewhere(repo, face_folder, tmp_path):
     assert r.returncode == 0, r.stderr[-3000:]
     assert not list(tmp_path.glob('runs/gan/*')), 'no GAN was needed'
     arm, = [o for o in records(tmp_path/'runs') if o['given']['ratio']]
-    assert arm['pool']['made_by'] == 'someone else: theirs' and sum(arm['pool']['n'].values()) < 200
+    assert arm['pool']['made_by'] == 'made elsewhere: theirs' and sum(arm['pool']['n'].values()) < 200
     judged, = records(tmp_path/'runs', 'quality')
     assert judged['summary']['n_pool'] == sum(arm['pool']['n'].values()) and not judged['summary']['memorises']
     assert judged['sentence'] in str(nbformat.read(tmp_path/'out.ipynb', 4))
@@ -128,14 +131,14 @@ def test_a_pool_from_elsewhere(repo, face_folder, tmp_path):
 @pytest.mark.parametrize('spoil, sentence', [
     (lambda top: shutil.rmtree(top/'happy'), "no class 'happy'"),
     (lambda top: shutil.copy(next((top.parent/'real'/'train'/'sad').iterdir()), top/'sad'/'copy.png'), 'are copies of real ones'),
-    (lambda top: [f.unlink() for f in list((top/'fear').iterdir())[3:]], 'holds 3 images')])
+    (lambda top: [f.unlink() for f in list((top/'fear').iterdir())[3:]], 'has 3 items')])
 def test_a_bad_pool(face_folder, tmp_path, spoil, sentence):
     shutil.copytree(face_folder, tmp_path/'real')
     y = torch.arange(100) % 5
     for i, x in enumerate(draw_faces(y, size=32, seed=78, progress=False)): place(tmp_path/'theirs', x, emotions[y[i]], f'{i}')
     spoil(tmp_path/'theirs')
     with pytest.raises(BadInput) as e: run_split(path=str(tmp_path/'real'), ratio=.2, pool=str(tmp_path/'theirs'), out=str(tmp_path/'runs'), **SMALL)
-    assert sentence in str(e.value) and not list(tmp_path.glob('runs/split/*')), e.value
+    assert sentence in str(e.value) and not list(tmp_path.glob('runs/split/*/record.json')), e.value
 
 @pytest.mark.e2e
 def test_killed_and_started_again(face_folder, tmp_path):
@@ -157,8 +160,9 @@ run_split(**json.loads(sys.argv[1]))"""
     _, err = p.communicate(timeout=600)
     assert p.returncode == 0, err.decode()[-2000:]
     again, whole = (run_split(**{**params, 'out': str(o)}) for o in (out, tmp_path/'whole'))
-    assert again.artefact.reused and again.record['resumed'] and again.gan.record['resumed'] and not whole.record['resumed']
-    assert again.gan.record['history'] == whole.gan.record['history'] and again.record['history'] == whole.record['history']
+    gans = [r.stages['gan'].record for r in (again, whole)]
+    assert again.stages['split'].reused and again.record['resumed'] and gans[0]['resumed'] and not whole.record['resumed']
+    assert gans[0]['history'] == gans[1]['history'] and again.record['history'] == whole.record['history']
     assert torch.equal(again.evaluation().probs, whole.evaluation().probs)
 
 def kill_when(p, begun):
