@@ -172,7 +172,9 @@ def _about_seeds(frame, table, alpha):
     "Sentences on what the number of seeds cannot show"
     syn = table[table.treatment == 'synthetic']
     gans, n = (int(syn[k].max()) if len(syn) else 0 for k in ('gan_seeds', 'cnn_seeds'))
-    if gans == 1:
+    if gans == 1 and syn.pool.notna().all():
+        yield "All synthetic images come from one pool that was made elsewhere; the verdicts are about that pool."
+    elif gans == 1:
         yield ("All synthetic images come from one trained GAN. The verdicts are about that GAN; training with another "
                "seed may give a better or a worse one.")
     if 0 < n < (least := min_seeds(alpha)):
