@@ -4,7 +4,7 @@
 
 # %% ../../nbs/00_data.ipynb #9d6cea9f
 from __future__ import annotations
-import argparse, hashlib, inspect, os, sys, zipfile
+import argparse, hashlib, inspect, os, shlex, sys, zipfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ __all__ = ['sources', 'FER_FIVE', 'Source', 'source', 'content_key', 'faces', 'f
 class Source:
     "Where images come from"
     params: dict          # what determines the images: it names the folder under `runs/data`
-    read: callable        # read(out) writes uint8 (n,c,h,w) to `out` and returns (table of name, label, part; list of broken files)
+    read: callable        # read(out) writes uint8 (n,c,h,w) to `out`; returns (name, label, part) and the broken files
     vocab: list = None    # the default classes; None: all, sorted
     part: callable = None # part(table) -> 'train', 'valid', 'test', '' or 'out' (left out); None: as in the table
 
@@ -104,7 +104,8 @@ def fer2013(
     "Read FER-2013 (Goodfellow et al. 2013, arXiv 1307.0414) from images or its CSV; raises `BadInput` if it is neither"
     if path is None:
         raise BadInput("data='fer2013' needs a path: give the zip, the folder, the CSV or the tar.gz of FER-2013.")
-    if test not in FER_USAGES[1:]: raise BadInput(f"test={test!r} is no part of FER-2013: choose 'PublicTest' or 'PrivateTest'.")
+    if test not in FER_USAGES[1:]:
+        raise BadInput(f"test={test!r} is no part of FER-2013: choose 'PublicTest' or 'PrivateTest'.")
     path, size, channels = existing(path), size or 48, channels or 1
     def read(out):
         if not _holds_images(path): return read_fer_csv(path, out, size, channels)
@@ -126,7 +127,8 @@ def folder(
     channels=None # 1 grey, 3 colour; None: colour if there is any
 ) -> Source:
     "Read images from a folder or zip, `[part/]class/image`; raises `BadInput` without a path"
-    if path is None: raise BadInput("data='folder' needs a path: give a folder or zip with one folder of images per class.")
+    if path is None:
+        raise BadInput("data='folder' needs a path: give a folder or zip with one folder of images per class.")
     def read(out):
         files = list_images(path)
         return decode_files(files, out, size or 48, channels or (3 if has_colour(files) else 1))
@@ -140,8 +142,9 @@ def lsun(
     categories=None, # class names; None: those of `vocab`, or all
     n:int=None       # at most so many images of each category for training; None: all
 ) -> Source:
-    "Read LSUN's LMDB databases (Yu et al. 2015, arXiv 1506.03365), `path/bedroom_train_lmdb` and so on; raises `BadInput`"
-    if path is None: raise BadInput("data='lsun' needs a path: give the folder that holds bedroom_train_lmdb and so on.")
+    "Read LSUN's LMDB databases (Yu et al. 2015, arXiv 1506.03365), `path/bedroom_train_lmdb` etc.; raises `BadInput`"
+    if path is None:
+        raise BadInput("data='lsun' needs a path: give the folder that holds bedroom_train_lmdb and so on.")
     if n is not None and n < 1: raise BadInput(f"n={n} is out of range: read at least 1 image of each category.")
     dbs, size, channels = lsun_databases(path, categories), size or 64, channels or 3
     for _,_,f in dbs: lmdb_size(f)                    # a bad database is refused before any work
@@ -208,7 +211,8 @@ def _source(data, path, size, channels, options):
         if o not in known: raise BadInput(f"data={data!r} has no option {o!r}: it has {', '.join(known) or 'none'}.")
     if size is not None and not 8 <= size <= 1024:
         raise BadInput(f"size={size} is out of range: choose 8 to 1024 pixels.")
-    if channels not in (None, 1, 3): raise BadInput(f"channels={channels} is out of range: choose 1 (grey) or 3 (colour).")
+    if channels not in (None, 1, 3):
+        raise BadInput(f"channels={channels} is out of range: choose 1 (grey) or 3 (colour).")
     return sources[data](path, size, channels, **options)
 
 # %% ../../nbs/00_data.ipynb #681438a1
@@ -235,7 +239,8 @@ def _open(source, stage, data, vocab):
     every = sorted(set(meta.label))
     y = meta.label.map({c: i for i,c in enumerate(every)}).to_numpy(dtype=np.int64, copy=True)
     left_out = int((part == 'out').sum())
-    about = dict(data=data, path=str(stage.path), hash=stage.hash, broken=record['broken'], left_out=left_out, grey=record['grey'])
+    about = dict(data=data, path=str(stage.path), hash=stage.hash, left_out=left_out, broken=record['broken'],
+                 grey=record['grey'])
     items = dict(name=meta.name.to_numpy(), part=part, group=meta.group.to_numpy(copy=True))
     images = Dataset(read_images(stage.file('images.npy')), y, every, items, about)
     if left_out: images = images.subset(part != 'out')
@@ -246,7 +251,7 @@ def prepare(
     data:str='faces', # name of a source: 'faces', 'fer2013', 'folder', 'lsun', 'parquet', 'torchvision'
     path=None,        # file or folder of the source
     **kwargs          # for `data_stage`: `vocab`, `size`, `channels`, `root` and options of the source
-) -> Dataset: # mapped from the disk, or left there (`DiskImages`) above `memory_budget`; `about` names the folder and broken files
+) -> Dataset: # `DiskImages` above `memory_budget`; `about` names the folder and broken files
     "Decode the images of a source, or find them decoded; raises `BadInput`"
     stage, read = data_stage(data, path, **kwargs)
     stage.make()
@@ -299,16 +304,19 @@ def decisions(
 ) -> pd.DataFrame: # columns: name, label, part, group, conflict, flat, leaked
     "Return one row per image with its part ('train', 'valid', 'test' or 'removed: REASON') and the faults found in it"
     part = s.table.part.where(s.table.removed == '', 'removed: ' + s.table.removed)
-    return images.items[['name', 'label']].assign(part=part, group=images.group.numpy(), **s.table[['conflict', 'flat', 'leaked']])
+    faults = s.table[['conflict', 'flat', 'leaked']]
+    return images.items[['name', 'label']].assign(part=part, group=images.group.numpy(), **faults)
 
 # %% ../../nbs/00_data.ipynb #0f2b72a5
 def parser() -> argparse.ArgumentParser:
     "Return the argument parser of `synthrob_data`"
     p = argparse.ArgumentParser('synthrob_data', formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Describe labelled images before anything is trained: classes, copies, conflicting labels, and what\na split removes so that no copy of a test image is in training.",
+        description="Describe labelled images before anything is trained: classes, copies, conflicting labels,\n"
+                    "and what a split removes so that no copy of a test image is in training.",
         epilog="examples:\n  synthrob_data faces\n  synthrob_data folder my_images --size 64 --sheet sheet.png\n"
                "  synthrob_data fer2013 fer2013.zip --table decisions.parquet")
-    p.add_argument('data', nargs='?', default='faces', help=f"the source: {', '.join(sources)}, or torchvision:NAME (faces)")
+    known = f"source: {', '.join(sources)}, or torchvision:NAME (faces)"
+    p.add_argument('data', nargs='?', default='faces', help=known)
     p.add_argument('path', nargs='?', help='folder, archive or file; none for faces')
     p.add_argument('--vocab', metavar='A,B,...', help="classes, in this order (default: the source's)")
     p.add_argument('--size', type=int, metavar='N', help="side of the images in pixels (default: the source's)")
@@ -338,7 +346,8 @@ def _run(a):
             raise BadInput(f"--{name} {file}: end the name in {', '.join(types[:-1])} or {types[-1]}.")
     source, _, name = a.data.partition(':')
     vocab = a.vocab and [o.strip() for o in a.vocab.split(',')]
-    images = prepare(source, a.path, vocab=vocab, size=a.size, channels=a.channels, root=a.out, **(dict(name=name) if name else {}))
+    more = dict(name=name) if name else {}
+    images = prepare(source, a.path, vocab=vocab, size=a.size, channels=a.channels, root=a.out, **more)
     s = splits(images, seed=a.seed)
     print(describe(images, s, plot=bool(a.sheet)).to_string())
     if a.sheet:
@@ -347,7 +356,8 @@ def _run(a):
         df = decisions(images, s)
         with replacing(a.table) as t: df.to_parquet(t) if a.table.endswith('.parquet') else df.to_csv(t, index=False)
     for broken in images.about['broken'][:5]: print(f"broken: {broken['name']} {broken['reason']}")
-    given = ''.join(f' -p {k} {v}' for k, v in dict(data=a.data, path=a.path, vocab=a.vocab, size=a.size).items() if v and v != 'faces')
+    given = dict(data=a.data, path=a.path, vocab=a.vocab, size=a.size, channels=a.channels)
+    given = ''.join(f' -p {k} {shlex.quote(str(v))}' for k, v in given.items() if v and v != 'faces')
     print(f"\nNext: papermill nbs/03_split.ipynb runs/split_0.3.ipynb -p ratio 0.3{given}")
 
 # %% ../../nbs/00_data.ipynb #33f21881

@@ -63,7 +63,7 @@ def balanced_stream(y:Tensor,   # labels (n,), int64
 
 # %% ../../nbs/data/06_loaders.ipynb #24993ee7
 class Augment:
-    "Random flip, affine map, lighting and erasing of a batch: `augment(x, generator)`; raises `BadInput` for bad settings"
+    "Random flip, affine map, lighting and erasing of a batch: `augment(x, generator)`; raises `BadInput`"
     def __init__(self,
                  flip=True,       # mirror half of the images left-right?
                  degrees=12.,     # rotation drawn from ±`degrees`
@@ -172,7 +172,7 @@ class DeviceDL(DataLoader):
     @property
     def vocab(self):
         "The names of the classes, as fastai expects them"
-        return CategoryMap(self.dataset.vocab, sort=False)               # of a plain list fastai takes the last name only
+        return CategoryMap(self.dataset.vocab, sort=False)     # of a plain list fastai takes the last name only
 
     def __len__(self): return self.n_steps or super().__len__()
 
@@ -220,10 +220,11 @@ def device_dls(train:Dataset,     # training data
               ) -> DataLoaders:   # `dls.train` and `dls.valid`, with `dls.vocab` and `dls.c`
     "Return fastai `DataLoaders` over data on `device`; raises `BadInput` if there is nothing to train on"
     if len(train) == 0: raise BadInput("There is no training item left: choose another ratio, class or source.")
-    device, bs = default_device(device), min(bs, len(train))
-    if n_steps is None and train.epoch_len: n_steps = max(1, train.epoch_len//bs)
-    tdl = DeviceDL(train, bs=bs, drop_last=True, shuffle=True, augment=augment, balanced=balanced, n_steps=n_steps, seed=seed,
-                   device=device)
+    device = default_device(device)
+    if n_steps is None and train.epoch_len: n_steps = max(1, train.epoch_len//bs)      # not by the size of the mixture
+    bs = min(bs, len(train))
+    tdl = DeviceDL(train, bs=bs, drop_last=True, shuffle=True, augment=augment, balanced=balanced, n_steps=n_steps,
+                   seed=seed, device=device)
     return DataLoaders(tdl, DeviceDL(valid or train, bs=2*bs, device=device), device=device)
 
 # %% ../../nbs/data/06_loaders.ipynb #30d768bd

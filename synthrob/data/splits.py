@@ -18,7 +18,7 @@ __all__ = ['Splits', 'splits', 'check_no_leak', 'check_held_out']
 @dataclass
 class Splits:
     "The part of each image, and what was found on the way"
-    table: pd.DataFrame # a row an image: `part` ('train', 'valid', 'test' or ''), `removed` (the reason or ''), `conflict`, `flat`, `leaked`
+    table: pd.DataFrame # a row per image: `part`, `removed` (the reason or ''), `conflict`, `flat`, `leaked`
     report: dict        # counts of what was found and removed
 
     def __repr__(self): return f"Splits(train {len(self.train):,}, valid {len(self.valid):,}, test {len(self.test):,})"
@@ -84,21 +84,23 @@ def splits(
     seed:int=42,     # of the parts that are drawn; official ones do not depend on it
     leak:bool=False  # the source study's protocol: nothing removed, parts drawn at random
 ) -> Splits:
-    "Split `images` so that no copy of a test or validation image is in training; raises `BadInput` if a class is missing in a part"
+    "Split `images` so that no copy of a held-out image is in training; raises `BadInput` if a part lacks a class"
     for k,v in dict(valid=valid, test=test).items():
         if not 0 < v < 1: raise BadInput(f"{k}={v} is out of range: choose a share between 0 and 1, for example 0.1.")
     conflict, is_flat, g = _conflicts(images), flat(images.x).numpy(), images.group.numpy()
     if leak: tr, va, te, why = _leaky_parts(images, valid, test, seed)
     else: tr, va, te, why = _clean_parts(images, valid, test, seed, conflict, is_flat)
-    needed = dict(training=tr, test=te) | ({} if leak else dict(validation=va))  # drawn at random, validation may lack a class
+    needed = dict(training=tr, test=te) | ({} if leak else dict(validation=va))  # at random, one may be missing
     for k,m in needed.items():
         n = np.bincount(images.y.numpy()[m], minlength=images.c)
-        if not n.all(): raise BadInput(f"class {images.vocab[n.argmin()]!r} has no {k} image: add images or leave the class out.")
+        if not n.all():
+            raise BadInput(f"class {images.vocab[n.argmin()]!r} has no {k} image: add images or leave the class out.")
     size, leaked = np.bincount(g), te & np.isin(g, g[tr])
     report = dict(images=len(images), train=int(tr.sum()), valid=int(va.sum()), test=int(te.sum()),
                   removed={k: int((why == k).sum()) for k in ('leak','conflict','repeated','flat')},
                   groups_of_copies=int((size > 1).sum()), groups_with_conflict=len(np.unique(g[conflict])),
-                  flat=int(is_flat.sum()), test_flat=int((te & is_flat).sum()), test_conflict=int((te & conflict).sum()),
+                  flat=int(is_flat.sum()), test_flat=int((te & is_flat).sum()),
+                  test_conflict=int((te & conflict).sum()),
                   test_with_copy_outside=int((te & np.isin(g, g[~te])).sum()), test_leaked=int(leaked.sum()))
     part = np.select([tr, va, te], ['train', 'valid', 'test'], '')
     return Splits(pd.DataFrame(dict(part=part, removed=why, conflict=conflict, flat=is_flat, leaked=leaked)), report)
@@ -130,4 +132,5 @@ def check_held_out(
     "Raise `RuntimeError` if a training image is an exact copy of a validation or test image"
     g = duplicate_groups(torch.cat([holdout, trained]))
     if n := int(torch.isin(g[len(holdout):], g[:len(holdout)]).sum()):
-        raise RuntimeError(f"{n} of {len(trained)} training images are copies of validation or test images: the split leaks.")
+        raise RuntimeError(f"{n} of {len(trained)} training images are copies of validation or test images: the split "
+                           "leaks.")

@@ -52,7 +52,8 @@ def gan_learner(data,           # training `Dataset`, or `DataLoaders` of which 
     opt_func = lambda params, lr: OptimWrapper(params, torch.optim.Adam, lr=lr, **adam)
     stats = [TrainStat(o) for o in ('loss_d', 'd_real', 'd_fake')]
     learn = DistributedLearner(dls, model, loss_func=lambda *_: None, opt_func=opt_func, lr=r.lr, metrics=stats,
-                    cbs=[SeedEpochs(seed), trainer, StopOnCollapse(), History()], splitter=lambda m: list(m.generator.parameters()))
+                               cbs=[SeedEpochs(seed), trainer, StopOnCollapse(), History()],
+                               splitter=lambda m: list(m.generator.parameters()))
     learn.recorder.train_metrics, learn.recorder.valid_metrics = True, False
     learn.recipe = r
     return no_sync(learn).add_cbs(cbs)
@@ -105,7 +106,8 @@ def per_class(n, # a number of items, or one number per class
              ) -> list: # of `k` integers
     "Return the number of items of each class; raises `BadInput` if `n` does not fit the classes"
     n = [int(n)]*k if isinstance(n, int) else [int(o) for o in n]
-    if len(n) != k or min(n) < 0: raise BadInput(f"n={n} does not fit {k} classes: give one number, or one per class, none negative.")
+    if len(n) != k or min(n) < 0:
+        raise BadInput(f"n={n} does not fit {k} classes: give one number, or one per class, none negative.")
     return n
 
 @torch.no_grad()
@@ -131,7 +133,8 @@ def synthesize(gan:GAN,       # a trained GAN
     k = gan.params['n_classes']
     n = per_class(n, k)
     gan.eval()
-    z = shape_noise(torch.cat([class_noise(m, gan.params['nz'], c, seed) for c, m in enumerate(n)]), noise_std, truncate)
+    z = torch.cat([class_noise(m, gan.params['nz'], c, seed) for c, m in enumerate(n)])
+    z = shape_noise(z, noise_std, truncate)
     y = torch.repeat_interleave(torch.arange(k), torch.tensor(n))
     x = torch.empty(len(y), *gan.shape, dtype=torch.uint8 if len(gan.shape) == 3 else torch.float32)
     for i in progress_bar(range(0, len(y), bs), display=progress): x[i:i+bs] = generate(gan, z[i:i+bs], y[i:i+bs]).cpu()
@@ -161,7 +164,8 @@ class SampleSheet(Callback):
         last = self.epoch + 1 == self.n_epoch
         if self.epoch < self.start_at or not (last or self.epoch % self.every == 0): return
         fig = sample_sheet(self.model, self.n, self.dls.vocab).figure
-        with replacing(self.folder/f'epoch_{self.epoch+1:04d}.png') as t: fig.savefig(t, format='png', bbox_inches='tight')
+        with replacing(self.folder/f'epoch_{self.epoch+1:04d}.png') as t:
+            fig.savefig(t, format='png', bbox_inches='tight')
         plt.close(fig)
         self.model.train()
 
@@ -170,7 +174,8 @@ def training_curve(learn:Learner # from `gan_learner`, during or after training
                   ) -> pd.DataFrame: # columns: images (seen), loss, loss_d, d_real, d_fake
     "Return the figures of a GAN's training, a row per epoch"
     names = learn.recorder.metric_names[1:-1]
-    df = pd.DataFrame(getattr(learn, 'history', []), columns=list(names), dtype=float).rename(columns={names[0]: 'loss'})
+    df = pd.DataFrame(getattr(learn, 'history', []), columns=list(names), dtype=float)
+    df = df.rename(columns={names[0]: 'loss'})
     df.insert(0, 'images', (df.index + 1)*len(learn.dls.train)*learn.dls.train.bs)
     return df
 
@@ -181,9 +186,10 @@ def plot_training(learn:Learner, # from `gan_learner`, during or after training
     df, was = training_curve(learn), learn.model.training
     if axs is None:
         wide = [1, 1, 1.2, 1] if hasattr(learn, 'save_best_gan') and len(learn.save_best_gan.curve) else [1, 1, 1.2]
-        _, axs = plt.subplots(1, len(wide), figsize=(3.4*sum(wide), 2.8), dpi=80, width_ratios=wide, layout='constrained')
-    for ax, what, title in zip(axs, (dict(loss='generator', loss_d='discriminator'), dict(d_real='real', d_fake='synthetic')),
-                               ('losses', "the discriminator's logits")):
+        size = 3.4*sum(wide), 2.8
+        _, axs = plt.subplots(1, len(wide), figsize=size, dpi=80, width_ratios=wide, layout='constrained')
+    lines = dict(loss='generator', loss_d='discriminator'), dict(d_real='real', d_fake='synthetic')
+    for ax, what, title in zip(axs, lines, ('losses', "the discriminator's logits")):
         for k, label in what.items(): ax.plot(df.images, df[k], label=label)
         ax.set(xlabel='images seen', title=title)
         ax.legend(frameon=False)

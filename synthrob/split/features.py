@@ -33,7 +33,8 @@ def check_layer(model:nn.Module, # a net
     listed = ', '.join(names[:12]) + (f' and {len(names) - 12} more' if len(names) > 12 else '')
     if layer is None and not any(isinstance(m, nn.Linear) for m in model.modules()):
         raise BadInput(f"The net has no nn.Linear whose input could be the vector: name a layer, one of {listed}.")
-    if layer is not None: check_name(layer, names, f"layer={layer!r} is not in the net", f"choose one of {listed}.", near=3)
+    if layer is not None:
+        check_name(layer, names, f"layer={layer!r} is not in the net", f"choose one of {listed}.", near=3)
 
 # %% ../../nbs/split/03_features.ipynb #21031ac1
 class Extractor(nn.Module):
@@ -63,7 +64,8 @@ class Extractor(nn.Module):
 
 def _as_vectors(v, layer):
     "The output of a layer as vectors, copied, since later layers may overwrite it"
-    if not isinstance(v, Tensor) or v.ndim < 2: raise BadInput(f"layer={layer!r} does not give one vector per image: choose another.")
+    if not isinstance(v, Tensor) or v.ndim < 2:
+        raise BadInput(f"layer={layer!r} does not give one vector per image: choose another.")
     return (v.flatten(2).mean(2) if v.ndim == 4 else v.mean(1) if v.ndim == 3 else v.clone()).float()
 
 # %% ../../nbs/split/03_features.ipynb #b05d245e
@@ -84,9 +86,11 @@ def _weights_at(path):
     "Read the state dict in a file; raises `BadInput`"
     path = existing(path)
     try:
-        state = read_tensors(path) if path.suffix == '.safetensors' else torch.load(path, map_location='cpu', weights_only=True)
+        safe = path.suffix == '.safetensors'
+        state = read_tensors(path) if safe else torch.load(path, map_location='cpu', weights_only=True)
     except (SafetensorError, RuntimeError, OSError, ValueError, EOFError, KeyError, UnpicklingError) as e:
-        raise BadInput(f"{path} has no weights that can be read safely ({type(e).__name__}): give a safetensors file or a saved state dict.") from None
+        raise BadInput(f"{path} has no weights that can be read safely ({type(e).__name__}): give a safetensors file "
+                       "or a saved state dict.") from None
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise BadInput(f"{path} is not a state dict of tensors: save `model.state_dict()`.")
     return state
@@ -116,7 +120,8 @@ def extract(extractor:Extractor, # on the device to compute on
            ) -> Tensor:     # vectors float32 (n,d), on the CPU
     "Return the vector of each image; raises `BadInput` if one is not finite"
     device = next(extractor.parameters()).device
-    v = torch.cat([extractor(to_float(x[i:i+bs].to(device))).cpu() for i in progress_bar(range(0, len(x), bs), display=progress)])
+    starts = progress_bar(range(0, len(x), bs), display=progress)
+    v = torch.cat([extractor(to_float(x[i:i+bs].to(device))).cpu() for i in starts])
     if not v.isfinite().all(): raise BadInput("Some vectors are not finite: check the net, its weights and the layer.")
     return v
 
@@ -153,9 +158,11 @@ def plot_vectors(real,      # real vectors: anything with `x` (n,d), `y` (n,) an
     both = [(o.x[i].float().numpy(), o.y[i].numpy()) for o in (real, synthetic) for i in [first(o)]]
     if how == 'pca': at = [PCA(2, random_state=seed).fit(both[0][0]).transform(x) for x, _ in both]
     else:
-        at = TSNE(2, random_state=seed, init='pca', learning_rate='auto').fit_transform(np.concatenate([x for x, _ in both]))
+        tsne = TSNE(2, random_state=seed, init='pca', learning_rate='auto')
+        at = tsne.fit_transform(np.concatenate([x for x, _ in both]))
         at = np.split(at, [len(both[0][0])])
-    if axs is None: axs = plt.subplots(1, 2, figsize=(8, 3.4), dpi=80, sharex=True, sharey=True, layout='constrained')[1]
+    if axs is None:
+        axs = plt.subplots(1, 2, figsize=(8, 3.4), dpi=80, sharex=True, sharey=True, layout='constrained')[1]
     for ax, p, (_, y), title in zip(axs, at, both, ('real', 'synthetic')):
         for c, name in enumerate(real.vocab): ax.scatter(*p[y == c].T, s=5, color=f'C{c}', linewidths=0, label=name)
         ax.set(title=f'{title}, {how}', xticks=[], yticks=[])

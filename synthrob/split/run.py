@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from fastcore.basics import patch
-from ..core.basics import (BadInput, default_device, hash_file, read_array, read_tensors, replacing, seeded, write_array,
-                                  write_parquet, write_tensors)
+from ..core.basics import (BadInput, default_device, hash_file, read_array, read_tensors, replacing, seeded,
+                                  write_array, write_parquet, write_tensors)
 from ..core.distributed import distributed, launch, process_rank
 from ..core.stages import CHECKPOINT, Stage
 from ..cnn.learner import Evaluation, cnn_learner, evaluate, recipe as cnn_recipe
-from ..cnn.robustness import Robustness, level_of as robustness_level, robustness as evaluate_robustness
+from ..cnn.robustness import Robustness, evaluate_robustness, robustness_level
 from ..data.core import content_key, data_stage
 from ..data.dataset import Dataset
 from ..data.rows import take
@@ -26,15 +26,16 @@ from ..data.splits import Splits, check_held_out, check_no_leak, splits as split
 from ..gan.learner import SampleSheet, gan_learner, load_gan, save_gan
 from ..gan.memorization import evaluate_pool
 from ..gan.metrics import SaveBestGAN
-from ..gan.pools import (RefreshSynthetic, confidence_thresholds, filter_pool, label_confidence, pool_from_folder,
-                                sample_pool)
+from ..gan.pools import (RefreshSynthetic, confidence_thresholds, filter_pool, label_confidence,
+                                pool_from_folder, sample_pool)
 from ..gan.trainer import gan_recipe
 from .features import Extractor, Scale, extract, pretrained
 from .mixture import mix, nested_order, plan, pool_multiple
-from .params import (CNNParams, GANParams, MixParams, PoolParams, SplitParams, check_params, conditions, params_of)
+from .params import (DataParams, GANParams, MixParams, PoolParams, RunParams, SplitParams, check_params,
+                                   conditions, params_of)
 
 # %% auto #0
-__all__ = ['SplitRun', 'predictions_frame', 'evaluation_from', 'leak_worth', 'train_share']
+__all__ = ['SplitRun', 'predictions_frame', 'evaluation_from', 'leak_worth']
 
 # %% ../../nbs/split/04_run.ipynb #0c0be11d
 class SplitRun:
@@ -53,18 +54,15 @@ class SplitRun:
         vocab = [o.strip() for o in p.vocab.split(',')] if p.vocab else None
         return data_stage(source, p.path, vocab, p.size, p.channels, p.out, **(dict(name=name) if name else {}))
 
-    def baseline(self,
-        **changes # of parameters
-    ) -> SplitRun:
-        "Return the experiment on images at ratio 0 with seed 0: the judge, and the extractor of vectors"
-        p = {k: v for k, v in asdict(self.p).items() if k in params_of(self.p, CNNParams) and not k.startswith('head')}
-        keep = ('data', 'path', 'vocab', 'size', 'channels', 'real_share', 'split_seed', 'preset', 'device', 'out', 'processes')
-        return SplitRun(check_params(p | {k: getattr(self.p, k) for k in keep} | dict(ratio=0, robustness='none', cnn_seed=0) | changes))
-
     @cached_property
-    def judge(self): return self.baseline()
+    def judge(self) -> SplitRun:
+        "The experiment on images at ratio 0 with seed 0: its classifier is the judge, and the extractor of vectors"
+        keep = params_of(self.p, DataParams, RunParams) | dict(cnn=self.p.cnn, cnn_epochs=self.p.cnn_epochs)
+        return SplitRun(check_params(keep | dict(ratio=0, robustness='none', cnn_seed=0)))
 
-    def __repr__(self): return f"SplitRun({', '.join(f'{k} {s.hash}{chr(10003)*s.done}' for k, s in self.stages.items())})"
+    def __repr__(self):
+        done = lambda s: '✓' if s.done else ''
+        return f"SplitRun({', '.join(f'{k} {s.hash}{done(s)}' for k, s in self.stages.items())})"
 
 # %% ../../nbs/split/04_run.ipynb #77e9d135
 @patch(as_prop=True)
@@ -73,7 +71,8 @@ def stages(self:SplitRun) -> dict: # kind -> `Stage`, in the order in which they
     if 'stages' in self.__dict__: return self.__dict__['stages']
     p, c = self.p, self.cond
     vector, s = c['feature'], dict(data=self._source[0])
-    s['parts'] = self._stage('parts', dict(vocab=p.vocab, split_seed=p.split_seed, real_share=p.real_share, leak=self.leak), self._split, data=s['data'])
+    own = dict(vocab=p.vocab, split_seed=p.split_seed, real_share=p.real_share, leak=self.leak)
+    s['parts'] = self._stage('parts', own, self._split, data=s['data'])
     if vector: s['features'] = self._features_stage(s['parts'])
     train, many = s['features'] if vector else s['parts'], dict(processes=p.processes) if p.processes > 1 else {}
     best, judge = p.gan_pick == 'best' and c['gan'], None
@@ -84,13 +83,15 @@ def stages(self:SplitRun) -> dict: # kind -> `Stage`, in the order in which they
     if c['pool']:
         own = dict(params_of(p, PoolParams), pool=p.pool and content_key(p.pool),
                    multiple=pool_multiple(p.ratio, p.how, p.classes) if c['gan'] else None)
-        s['pool'] = self._stage('pool', own, self._make_pool, train=train, gan=s.get('gan'), judge=judge if p.reject else None)
+        picky = judge if p.reject else None
+        s['pool'] = self._stage('pool', own, self._make_pool, train=train, gan=s.get('gan'), judge=picky)
     own = params_of(p, MixParams) | dict(recipe=self.recipe.params, cnn_seed=p.cnn_seed)
     s['split'] = self._stage('split', own | many, self._train_classifier, train=train, pool=s.get('pool'))
     if p.robustness != 'none':
         level = asdict(robustness_level(p.robustness))
         s['robustness'] = self._stage('robustness', dict(level=level), self._evaluate_robustness, split=s['split'])
-    if p.quality != 'none' and c['pool']: s['quality'] = self._stage('quality', {}, self._evaluate_pool, pool=s['pool'], judge=judge)
+    if p.quality != 'none' and c['pool']:
+        s['quality'] = self._stage('quality', {}, self._evaluate_pool, pool=s['pool'], judge=judge)
     self.__dict__['stages'] = s
     return s
 
@@ -104,13 +105,15 @@ def recipe(self:SplitRun):
 def _features_stage(self:SplitRun, parts):
     p = self.p
     own = dict(layer=p.layer, net=p.extractor, weights=p.weights and hash_file(p.weights))
-    return self._stage('features', own, self._extract, train=parts, extractor=None if p.extractor else self.judge.stages['split'])
+    ours = None if p.extractor else self.judge.stages['split']
+    return self._stage('features', own, self._extract, train=parts, extractor=ours)
 
 # %% ../../nbs/split/04_run.ipynb #0a9aa7e5
 @patch
 def _need(self:SplitRun, kind):
     "The finished stage `kind`; raises `BadInput` if it is not made yet"
-    if not (s := self.stages[kind]).done: raise BadInput(f"{s.path} is not made yet: call `fit()`, or `make({kind!r})`.")
+    if not (s := self.stages[kind]).done:
+        raise BadInput(f"{s.path} is not made yet: call `fit()`, or `make({kind!r})`.")
     return s
 
 @patch
@@ -142,23 +145,28 @@ def images(self:SplitRun) -> Dataset:
     if '_images' not in self.__dict__: self._need('data'); self._images = self._source[1]()
     return self._images
 
+# %% ../../nbs/split/04_run.ipynb #59f2669d
 @patch(as_prop=True)
 def splits(self:SplitRun) -> Splits:
     "Which images train, validate and test"
     if '_splits' not in self.__dict__:
         s = self._need('parts')
         table = pd.read_parquet(s.file('parts.parquet'))
-        self.train_idx = torch.from_numpy(np.flatnonzero(table.used))     # training images that are used: `real_share` of them
+        self._train_idx = torch.from_numpy(np.flatnonzero(table.used))
         self._splits = Splits(table.drop(columns='used'), s.record['report'])
     return self._splits
+
+@patch(as_prop=True)
+def train_idx(self:SplitRun): # int64 (n,)
+    "Indices of the training images that are used: `real_share` of them"
+    return self.splits and self._train_idx
 
 @patch
 def part(self:SplitRun,
     name # 'train' (those that are used), 'valid' or 'test'
 ) -> Dataset:
     "Return the images of a part"
-    s = self.splits
-    return self.images.subset(self.train_idx if name == 'train' else getattr(s, name))
+    return self.images.subset(self.train_idx if name == 'train' else getattr(self.splits, name))
 
 @patch(as_prop=True)
 def holdout(self:SplitRun): # uint8 (n,c,h,w)
@@ -177,7 +185,6 @@ def extractor(self:SplitRun) -> Extractor:
 def _extract(self:SplitRun, stage):
     "Work of the stage 'features'"
     v = extract(self.extractor().to(default_device(self.p.device)), self.images.x)
-    self.splits                                                     # reads `train_idx`
     scale = Scale.of(v[self.train_idx])
     write_tensors(stage.file('scale.safetensors'), scale.state_dict())
     write_array(stage.file('vectors.npy'), scale(v))
@@ -205,11 +212,13 @@ def _gan_data(self:SplitRun):
 def _fit_gan(self:SplitRun, folder):
     "Train the GAN, in this process or as one of several"
     p = self.p
-    learn = gan_learner(self._gan_data(), gan_recipe(p.gan_arch, nf=p.gan_width, bs=p.gan_bs), seed=p.gan_seed, device=p.device)
-    best = None
-    if p.gan_pick == 'best': best = SaveBestGAN(self.judge.classifier(), self.part('valid'), every=3, path=folder/'best.safetensors')
-    sheets = [] if process_rank() or self.cond['feature'] else [SampleSheet(folder/'samples', every=10)]
-    with distributed(learn): learn.fit_gan(p.gan_images, folder/CHECKPOINT, cbs=[*sheets, *([best] if best and not process_rank() else [])])
+    r = gan_recipe(p.gan_arch, nf=p.gan_width, bs=p.gan_bs)
+    learn, best, cbs = gan_learner(self._gan_data(), r, seed=p.gan_seed, device=p.device), None, []
+    if p.gan_pick == 'best':
+        best = SaveBestGAN(self.judge.classifier(), self.part('valid'), every=3, path=folder/'best.safetensors')
+        cbs = [best]
+    if not self.cond['feature']: cbs = [SampleSheet(folder/'samples', every=10), *cbs]
+    with distributed(learn): learn.fit_gan(p.gan_images, folder/CHECKPOINT, cbs=[] if process_rank() else cbs)
     return learn, best
 
 @patch
@@ -217,9 +226,13 @@ def _train_gan(self:SplitRun, stage):
     "Work of the stage 'gan'"
     if not self.leak: check_held_out(self.part('train').x, self.holdout)
     self._launch('_fit_gan', stage, 30)
-    learn, best = self._fit_gan(stage.path)                                # trained by several processes, it is found finished
+    learn, best = self._fit_gan(stage.path)                # after several processes, it is found finished
     save_gan(learn.model, stage.file('gan.safetensors'))
-    return dict(history=learn.history, n_train=len(learn.dls.train.dataset), failure=learn.failure, curve=best and best.curve.to_dict('list'))
+    return dict(history=learn.history, n_train=len(learn.dls.train.dataset), failure=learn.failure,
+                vocab=self.images.vocab, curve=best and best.curve.to_dict('list'))
+
+@patch
+def _gan(self:SplitRun): return load_gan(self._need('gan').file('gan.safetensors'), default_device(self.p.device))
 
 @patch
 def _filter(self:SplitRun):
@@ -228,16 +241,17 @@ def _filter(self:SplitRun):
     model = self.judge.classifier()
     return dict(model=model, threshold=confidence_thresholds(model, self.part('valid'), 1 - self.p.reject))
 
+# %% ../../nbs/split/04_run.ipynb #ad7f7bc4
 @patch
 def _make_pool(self:SplitRun, stage):
     "Work of the stage 'pool'"
     p, how = self.p, self._filter()
     if self.cond['gan']:
-        gan, n = load_gan(self._need('gan').file('gan.safetensors'), default_device(p.device)), int(self.part('train').y.bincount().max())
-        pool = sample_pool(gan, n*stage.params['multiple'], noise_std=p.noise_std, seed=p.pool_seed, vocab=self.images.vocab, **how)
+        n = int(self.part('train').y.bincount().max())*stage.params['multiple']
+        pool = sample_pool(self._gan(), n, noise_std=p.noise_std, seed=p.pool_seed, vocab=self.images.vocab, **how)
     else:
-        c, h, _ = self.images.x.shape[1:]
-        pool = pool_from_folder(p.pool, self.images.vocab, h, c, f'made elsewhere: {Path(p.pool).name}', self.images.x, p.out)
+        (c, h, _), made_by = self.images.x.shape[1:], f'made elsewhere: {Path(p.pool).name}'
+        pool = pool_from_folder(p.pool, self.images.vocab, h, c, made_by, self.images.x, p.out)
         if how: pool = filter_pool(pool, label_confidence(how['model'], pool), how['threshold'])
         pool = pool.subset(nested_order(pool.y, pool.c, p.pool_seed))
     pool.save(stage.path)
@@ -260,9 +274,11 @@ def mixture(self:SplitRun) -> Dataset:
 def predictions_frame(parts:dict # name of the part -> (Evaluation, indices of its items, their names)
                      ) -> pd.DataFrame: # columns: part, index, name, true, predicted, and p_CLASS for each class
     "Return all predictions of a classifier as one table"
-    rows = [pd.DataFrame(dict(part=part, index=idx, name=names, true=ev.y.numpy(), predicted=ev.pred.numpy())).join(
-                pd.DataFrame(ev.probs.numpy(), columns=[f'p_{c}' for c in ev.vocab])) for part, (ev, idx, names) in parts.items()]
-    return pd.concat(rows, ignore_index=True)
+    def frame(part, ev, idx, names):
+        probs = dict(zip((f'p_{c}' for c in ev.vocab), ev.probs.numpy().T))
+        labels = dict(true=ev.y.numpy(), predicted=ev.pred.numpy())
+        return pd.DataFrame(dict(part=part, index=idx, name=names, **labels, **probs))
+    return pd.concat([frame(part, *o) for part, o in parts.items()], ignore_index=True)
 
 def evaluation_from(table:pd.DataFrame, # from `predictions_frame`
                     part='test'         # 'valid' or 'test'
@@ -279,7 +295,8 @@ def leak_worth(ev:Evaluation, # of the test part
     leaked, right = np.asarray(leaked), (ev.pred == ev.y).numpy()
     mean = lambda m: float(right[m].mean()) if m.any() else None
     rest = mean(~leaked)
-    return dict(copies=int(leaked.sum()), accuracy_copies=mean(leaked), accuracy_rest=rest, worth=None if rest is None else float(right.mean() - rest))
+    return dict(copies=int(leaked.sum()), accuracy_copies=mean(leaked), accuracy_rest=rest,
+                worth=None if rest is None else float(right.mean() - rest))
 
 # %% ../../nbs/split/04_run.ipynb #792229be
 @patch
@@ -287,8 +304,8 @@ def _fit_classifier(self:SplitRun, folder):
     "Train the classifier, in this process or as one of several"
     p, cbs = self.p, []
     if p.refresh_every:
-        gan = load_gan(self._need('gan').file('gan.safetensors'), default_device(p.device))
-        cbs = [RefreshSynthetic(gan, p.refresh_every, noise_std=p.noise_std, seed=p.pool_seed, **self._filter())]
+        how = dict(noise_std=p.noise_std, seed=p.pool_seed, **self._filter())
+        cbs = [RefreshSynthetic(self._gan(), p.refresh_every, **how)]
     learn = cnn_learner(self.mixture, self.items('valid'), self.recipe, seed=p.cnn_seed, device=p.device)
     with distributed(learn): learn.fit_recipe(path=folder/CHECKPOINT, cbs=cbs)
     return learn
@@ -307,9 +324,10 @@ def _train_classifier(self:SplitRun, stage):
     write_parquet(stage.file('predictions.parquet'), predictions_frame(parts))
     kept = real.y[a.keep].bincount(minlength=real.c).tolist()
     counts = {c: dict(real=r, added=int(n)) for c, r, n in zip(real.vocab, kept, a.add)}
-    return dict(**{k: ev.to_dict() for k, ev in evs.items()}, history=learn.history, steps=len(learn.dls.train)*self.recipe.epochs,
-                counts=counts, given=asdict(p), splits=s.report, broken=self.images.about['broken'],
-                leak=leak_worth(evs['test'], s.table.leaked.to_numpy()[s.test.numpy()]), pool=self.pool and self.stages['pool'].record)
+    leak = leak_worth(evs['test'], s.table.leaked.to_numpy()[s.test.numpy()])
+    return dict(**{k: ev.to_dict() for k, ev in evs.items()}, history=learn.history, counts=counts,
+                steps=len(learn.dls.train)*self.recipe.epochs, given=asdict(p), splits=s.report, leak=leak,
+                broken=self.images.about['broken'], pool=self.pool and self.stages['pool'].record)
 
 @patch
 def evaluation(self:SplitRun,
@@ -318,6 +336,7 @@ def evaluation(self:SplitRun,
     "Return the evaluation of the classifier on a part"
     return evaluation_from(pd.read_parquet(self._need('split').file('predictions.parquet')), part)
 
+# %% ../../nbs/split/04_run.ipynb #3390a885
 @patch
 def classifier(self:SplitRun) -> nn.Module: # images in [0,1] to logits, in eval mode
     "Read the trained classifier; of vectors, with extractor and scale in front"
@@ -333,8 +352,8 @@ def classifier(self:SplitRun) -> nn.Module: # images in [0,1] to logits, in eval
 def _evaluate_robustness(self:SplitRun, stage):
     "Work of the stage 'robustness'"
     flip = self.recipe.flip and not self.cond['feature']                            # an extractor averages by itself
-    r = evaluate_robustness(self.classifier(), self.part('test'), self.p.robustness, self.part('valid'), path=stage.path, flip=flip)
-    return r.to_dict()
+    return evaluate_robustness(self.classifier(), self.part('test'), self.p.robustness, self.part('valid'),
+                               path=stage.path, flip=flip).to_dict()
 
 @patch(as_prop=True)
 def robustness(self:SplitRun) -> Robustness|None:
@@ -345,14 +364,16 @@ def robustness(self:SplitRun) -> Robustness|None:
 def _evaluate_pool(self:SplitRun, stage):
     "Work of the stage 'quality'"
     r = evaluate_pool(self.pool, self.part('train'), self.part('valid'), self.judge.classifier())
-    with replacing(stage.file('nearest.png')) as t: r.plot_nearest().figure.savefig(t, format='png', bbox_inches='tight')
+    with replacing(stage.file('nearest.png')) as t:
+        r.plot_nearest().figure.savefig(t, format='png', bbox_inches='tight')
     plt.close()
     return r.to_dict()
 
 @patch(as_prop=True)
 def record(self:SplitRun) -> dict:
     "The record of the classifier, with those of `robustness` and `quality`, or None"
-    return self._need('split').record | {k: self._need(k).record if k in self.stages else None for k in ('robustness', 'quality')}
+    more = {k: self._need(k).record if k in self.stages else None for k in ('robustness', 'quality')}
+    return self._need('split').record | more
 
 @patch
 def fit(self:SplitRun) -> SplitRun:
@@ -367,6 +388,7 @@ def _launch(self:SplitRun, method, stage, n_epoch):
     params = dict(method=method, given=asdict(self.p), folder=str(stage.path))
     if self.p.processes > 1: launch('synthrob.split.run:train_share', params, self.p.processes, n_epoch)
 
+# %% ../../nbs/split/04_run.ipynb #be1e5384
 def train_share(method:str, # '_fit_gan' or '_fit_classifier'
                 given:dict, # parameters of the experiment
                 folder:str  # of the unfinished stage

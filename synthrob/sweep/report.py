@@ -23,8 +23,8 @@ from .results import (ARM, CLASSIFIER, LOWER_IS_BETTER, RATIO_GROUP, SETTING, SY
 from .stats import holm, min_seeds, verdict
 
 # %% auto #0
-__all__ = ['INK', 'style', 'plot_ratio', 'corruption_table', 'plot_corruptions', 'points', 'headline', 'limits', 'costs',
-           'duration', 'by_setting', 'image_differences', 'Report', 'report', 'main']
+__all__ = ['INK', 'style', 'plot_ratio', 'corruption_table', 'plot_corruptions', 'points', 'net_name', 'headline', 'limits',
+           'costs', 'duration', 'by_setting', 'image_differences', 'Report', 'report', 'main']
 
 # %% ../../nbs/sweep/07_report.ipynb #39fa7c3f
 INK = '#0a0b0c'      # colour of text and axes in a figure; the page replaces it by its own
@@ -74,7 +74,8 @@ def plot_ratio(table,       # from `differences`, of one classifier
                     lw=1.4 if made else 1.1, **face)
             bars = 100*np.abs(g[['low', 'high']].to_numpy(float).T - g['diff'].to_numpy())
             if made: ax.errorbar(x, y, bars, fmt='none', ecolor=color, lw=1, capsize=2)
-        ax.set(xlabel='ratio: share of synthetic images', ylabel=f'{_no_math(label)} (%)', xlim=(-.03, None))
+        what = 'vectors' if t['head'].notna().any() else 'images'
+        ax.set(xlabel=f'ratio: share of synthetic {what}', ylabel=f'{_no_math(label)} (%)', xlim=(-.03, None))
         if legend: ax.figure.legend(*ax.get_legend_handles_labels(), loc='outside lower center')
     return ax
 
@@ -118,16 +119,22 @@ def points(x,        # a fraction of 1, or a difference of two
 
 def _interval(o): return '' if pd.isna(o.low) else f'{points(o.low)} to {points(o.high)}'
 
+def net_name(row # of a table with the columns `CLASSIFIER` and `extractor`
+            ) -> str:
+    "Return the classifier in words, such as 'poster' or 'linear head on strong'"
+    if pd.isna(row['head']): return row['cnn']
+    return f"{row['head']} head on {row['extractor'] if pd.isna(row['cnn']) else row['cnn']}"
+
 def headline(row,        # of `conclude`
              margin,     # equivalence margin
              level=.95   # of the interval
             ) -> str:
     "Return the verdict on one arm as a sentence"
     mixed = dict(replace='in place of real ones', add='added to the real ones')[row.how]
-    head = ' head on ' in str(row.cnn)                              # a classifier of vectors
+    head = not pd.isna(row['head'])                                 # a classifier of vectors
     what, balanced = 'vectors' if head else 'images', ', the smallest classes first,'*(row.classes == 'balance')
     arm = f"{100*row.ratio:.3g} % synthetic {what} {mixed}{balanced}"
-    net, d, m = f"the {row.cnn}" + ' classifier'*(not head), row['diff'], points(margin, False)
+    net, d, m = f"the {net_name(row)}" + ' classifier'*(not head), row['diff'], points(margin, False)
     if pd.isna(d): return f"No verdict on {net}: there is no complete pair of runs."
     moved = f"from {points(row.baseline, False)} to {points(row.value, False)} %"
     begin = f"Undecided: with {arm.rstrip(',')}, the accuracy of {net} changed"
@@ -151,8 +158,8 @@ def _about_runs(frame):
                "images, and the GAN was trained on test images.")
     skipped = frame.attrs.get('skipped', {})
     names = dict(unfinished='unfinished runs', damaged='damaged runs', cells_failed='failed cells',
-                 cells_open='open cells', robust_unfinished='unfinished robustness evaluations',
-                 robust_damaged='damaged robustness evaluations', superseded='runs superseded by newer ones')
+                 cells_open='open cells', robustness_unfinished='unfinished robustness evaluations',
+                 robustness_damaged='damaged robustness evaluations', superseded='runs superseded by newer ones')
     gone = [f'{skipped[k]} {v}' for k, v in names.items() if skipped.get(k)]
     if gone: yield f"Left out: {', '.join(gone)}."
     yield from (f"A cell failed with: {e}" for e in frame.attrs.get('errors', [])[:3])
@@ -165,7 +172,9 @@ def _about_seeds(frame, table, alpha):
     "Sentences on what the number of seeds cannot show"
     syn = table[table.treatment == 'synthetic']
     gans, n = (int(syn[k].max()) if len(syn) else 0 for k in ('gan_seeds', 'cnn_seeds'))
-    if gans == 1:
+    if gans == 1 and syn.pool.notna().all():
+        yield "All synthetic images come from one pool that was made elsewhere; the verdicts are about that pool."
+    elif gans == 1:
         yield ("All synthetic images come from one trained GAN. The verdicts are about that GAN; training with another "
                "seed may give a better or a worse one.")
     if 0 < n < (least := min_seeds(alpha)):
@@ -192,14 +201,15 @@ def _about_arms(table):
     if (k := int(table.chosen.sum())) > (h := int(table.headline.sum())):
         yield (f"{k} arms were chosen, one for each classifier, way of mixing and treatment, and each is judged on its "
                f"own. Quote the headline{'s'*(h > 1)}: one in twenty arms without an effect seems to have one.")
-    nets = table.cnn.unique()
+    nets = table.apply(net_name, axis=1).unique()
     yield (f"There is one classifier strength ({nets[0]}). A gain on a weak classifier may vanish on a strong one."
            if len(nets) == 1 else "Each classifier is judged on its own, without adjustment for their number.")
     for _, r in syn[syn.headline].iterrows():
-        ran = syn[(syn.cnn == r.cnn) & (syn.how == r.how)].ratio
-        if ran.nunique() == 1: yield f"For the {r.cnn} classifier only one ratio was run; others may be better."
+        ran = syn[syn.apply(net_name, axis=1).eq(net_name(r)) & (syn.how == r.how)].ratio
+        if ran.nunique() == 1: yield f"For the {net_name(r)} classifier only one ratio was run; others may be better."
         elif r.ratio == ran.max() < 1:
-            yield f"For the {r.cnn} classifier the chosen ratio is the largest one run; a larger one may be better."
+            yield (f"For the {net_name(r)} classifier the chosen ratio is the largest one run; a larger one may be "
+                   "better.")
 
 def limits(frame,    # from `results`, of one setting
            table,    # from `conclude`
@@ -219,10 +229,12 @@ def costs(frame            # from `results`
          ) -> pd.DataFrame: # one row per stage: how many were made, mean, SD and total of their seconds
     "Return the seconds spent, by stage"
     at = lambda metric: frame[frame.metric == metric]
-    stages = {'GAN': at('gan_seconds').drop_duplicates('gan').value,
-              'pool of synthetic images': at('pool_seconds').drop_duplicates(['gan', 'pool_seed']).value,
-              **{f'classifier, {k}': g.value for k, g in at('seconds').groupby('cnn', observed=True)},
-              'robustness': at('robust_seconds').value}
+    made = {f'{k}_seconds': at(f'{k}_seconds').drop_duplicates(f'{k}_hash').value for k in ('features', 'gan', 'pool')}
+    nets = at('seconds').assign(net=lambda t: t.apply(net_name, axis=1))
+    stages = {'extractor and vectors': made['features_seconds'], 'GAN': made['gan_seconds'],
+              'pool of synthetic images': made['pool_seconds'],
+              **{f'classifier, {k}': g.value for k, g in nets.groupby('net')},
+              'robustness': at('robustness_seconds').value}
     rows = [dict(stage=k, made=len(v), mean=v.mean(), sd=v.std(), total=v.sum()) for k, v in stages.items() if len(v)]
     return pd.DataFrame(rows + [dict(stage='all', total=sum(r['total'] for r in rows))])
 
@@ -315,6 +327,8 @@ def _listed(values, most=12):
     texts = [f'{o:g}' if isinstance(o, float) else str(o) for o in v]
     return ', '.join(texts) if len(v) <= most else f'{", ".join(texts[:3])} ... {texts[-1]} ({len(v)})'
 
+def _epochs(t): return t.head_epochs.fillna(t.cnn_epochs)       # of the classifier, or of the head on vectors
+
 def _summary(frame):
     "What the runs of one setting share and what varies, in words"
     runs = frame.drop_duplicates('run')
@@ -325,10 +339,11 @@ def _summary(frame):
     return {
         'runs': f"{len(runs)}: {(runs.ratio == 0).sum()} at ratio 0, {(runs.treatment == 'synthetic').sum()} with "
                 f"synthetic images, {runs.treatment.isin(TREATMENTS[1:]).sum()} controls",
-        'data': f"{all_of('source')}, {one['size']} x {one['size']} pixels; {n['valid']:,} validation and "
+        'data': f"{all_of('data')}, {one['size']} x {one['size']} pixels; {n['valid']:,} validation and "
                 f"{n['test']:,} test images",
         'real training images used': f'{100*one.real_share:g} %',
-        'classifiers': '; '.join(f'{k}, {_listed(g.cnn_epochs)} epochs' for k, g in runs.groupby('cnn', observed=True)),
+        'classifiers': '; '.join(f'{k}, {_listed(_epochs(g))} epochs'
+                                 for k, g in runs.groupby(runs.apply(net_name, axis=1))),
         'ratios': all_of('ratio'), 'ways of mixing': all_of('how'), 'classes': all_of('classes'),
         'treatments': all_of('treatment'), 'GAN': ', '.join(gan) or 'none', 'GAN seeds': all_of('gan_seed') or 'none',
         'classifier seeds': all_of('cnn_seed'), 'robustness': all_of('level') or 'not evaluated',
@@ -394,8 +409,8 @@ def _p(x): return '' if pd.isna(x) else '<0.001' if x < .001 else f'{x:.3f}'
 
 def _net_name(net, table):
     "'poster', or 'poster, 20 epochs' if there are several"
-    many = table[table.cnn == net['cnn']].cnn_epochs.nunique() > 1
-    return net['cnn'] + (f", {net['cnn_epochs']} epochs" if many else '')
+    many = _epochs(table[table.apply(net_name, axis=1) == net_name(net)]).nunique() > 1
+    return net_name(net) + (f", {_epochs(pd.DataFrame([net])).item():g} epochs" if many else '')
 
 def _arms_table(t, others):
     "One row per arm of `conclude`; `others`: `differences` of further metrics, with the same rows"
@@ -422,8 +437,8 @@ def _recall_table(top, recalls):
     rows = [{'class': c, 'recall at ratio 0, %': _pct(o.baseline), f'at ratio {top.ratio:g}, %': _pct(o.value),
              'difference, points': _diff(o['diff']), 'interval': _interval(o), 'p, Holm': _p(p.get(c))}
             for c, o in at.items()]
-    caption = (f"Recall by class, {top.cnn} classifier, {top.how}, ratio {top.ratio:g}, {top.pairs} pairs of runs; p "
-               f"is adjusted for {len(rows)} classes.")
+    caption = (f"Recall by class, {net_name(top)} classifier, {top.how}, ratio {top.ratio:g}, {top.pairs} pairs of "
+               f"runs; p is adjusted for {len(rows)} classes.")
     return _html_table(rows, caption, ('class',))
 
 def _cost_table(frame):
@@ -438,8 +453,10 @@ def by_setting(frame     # from `results`
               ) -> list: # of (distinguishing parameters in words, part of `frame`)
     "Split a table into the parts in which runs may be compared, each with its baselines and controls"
     runs, out = frame.drop_duplicates('run'), []
-    vary = [k for k in (*SETTING, *SYNTHESIS) if runs[k].nunique() > 1]
-    for _, s in runs.groupby(list(SETTING), dropna=False, observed=True):
+    parts = [s for _, s in runs.groupby(list(SETTING), dropna=False, observed=True)]
+    parts = [s for s in parts if s.ratio.gt(0).any()] or parts      # judge and extractor are trained at ratio 0 only
+    vary = [k for k in (*SETTING, *SYNTHESIS) if pd.concat(parts)[k].nunique() > 1]
+    for s in parts:
         made = s[s.treatment == 'synthetic'].drop_duplicates(list(SYNTHESIS)).sort_values(list(SYNTHESIS))
         for _, m in (made if len(made) else s.head(1)).iterrows():
             real = (s.treatment != 'synthetic').fillna(True).astype(bool)
@@ -587,7 +604,7 @@ class Report:
         "Write `report.html`, `results.parquet`, `results.csv` (without constant columns) and `verdicts.csv`"
         out, f = Path(out), self.frame
         vary = [k for k in f if k in ('run', *VALUE) or
-                (f[k].nunique(dropna=False) > 1 and k not in ('started', 'finished', 'gan'))]
+                (f[k].nunique(dropna=False) > 1 and k not in ('started', 'finished') and not k.endswith('_hash'))]
         write_parquet(out/'results.parquet', f)
         for name, t in dict(results=f[vary], verdicts=self.table).items():
             with replacing(out/f'{name}.csv') as file: t.to_csv(file, index=False)

@@ -5,13 +5,15 @@
 # %% ../../nbs/sweep/06_results.ipynb #15e5f346
 from __future__ import annotations
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import product
 from pathlib import Path
 
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
 from scipy.special import ndtr, ndtri
-from ..core.basics import Artefact, BadInput, check_name, hash_of, read_json, versions, write_json, write_parquet
+from ..core.basics import BadInput, check_name, hash_of, read_json, write_json, write_parquet
+from ..core.stages import Stage, versions
+from ..split.params import SplitParams, idle_params, names_by_role
 from .stats import decide, verdict, verdicts
 
 # %% auto #0
@@ -20,24 +22,22 @@ __all__ = ['SETTING', 'SYNTHESIS', 'CLASSIFIER', 'ARM', 'SEEDS', 'TREATMENTS', '
            'declared_margin', 'conclude']
 
 # %% ../../nbs/sweep/06_results.ipynb #0635b5e4
-# Parameters by their role in a comparison: the only hand-written lists, to be derived from the parameters' fields.
-SETTING = ('data', 'source', 'size', 'channels', 'real_share', 'split_seed', 'leak')  # equal in all compared runs
-SYNTHESIS = ('gan_arch', 'gan_images', 'gan_bs', 'gan_width', 'gan_pick', 'pool', 'pool_seed', 'reject', 'noise_std',
-             'refresh_every')                              # how synthetic images are made; missing without any
-CLASSIFIER = ('cnn', 'cnn_epochs')                         # equal in both runs of a pair
-ARM = ('how', 'classes', 'treatment', 'ratio')             # what is compared; all but the ratio are missing at ratio 0
-SEEDS = ('gan_seed', 'cnn_seed')                           # repetitions of an arm; no GAN seed without synthetic images
-TREATMENTS = ('synthetic', 'oversample', 'class_weights')  # the last two are controls
-_integers = (*SEEDS, 'split_seed', 'pool_seed', 'size', 'channels', 'gan_images', 'gan_bs', 'gan_width',
-             'refresh_every', 'cnn_epochs')                # whole numbers that may be missing
-# end of the lists of parameters
-RUN_INFO = ('margin', 'level', 'simulated', 'gan', 'device', 'versions', 'started', 'finished')   # other columns
+# Parameters by their role in a comparison, from the metadata of `SplitParams`
+SETTING = (*names_by_role('setting'), 'content', 'leak')  # equal in all compared runs; `content`: hash of the images
+SYNTHESIS, CLASSIFIER = names_by_role('synthesis'), names_by_role('classifier')  # no synthesis without synthetic images
+ARM, SEEDS = names_by_role('arm'), names_by_role('seed')  # what is compared (at ratio 0 the ratio alone); repetitions
+_types = {f.name: f.type for f in fields(SplitParams)}
+TREATMENTS = SplitParams.__dataclass_fields__['treatment'].metadata['options']   # the last two are controls
+RUN_INFO = ('margin', 'level', 'simulated', 'features_hash', 'gan_hash', 'pool_hash', 'device', 'versions', 'started',
+            'finished')                                                          # other columns
 VALUE = ('part', 'metric', 'class', 'corruption', 'severity', 'attack', 'norm', 'eps', 'steps', 'n', 'value')
 
 # %% ../../nbs/sweep/06_results.ipynb #0a5d7e02
 _old_names = dict(filler='treatment', spread='noise_std', fresh='refresh_every', robust='robustness')
+_old_columns = dict(data='content', source='data', gan='gan_hash')                  # of tables that have a `source`
 _old_values = dict(treatment=dict(repeat='oversample', none='class_weights'), preset=dict(source='study'),
                    gan_arch=dict(source='study'))
+_old_head = r'(?P<head>\w+) head on (?P<cnn>.+) \((?P<cnn_epochs>\d+) epochs\)'    # one name for net and head
 
 def current_names(o # parameters of a record, or a table such as `results` returns
                  ): # the same with current names and values
@@ -45,26 +45,33 @@ def current_names(o # parameters of a record, or a table such as `results` retur
     if isinstance(o, dict):
         o = {_old_names.get(k, k): v for k, v in o.items()}
         return o | {k: m.get(o[k], o[k]) for k, m in _old_values.items() if k in o}
-    o = o.rename(columns=_old_names)
+    o = o.rename(columns=_old_names | (_old_columns if 'source' in o else {}))
     new = lambda c, m: c.map(lambda v: m.get(v, v), na_action='ignore')
-    return o.assign(**{k: new(o[k], m) for k, m in _old_values.items() if k in o})
+    o = o.assign(**{k: new(o[k], m) for k, m in _old_values.items() if k in o})
+    if 'content' not in o or 'space' in o: return o
+    h = o.cnn.astype(str).str.extract(_old_head)                                    # missing for a classifier of images
+    on = h['head'].notna()
+    return o.assign(space=np.where(on, 'feature', 'pixel'), head=h['head'], head_epochs=o.cnn_epochs.where(on),
+                    cnn=h.cnn.where(on, o.cnn), cnn_epochs=h.cnn_epochs.astype('Int64').where(on, o.cnn_epochs),
+                    **{k: None for k in (*SETTING, *SYNTHESIS) if k not in o and k != 'space'})
 
 # %% ../../nbs/sweep/06_results.ipynb #27b0d769
 def _normal(*keys): return np.random.default_rng(int(hash_of(keys), 16)).normal      # one stream per `keys`
 
-def _write_record(art, seconds, **record):
-    "Write params.json and record.json of a simulated artefact"
+def _write_record(stage, seconds, **record):
+    "Write params.json and record.json of a simulated stage; return the stage"
     when = '2026-01-01T12:00:00+00:00'
-    write_json(art.file('params.json'), art.params)
-    write_json(art.file('record.json'), dict(
-        kind=art.kind, hash=art.hash, params=art.params, versions=versions(), device='none (simulated)', started=when,
+    write_json(stage.file('params.json'), stage.spec)
+    write_json(stage.file('record.json'), dict(
+        kind=stage.kind, hash=stage.hash, **stage.spec, versions=versions(), device='none (simulated)', started=when,
         finished=when, resumed=False, seconds=seconds, simulated=True) | record)
+    return stage
 
 def _simulate_evaluation(given, effect, vocab, hard):
     "The simulated `Evaluation` on images of difficulty `hard` (n,)"
-    from synthrob.cnn.learner import Evaluation                     # here, so that reading runs does not import fastai
+    from synthrob.cnn.learner import Evaluation
     n, k = len(hard), len(vocab)
-    y, run = np.arange(n) % k, [given[o] for o in ('ratio', *ARM[:3], 'cnn', *SEEDS)]
+    y, run = np.arange(n) % k, [given[o] for o in ('ratio', 'how', 'classes', 'treatment', 'cnn', *SEEDS)]
     p = dict(poster=.55, strong=.7).get(given['cnn'], .6) + .012*_normal('cnn', given['cnn_seed'], given['cnn'])()
     if given['ratio'] and given['treatment'] == 'synthetic': p += .004*_normal('gan', given['gan_seed'])()
     p += .003*_normal('run', run)()
@@ -76,12 +83,12 @@ def _simulate_evaluation(given, effect, vocab, hard):
 
 # %% ../../nbs/sweep/06_results.ipynb #ad1888b8
 def _simulate_robustness(root, split, given, test, effect):
-    "Write a simulated `runs/robust/<hash>/`, where accuracy falls with severity from that of the run"
-    from synthrob.cnn.robustness import Robustness, levels
-    k, lv, rows = len(test['vocab']), levels['fast'], []
+    "Write a simulated `runs/robustness/<hash>/`, where accuracy falls with severity from that of the run"
+    from synthrob.cnn.robustness import Robustness, robustness_levels
+    k, lv, rows = len(test['vocab']), robustness_levels['fast'], []
     n, recall = min(lv.n, test['n']), {f'recall_{c}': v['recall'] for c, v in test['per_class'].items()}
     for (i, name), s in product(enumerate(lv.corruptions), lv.severities):
-        hit, shift = (.3 + .05*(i % 5))*s/5, .01*_normal('corruption', split, name, s)()
+        hit, shift = (.3 + .05*(i % 5))*s/5, .01*_normal('corruption', split.hash, name, s)()
         shift += effect(given, name) if given['ratio'] else 0
         fall = lambda a: float(np.clip(1/k + (a - 1/k)*(1 - hit) + shift, 0, 1))
         rows.append(dict(corruption=name, group='common', severity=s, n=n, accuracy=fall(test['accuracy']),
@@ -90,11 +97,11 @@ def _simulate_robustness(root, split, given, test, effect):
                     accuracy=test['accuracy']*math.exp(-255*e))
                for name, norm, steps, radii in lv.attacks for e in (0., *radii)]
     clean = dict(n=n, accuracy=test['accuracy'], ece=test['ece'], temperature=1.3, ece_calibrated=.02, **recall)
-    art = Artefact('robust', dict(split=split, level=asdict(lv)), root)
+    stage = Stage('robustness', dict(level=asdict(lv)), None, dict(split=split), out=root)
     r = Robustness(pd.DataFrame(rows), pd.DataFrame(attacks), clean, pd.DataFrame(dict(index=range(n))), test['vocab'],
                    dict(level=dict(name='fast', **asdict(lv))))
-    r.save(art.path)
-    _write_record(art, 9., **r.to_dict())
+    r.save(stage.path)
+    _write_record(stage, 9., **r.to_dict())
 
 # %% ../../nbs/sweep/06_results.ipynb #a1decd4a
 def simulate_runs(root,                           # folder to write to, as `runs`
@@ -111,43 +118,47 @@ def simulate_runs(root,                           # folder to write to, as `runs
                   **more                          # further parameters of all runs, such as `margin` or `real_share`
                  ) -> int:                        # number of runs
     "Write simulated records, predictions and tables in the form of real runs; nothing is trained"
-    vocab, n_runs, tested = list(vocab), 0, hash_of(('simulated', n, list(vocab)))
+    vocab, n_runs = list(vocab), 0
     hard = {part: _normal('difficulty', part, n)(size=n) for part in ('valid', 'test')}
     common = dict(data='faces', size=32, real_share=1., cnn_epochs=20, split_seed=42, gan_arch='default',
                   gan_images=1000, gan_width=32, margin=.02) | more
+    images = _write_record(Stage('data', dict(n=n, vocab=vocab), out=root), 1., content=hash_of(('images', n, vocab)))
     arms = [dict(ratio=0, how='replace', classes='prior', treatment='synthetic')]*(0 in ratios)
     arms += [dict(ratio=r, how=h, classes=c, treatment=t) for r, h, t, c in product(ratios, hows, treatments, classes)
              if r and not (r == 1 and (h == 'add' or t != 'synthetic'))]
+    gans = {g: _write_record(Stage('gan', dict(gan_seed=g), out=root), 100. + g) for g in gan_seeds}
+    pools = {g: _write_record(Stage('pool', {}, None, dict(gan=gan), out=root), 2.) for g, gan in gans.items()}
     for cnn, arm in product(cnns, arms):
         made = arm['treatment'] == 'synthetic' and arm['ratio'] > 0
         for g, s in product(gan_seeds if made else (0,), cnn_seeds):
-            gan, given = Artefact('gan', dict(seed=g), root), common | arm | dict(cnn=cnn, gan_seed=g, cnn_seed=s)
-            if made and not gan.done: _write_record(gan, 100. + g)
+            given = common | arm | dict(cnn=cnn, gan_seed=g, cnn_seed=s)
             evs = {part: _simulate_evaluation(given, effect, vocab, hard[part]) for part in hard}
-            art = Artefact('split', given | dict(data=tested, gan=gan.hash if made else None), root)
-            write_parquet(art.file('predictions.parquet'), pd.concat(
+            split = Stage('split', given, None, dict(train=images, pool=pools[g] if made else None), out=root)
+            write_parquet(split.file('predictions.parquet'), pd.concat(
                 pd.DataFrame(dict(part=k, index=range(n), true=ev.y, predicted=ev.pred)) for k, ev in evs.items()))
             scores = {k: ev.to_dict() for k, ev in evs.items()}
-            _write_record(art, 20., **scores, given=given)
-            _simulate_robustness(root, art.hash, given, scores['test'], robust_effect)
+            _write_record(split, 20., **scores, given=given)
+            _simulate_robustness(root, split, given, scores['test'], robust_effect)
             n_runs += 1
     return n_runs
 
 # %% ../../nbs/sweep/06_results.ipynb #0a5d7e04
-def _params(r):
-    "The relevant parameters of the record `r`, None where they do not apply"
-    g, p = current_names(r['given']), r['params']
-    row = {k: g.get(k) for k in (*SETTING, *SYNTHESIS, *CLASSIFIER, *ARM, *SEEDS, 'margin')}
-    row |= dict(run=r['hash'], data=p['data'], source=g['data'], leak=bool(p.get('leak')), gan=p.get('gan'),
-                simulated=bool(r.get('simulated')), device=r['device'], started=r['started'], finished=r['finished'],
-                versions=', '.join(f'{k} {v}' for k, v in r['versions'].items() if v))
-    if g.get('space') == 'feature':                                # the classifier includes what makes the vectors
-        by = g.get('extractor') or f"{g['cnn']} ({g['cnn_epochs']} epochs)"
-        row |= dict(cnn=f"{g['head']} head on {by}" + (f", layer {g['layer']}" if g.get('layer') else ''),
-                    cnn_epochs=g['head_epochs'])
-    if not g['ratio']: row |= dict.fromkeys(set(ARM) - {'ratio'})
-    if not g['ratio'] or g['treatment'] != 'synthetic': row |= dict.fromkeys((*SYNTHESIS, 'gan_seed', 'gan'))
-    return row
+def _params(r, made):
+    "The relevant parameters of the record `r`, None where they do not apply; `made`: hash -> record of other stages"
+    g = current_names(r['given'])
+    g['ratio'], g['cnn_seed']                                      # a record without them is damaged
+    p = SplitParams(**{k: v for k, v in g.items() if k in _types})
+    row = {k: getattr(p, k) for k in (*SETTING, *SYNTHESIS, *CLASSIFIER, *ARM, *SEEDS) if k in _types}
+    row |= dict.fromkeys(set(row) & set(idle_params(p)))
+    of, train = made.get(r['inputs'].get('pool'), {}), r['inputs']['train']
+    row |= dict(features_hash=train if made.get(train, {}).get('kind') == 'features' else None,
+                gan_hash=of.get('inputs', {}).get('gan'), pool_hash=r['inputs'].get('pool'))
+    up = lambda h: (i := made.get(h, {}).get('inputs', {})).get('train') or i.get('data')
+    while up(train): train = up(train)                             # vectors, parts, data
+    return row | dict(
+        run=r['hash'], content=made.get(train, {}).get('content', train), leak=g.get('preset') == 'study',
+        margin=g.get('margin'), simulated=bool(r.get('simulated')), device=r['device'], started=r['started'],
+        finished=r['finished'], versions=', '.join(f'{k} {v}' for k, v in r['versions'].items() if v))
 
 def _values(r):
     "The results in the record `r` as rows of run, part, metric, class, n, value"
@@ -174,25 +185,25 @@ def _records(root, kind):
 
 def _robustness(root, runs, level):
     "Values of the robustness of `runs`, all at one level; its name; the number of unusable records by reason"
-    records, skipped = _records(root, 'robust')
+    records, skipped = _records(root, 'robustness')
     by_level, tables, numbers = {}, dict(corruptions=[], attacks=[]), []
     for r in sorted(records, key=lambda r: str(r.get('finished'))):
         try:
-            if r['params']['split'] not in runs: continue
+            if (run := r['inputs']['split']) not in runs: continue
             lv = r['params']['level']                              # its content may differ between versions
             name = lv if isinstance(lv, str) else r['about']['level']['name']
-            by_level.setdefault((hash_of(lv), name), {})[r['params']['split']] = r
+            by_level.setdefault((hash_of(lv), name), {})[run] = r
         except _unusable: skipped['damaged'] += 1
     found = [k for k in by_level if level in (None, k[1])]
     if level and not found and runs: raise BadInput(f"level={level!r} has no runs: choose another level of robustness.")
     key = max(found, key=lambda k: (len(by_level[k]), k[1] == 'full'), default=(None, None))
     for run, r in by_level.get(key, {}).items():
         try:
-            read = {o: _read_table(root/'robust'/r['hash']/f'{o}.parquet', run) for o in tables}
+            read = {o: _read_table(root/'robustness'/r['hash']/f'{o}.parquet', run) for o in tables}
             scalars = {**(r.get('clean') or {}), **(r.get('summary') or {})}
             numbers += [(run, k, float(v), 'test') for k, v in scalars.items() if isinstance(v, (int, float))
                         and k not in ('n', 'accuracy', 'ece') and not k.startswith('recall_')]
-            numbers.append((run, 'robust_seconds', float(r['seconds']), None))
+            numbers.append((run, 'robustness_seconds', float(r['seconds']), None))
         except (OSError, pa.ArrowInvalid, *_unusable): skipped['damaged'] += 1; continue
         for o in tables: tables[o].append(read[o])
     tables = {k: pa.concat_tables(o, promote_options='permissive').to_pandas() for k, o in tables.items() if o}
@@ -217,15 +228,13 @@ def _long(tables):
         t['class'] = t.metric.str.removeprefix('recall_').where(recall)
         yield t.assign(part='test', metric=('corruption_' + t.metric).where(~recall, 'corruption_recall'))
 
-def _stage_seconds(root, runs):
-    "Seconds of the GAN and of the pools of each run; the same GAN appears in many runs"
-    gans, pools, rows = {r['hash']: r.get('seconds') for r in _records(root, 'gan')[0]}, {}, []
-    for r in _records(root, 'pool')[0]:
-        p = r.get('params') or {}
-        pools[p.get('gan'), p.get('seed')] = pools.get((p.get('gan'), p.get('seed')), 0) + (r.get('seconds') or 0)
-    for r in runs.itertuples():
-        if (s := gans.get(r.gan)) is not None: rows.append((r.run, 'gan_seconds', float(s)))
-        if s := pools.get((r.gan, r.pool_seed)): rows.append((r.run, 'pool_seconds', float(s)))
+def _stage_seconds(runs, made):
+    "Seconds of the stages that each run shares with others; those of vectors include the training of their extractor"
+    of, rows = lambda h: made.get(h, {}).get('seconds', 0.), []
+    for r in runs.to_dict('records'):
+        for k in ('features', 'gan', 'pool'):
+            if (h := r[f'{k}_hash']) in made:
+                rows.append((r['run'], f'{k}_seconds', of(h) + of(made[h]['inputs'].get('extractor'))))
     return pd.DataFrame(rows, columns=['run', 'metric', 'value'])
 
 # %% ../../nbs/sweep/06_results.ipynb #e6d4ad3d
@@ -261,9 +270,10 @@ def results(runs='runs', # folder of the runs (`out` of the parameters)
     if not root.is_dir(): raise BadInput(f"There is no folder {str(root)!r}: give the folder of the runs.")
     only, missing, errors, declared = _cells(root, cells)
     (records, skipped), params, values = _records(root, 'split'), [], []
+    made = {r['hash']: r for k in ('data', 'parts', 'features', 'gan', 'pool') for r in _records(root, k)[0]}
     for r in records:
         if only is not None and r['hash'] not in only: continue
-        try: p, v = _params(r), list(_values(r))
+        try: p, v = _params(r, made), list(_values(r))
         except _unusable: skipped['damaged'] += 1; continue
         params.append(p); values += v
     if not params:
@@ -274,9 +284,10 @@ def results(runs='runs', # folder of the runs (`out` of the parameters)
     new = params.sort_values('finished').drop_duplicates(same, keep='last').sort_index()
     robust, level, bad = _robustness(root, set(new.run), level)
     values = pd.DataFrame(values, columns=['run', 'part', 'metric', 'class', 'n', 'value'])
-    rows = [o for o in (values[values.run.isin(set(new.run))], *robust, _stage_seconds(root, new)) if len(o)]
+    seconds = _stage_seconds(new, made | {r['hash']: r for r in records})
+    rows = [o for o in (values[values.run.isin(set(new.run))], *robust, seconds) if len(o)]
     frame = _typed(pd.concat(rows, ignore_index=True).reindex(columns=['run', *VALUE]), new.assign(level=level))
-    skipped |= dict(robust_damaged=bad['damaged'], robust_unfinished=bad['unfinished'],
+    skipped |= dict(robustness_damaged=bad['damaged'], robustness_unfinished=bad['unfinished'],
                     superseded=len(params) - len(new), **missing)
     frame.attrs = dict(root=str(root), errors=errors, declared=declared, skipped=skipped)
     return frame
@@ -298,7 +309,8 @@ def _typed(rows, params):
     plain = lambda s: pd.api.types.is_numeric_dtype(s) or pd.api.types.is_bool_dtype(s)
     text = lambda s: s if plain(s) else s.astype('category')
     order = [c for c in ('run', *SETTING, *CLASSIFIER, *ARM, *SEEDS, *SYNTHESIS, *RUN_INFO) if c in params]
-    columns = {c: params[c].astype('Int64') if c in _integers else text(params[c].infer_objects()) for c in order}
+    columns = {c: params[c].astype('Int64') if _types.get(c) == 'int' else text(params[c].infer_objects())
+               for c in order}
     at = pd.Index(params.run).get_indexer(rows.run)
     out = {c: v.take(at).reset_index(drop=True) for c, v in columns.items()}
     return pd.DataFrame(out | {c: text(rows[c].infer_objects()) for c in VALUE})

@@ -1,0 +1,32 @@
+"The ten lines of the README, on a folder of images"
+from __future__ import annotations
+import re
+import pandas as pd, pytest
+from synthrob.data.faces import emotions
+
+SCRIPT = """from synthrob.all import *
+train, valid, test = prepare('folder', 'my_images', size=48).split()
+gan = gan_learner(train);            gan.fit_gan(n_images=250_000)
+pool = gan.sample_pool(1000)
+mixed = mix(train, pool, ratio=.3)
+learn = cnn_learner(mixed, valid);   learn.fit_recipe()
+evaluate(learn, test).table"""
+
+@pytest.mark.slow
+def test_ten_lines(faces, tmp_path, monkeypatch):
+    "Word for word, with a shorter training"
+    (tmp_path/'my_images').symlink_to(faces)
+    monkeypatch.chdir(tmp_path)
+    script = SCRIPT.replace('250_000', '640').replace('fit_recipe()', 'fit_recipe(2)')
+    names = {}
+    *lines, last = script.splitlines()
+    exec('\n'.join(lines), names)
+    table = eval(last, names)
+    assert isinstance(table, pd.DataFrame) and set(emotions) <= set(table.index)
+    learn, mixed, train = names['learn'], names['mixed'], names['train']
+    assert mixed.epoch_len == len(train) and len(learn.dls.train) == max(1, len(train)//learn.dls.train.bs)
+    assert len(learn.history) == 2 and len(names['gan'].history) > 0
+
+def test_the_readme_shows_these_lines(repo):
+    readme = (repo/'README.md').read_text(encoding='utf-8')
+    assert re.sub(r'\s+', ' ', SCRIPT) in re.sub(r'\s+', ' ', readme)
