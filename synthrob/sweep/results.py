@@ -84,8 +84,8 @@ def _simulate_evaluation(given, effect, vocab, hard):
 # %% ../../nbs/sweep/06_results.ipynb #ad1888b8
 def _simulate_robustness(root, split, given, test, effect):
     "Write a simulated `runs/robustness/<hash>/`, where accuracy falls with severity from that of the run"
-    from synthrob.cnn.robustness import Robustness, levels
-    k, lv, rows = len(test['vocab']), levels['fast'], []
+    from synthrob.cnn.robustness import Robustness, robustness_levels
+    k, lv, rows = len(test['vocab']), robustness_levels['fast'], []
     n, recall = min(lv.n, test['n']), {f'recall_{c}': v['recall'] for c, v in test['per_class'].items()}
     for (i, name), s in product(enumerate(lv.corruptions), lv.severities):
         hit, shift = (.3 + .05*(i % 5))*s/5, .01*_normal('corruption', split.hash, name, s)()
