@@ -287,7 +287,7 @@ def test_a_real_sweep(tmp_path):
     sweep = Sweep(dict(ratio=[0, .3], how='add', cnn_seed=2), out=str(tmp_path), margin=.04)
     runs = {(r['given']['ratio'], r['given']['cnn_seed']): r['hash'] for r in records(tmp_path).values()}
     for c in sweep.cells[:-1]:
-        write_json(c.art.file('record.json'), dict(hash=c.hash, split=runs[c.given['ratio'], c.given['cnn_seed']]))
+        write_json(c.stage.file('record.json'), dict(hash=c.hash, split=runs[c.given['ratio'], c.given['cnn_seed']]))
     sweep.declare()
     rep = report(tmp_path, cells=sweep, progress=False)
     assert rep.frame.run.nunique() == len(sweep.cells) - 1 == 3 and rep.frame.attrs['skipped']['cells_open'] == 1
