@@ -21,8 +21,8 @@ from .engine import SynthrobEngine
 from .stats import seeds_needed
 
 # %% auto #0
-__all__ = ['NOTEBOOK', 'axes', 'values', 'combinations', 'notebook_path', 'Cell', 'Sweep', 'Costs', 'grids_of', 'read_spec',
-           'sweep', 'parser', 'main']
+__all__ = ['NOTEBOOK', 'axes', 'values', 'combinations', 'notebook_path', 'execute', 'Cell', 'Sweep', 'Costs', 'grids_of',
+           'read_spec', 'sweep', 'parser', 'main']
 
 # %% ../../nbs/sweep/01_grid.ipynb #e6ee387f
 _common = 'margin', 'device', 'out'     # one value for all cells
@@ -90,7 +90,7 @@ def combinations(grid:dict # parameter -> value or values, see `values`
     if not good: raise BadInput(next(iter(bad)))
     return good, bad
 
-# %% ../../nbs/sweep/01_grid.ipynb #65512c0d
+# %% ../../nbs/sweep/01_grid.ipynb #7845cb21
 NOTEBOOK = '03_split.ipynb'
 
 def notebook_path() -> Path:
@@ -99,6 +99,15 @@ def notebook_path() -> Path:
     for f in here/NOTEBOOK, here.parent/'nbs'/NOTEBOOK:
         if f.is_file(): return f
     raise BadInput(f"{NOTEBOOK} is neither in {here} nor in {here.parent/'nbs'}: install synthrob again.")
+
+def execute(params:dict, # of the experiment
+            dest,        # the executed notebook; as far as it came if a cell fails
+            kernel=False # in a Jupyter kernel, as papermill does by itself
+           ):
+    "Execute the notebook of an experiment; raises `PapermillExecutionError` if a cell fails"
+    from papermill.execute import execute_notebook, papermill_engines
+    papermill_engines.register('synthrob', SynthrobEngine)          # the entry point does so where synthrob is installed
+    execute_notebook(notebook_path(), dest, params, None if kernel else 'synthrob', request_save_on_cell_execute=False, progress_bar=False)
 
 class Cell:
     "One experiment of a sweep, as a stage that executes the notebook"
@@ -129,11 +138,7 @@ class Cell:
 
     def _execute(self, stage):
         "Work of the stage"
-        import papermill
-        papermill.engines.papermill_engines.register('synthrob', SynthrobEngine)        # the entry point does so where synthrob is installed
-        given = {k: v for k, v in self.given.items() if v is not None}
-        papermill.execute_notebook(notebook_path(), stage.file(NOTEBOOK), given, engine_name=None if self.kernel else 'synthrob',
-                                   progress_bar=False, request_save_on_cell_execute=False)
+        execute({k: v for k, v in self.given.items() if v is not None}, stage.file(NOTEBOOK), self.kernel)
         return dict(split=self.run.stages['split'].hash)
 
 # %% ../../nbs/sweep/01_grid.ipynb #6b1543a4
