@@ -241,7 +241,7 @@ def _stage_seconds(runs, made):
 def _cells(root, cells):
     "Hashes of the runs of `cells`, None for all; numbers of failed and open cells; errors; the sweep's declaration"
     if cells is None: return None, {}, [], {}
-    name = cells if isinstance(cells, str) else cells.art.hash if hasattr(cells, 'art') else ''
+    name = cells if isinstance(cells, str) else cells.stage.hash if hasattr(cells, 'stage') else ''
     try:
         sweep = read_json(root/'sweep'/name/'sweep.json')
         wanted = {c['hash'] for c in sweep['cells']}
