@@ -34,5 +34,5 @@ setup(
     install_requires=cfg['requirements'].split(),
     extras_require={k: cfg[f'{k}_requirements'].split() for k in ('dev', 'slurm', 'distributed', 'lsun', 'explore')},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f'{lib}={lib}._modidx:d'],
-                  'papermill.engine': [f'{lib}={lib}.sweep.kernels:SynthrobEngine']},
+                  'papermill.engine': [f'{lib}={lib}.sweep.engine:SynthrobEngine']},
     cmdclass=dict(build_py=BuildWithNotebook), zip_safe=False)

@@ -8,6 +8,7 @@ nbs/results/02_gans.ipynb reads nbs/results/records/gan_faces.parquet: these rec
 """
 from __future__ import annotations
 import argparse, math, time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,22 +16,20 @@ import pandas as pd
 from fastprogress.fastprogress import progress_bar
 
 from synthrob.cnn.learner import cnn_learner, recipe
-from synthrob.core.basics import device_name, versions
-from synthrob.data.splits import splits
+from synthrob.core.stages import device_name, versions
 from synthrob.data.core import prepare
-from synthrob.data.dataset import Dataset
 from synthrob.data.loaders import device_dls
+from synthrob.data.splits import splits
 from synthrob.gan.learner import gan_learner, synthesize
-from synthrob.gan.metrics import judge
+from synthrob.gan.memorization import evaluate_pool
 from synthrob.gan.nets import summary
 from synthrob.gan.trainer import gan_recipe
 
-def recipes(width=16):
+def recipes(width=16, bs=32):
     "One thing at a time is changed from the reference; the residual nets have learning rates of their own"
-    sizes = dict(nf=width, nz=4*width)
-    ref = partial(gan_recipe, 'default', augment=None, **sizes)
-    r3gan = partial(gan_recipe, 'r3gan', augment=None, **sizes)
-    resnet = partial(gan_recipe, 'sngan', augment=None, gamma=.1, lr=1e-3, lr_d=2e-3, **sizes)
+    change = lambda name, **changes: replace(gan_recipe(name), nf=width, nz=4*width, bs=bs, **changes)
+    ref, r3gan = (partial(change, o, augment=None) for o in ('default', 'r3gan'))
+    resnet = partial(change, 'sngan', augment=None, gamma=.1, lr=1e-3, lr_d=2e-3)
     return {
         'reference': ref(), 'r3gan': r3gan(), 'resnet, hinge, spectral norm': resnet(), 'augmentation': ref(augment='diff'),
         'nonsaturating': ref(loss='nonsaturating'), 'hinge': ref(loss='hinge'), 'least squares': ref(loss='leastsquares'),
@@ -39,12 +38,13 @@ def recipes(width=16):
         'gamma 0.1': ref(gamma=.1), 'learning rate 4e-4': ref(lr=4e-4), 'LeCam': ref(lecam=.3),
         'r3gan, attention at 8 px': r3gan(attention=(8,)),
         'resnet, hinge, spectral norm, attention at 8 px': resnet(attention=(8,)),
-        'source': gan_recipe('source', **sizes), 'source, one pair': gan_recipe('source', per_class=False, **sizes)}
+        'study': change('study'), 'study, one pair': change('study', per_class=False)}
 
 def fit_classifier(images, a, n_real, seed=0):
     "A classifier trained on `images`, for as many steps as on `n_real` images"
     r = recipe('poster', epochs=a.epochs)
-    learn = cnn_learner(device_dls(images, bs=r.bs, n_steps=max(1, n_real//r.bs), seed=seed, device=a.device), r, seed=seed)
+    learn = cnn_learner(device_dls(images, bs=r.bs, n_steps=max(1, n_real//r.bs), seed=seed, device=a.device), arch=r,
+                        seed=seed)
     with learn.no_bar(), learn.no_logging(): learn.fit_recipe()
     return learn
 
@@ -56,9 +56,9 @@ def trial(r, seed, a, real, valid, net):
     with learn.no_bar(), learn.no_logging(): learn.fit_gan(a.images)
     cost = dict(seconds=time.perf_counter() - start, cpu_seconds=time.process_time() - cpu)
     counts = (real.y.bincount(minlength=len(real.vocab))*a.pool/len(real)).round().long()     # classes as in the real images
-    pool = Dataset(*synthesize(learn.model, counts.tolist(), seed, progress=False), real.vocab)
+    pool = synthesize(learn.model, counts.tolist(), seed, progress=False, vocab=real.vocab)
     fit = partial(fit_classifier, a=a, n_real=len(real), seed=seed)
-    judged = judge(pool, real, valid, net, fit=fit, progress=False).to_dict()['summary']
+    judged = evaluate_pool(pool, real, valid, net, fit=fit, progress=False).summary
     nets = summary(learn.model)
     sizes = {f'{what}_{part.lower()}': int(nets.loc[part, what]) for part in nets.index for what in nets}
     own = {k: v if isinstance(v, (int, float, str, type(None))) else str(v) for k, v in r.params.items()}
@@ -87,7 +87,7 @@ def main(args=None):
     net = fit_classifier(real, a, len(real)).model.eval()
     rows = pd.read_parquet(a.out).to_dict('records') if a.out.exists() else []
     have = {(o['name'], o['seed']) for o in rows}
-    todo = [(k, r, seed) for seed in range(a.seeds) for k, r in recipes(a.width).items()
+    todo = [(k, r, seed) for seed in range(a.seeds) for k, r in recipes(a.width, a.bs).items()
             if (k, seed) not in have and (not a.only or k in a.only)]
     for name, r, seed in progress_bar(todo):
         rows.append(dict(name=name, seed=seed, **trial(r, seed, a, real, valid, net)))

@@ -7,7 +7,7 @@ settings, and before the clock starts both must report the same work. What came 
 from __future__ import annotations
 import argparse, importlib, json, math, os, statistics, subprocess, sys, tempfile, time, warnings
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,29 +29,31 @@ from torchvision.transforms.functional import to_tensor
 
 from synthrob.cnn.corruptions import common, corrupted
 from synthrob.cnn.learner import cnn_learner, evaluate, recipes
-from synthrob.core.basics import BadInput, check_name, default_device, device_name, generator, has_bf16, seeded, versions
+from synthrob.core.basics import BadInput, check_name, default_device, generator, has_bf16, seeded
+from synthrob.core.stages import device_name, versions
 from synthrob.core.training import Autocast
-from synthrob.data.dataset import Dataset
-from synthrob.data.splits import check_no_leak, splits
 from synthrob.data.core import fer2013_path, prepare
-from synthrob.data.files import list_images
 from synthrob.data.dataset import Dataset
+from synthrob.data.files import list_images
 from synthrob.data.loaders import Augment, balanced_stream, device_dls, stream, to_float, to_uint8
 from synthrob.data.rows import DiskImages, read_images, take
-from synthrob.gan.learner import gan_learner, gan_recipes
-from synthrob.gan.losses import AdaptiveStrength, DiffAugment, LeCam, adversarial, gradient_penalty, interpolated_penalty
-from synthrob.gan.metrics import features, fid, judge, kid
+from synthrob.data.splits import check_held_out, check_no_leak, splits
+from synthrob.gan.learner import gan_learner
+from synthrob.gan.losses import (AdaptiveStrength, DiffAugment, LeCam, adversarial_losses, gradient_penalty,
+                                 interpolated_penalty)
+from synthrob.gan.memorization import evaluate_pool
+from synthrob.gan.metrics import features, fid, kid
 from synthrob.gan.nets import GAN
-from synthrob.gan.trainer import relative
-from synthrob.split.core import check_held_out, mix
+from synthrob.gan.trainer import gan_recipe, gan_recipes, relative
+from synthrob.split.mixture import mix
 
 # --- what both sides work on ---
 
 @dataclass
 class Setting:
     "What both sides of a benchmark are given"
-    train: Dataset        # training images
-    test: Images           # test images, for accuracies that must agree
+    train: Dataset         # training images
+    test: Dataset          # test images, for accuracies that must agree
     folder: Path           # scratch space, deleted at the end
     device: torch.device
     data: str              # 'fer2013' or 'faces'
@@ -228,7 +230,7 @@ class TrainOnly(Callback):
 
 def our_cnn(s, arch='poster', cbs=()):
     "Our `Learner`, and a function that trains it for one epoch of whole batches"
-    learn = cnn_learner(s.dls(), arch, cbs=[TrainOnly(), *cbs])
+    learn = cnn_learner(s.dls(), arch=arch, cbs=[TrainOnly(), *cbs])
     def epoch():
         with learn.no_bar(), learn.no_logging(): learn.fit_recipe(1)
         return s.n
@@ -253,7 +255,7 @@ def bare_cnn(s, arch='poster', losses=None):
         return s.n
     return net, epoch
 
-@bench(.9, 'an epoch of the poster CNN by cnn_learner, loading included', 'bare PyTorch over tensors on the device')
+@bench(.95, 'an epoch of the poster CNN by cnn_learner, loading included', 'bare PyTorch over tensors on the device')
 def cnn(s):
     (learn, ours), (net, theirs) = our_cnn(s), bare_cnn(s)
     pairs = duel(ours, theirs, s)
@@ -281,7 +283,7 @@ def study_cnn(s, workers):
     return epoch
 
 @bench(3, 'an epoch of the poster CNN by cnn_learner, loading included', "the source study's recipe: files, Adam, float32")
-def cnn_source(s):
+def cnn_study(s):
     ways = {k: study_cnn(s, k) for k in (0, 2)}
     k = fastest(ways, s)
     return duel(our_cnn(s)[1], ways[k], s), f'{s.n:,} images in batches of {s.bs}; num_workers={k}'
@@ -290,8 +292,9 @@ def cnn_source(s):
 
 def our_gan(s, recipe='default', **changes):
     "Our GAN `Learner`, and a function that trains it for some steps; the check at the end of an epoch is left out"
-    learn = gan_learner(s.dls(bs=s.gan['bs'], n_steps=s.gan['n_steps']), recipe, nf=s.gan['nf'], **changes)
-    learn.remove_cb(learn.watch)
+    r = replace(gan_recipe(recipe), nf=s.gan['nf'], bs=s.gan['bs'], **changes)     # `gan_recipe` takes None for unchanged
+    learn = gan_learner(s.dls(bs=r.bs, n_steps=s.gan['n_steps']), r)
+    learn.remove_cb(learn.stop_on_collapse)
     def steps():
         with learn.no_bar(), learn.no_logging(): learn.fit(1)
         return s.gan['n_steps']
@@ -306,7 +309,7 @@ def bare_parts(s, like):
     named = {'diff': DiffAugment(), 'ada': ada and DiffAugment(strength=ada.p), None: lambda x, rng: x}
     return SimpleNamespace(
         r=r, gan=gan, apart=any(isinstance(m, nn.BatchNorm2d) for m in gan.discriminator.modules()),
-        G=gan.generator, D=gan.discriminator, loss=adversarial[r.loss], ada=ada,
+        G=gan.generator, D=gan.discriminator, loss=adversarial_losses[r.loss], ada=ada,
         opt_g=adam(gan.generator.parameters(), lr=r.lr), opt_d=adam(gan.discriminator.parameters(), lr=r.lr_d or r.lr),
         augment=r.augment if callable(r.augment) else named[r.augment], lecam=LeCam().to(dev) if r.lecam else None,
         nets=partial(torch.autocast, dev.type, torch.bfloat16, enabled=has_bf16(dev) and r.nf % 16 == 0))
@@ -363,10 +366,12 @@ def bare_g_step(b, real, y, noise, rng):
     b.opt_g.step()
     b.D.requires_grad_(True)
 
+image_gans = [k for k, r in gan_recipes.items() if r.net != 'mlp']           # the others make vectors
+
 @bench(.95, 'steps of the GAN by gan_learner, the worst of the recipes', 'bare PyTorch with the same nets, loss, penalties, EMA')
 def gan(s):
     took, g = {}, s.gan
-    for name in gan_recipes:
+    for name in image_gans:
         learn, ours = our_gan(s, name)
         took[name] = duel(ours, bare_gan(s, learn)[1], s)
     ratio = {k: statistics.median(b/a for a, b in pairs) for k, pairs in took.items()}
@@ -392,7 +397,7 @@ class NoiseToImage(Callback):
 def fastai_gan(s, like):
     "fastai's `GANLearner` with the nets and loss of `like`: it makes one step a batch, so it needs twice the batches"
     r, side, n_steps = like.recipe, SimpleNamespace(), s.gan['n_steps']
-    pair, loss = GAN(**like.model.params), adversarial[r.loss]
+    pair, loss = GAN(**like.model.params), adversarial_losses[r.loss]
     dls = s.dls(bs=s.gan['bs'], n_steps=2*n_steps)
     opt_func = lambda params, lr: OptimWrapper(params, torch.optim.Adam, lr=lr, betas=r.betas, fused=True)
     learn = GANLearner(dls, OneInput(pair.generator, side), OneInput(pair.discriminator, side),
@@ -438,7 +443,7 @@ def quality(s):
     n = min(5000, len(s.train)//3)
     order = torch.randperm(len(s.train), generator=generator('quality'))           # FER-2013 is sorted by class
     part = lambda i: Dataset(s.train.x[order[i:3*n:3]], s.train.y[order[i:3*n:3]], s.train.vocab)
-    real, held, other = map(part, range(3))
+    real, holdout, other = map(part, range(3))
     noise = .3*torch.randn(other.x.shape, generator=generator('noise'))
     other.x = to_uint8(to_float(other.x) + noise)
     learn, epoch = our_cnn(s)
@@ -449,9 +454,9 @@ def quality(s):
     off = [abs(o/u - 1) for o, u in zip(ours, usual)]
     if max(off) > 1e-3: raise RuntimeError(f'not the same distances: {ours} and {usual}')
     pairs = duel(lambda: len((fid(a, b), kid(a, b))), lambda: len(usual_distances(a, b)), s)
-    whole = stopwatch(lambda: judge(other, real, held, model, progress=False), s.device)
+    whole = stopwatch(lambda: evaluate_pool(other, real, holdout, model, progress=False), s.device)
     return pairs, (f'{n:,} + {n:,} vectors of {a.shape[1]}; FID {ours[0]:.4g} and KID {ours[1]:.4g}, off by {off[0]:.1g} and '
-                   f'{off[1]:.1g}; judge, with features, neighbours and copies: {whole:.1f} s')
+                   f'{off[1]:.1g}; evaluate_pool, with features, neighbours and copies: {whole:.1f} s')
 
 # --- memory: a process keeps its peak for life, so each measurement takes a fresh one ---
 
@@ -508,7 +513,7 @@ def large_learner(x, y, device, n_steps, valid=None):
     vocab = [str(k) for k in range(5)]
     train = Dataset(x, y, vocab)
     few = Dataset(take(x, slice(0, 64)), y[:64], vocab) if valid is None else valid
-    learn = cnn_learner(device_dls(train, few, bs=32, n_steps=n_steps, device=device), 'poster')
+    learn = cnn_learner(device_dls(train, few, bs=32, n_steps=n_steps, device=device), arch='poster')
     def epoch():
         with learn.no_bar(), learn.no_logging(): learn.fit(1)
         return n_steps*32
@@ -531,7 +536,7 @@ def train_large(file, budget, n_steps, device):
     s = splits(images)
     check_no_leak(images, s)
     part = lambda k: images.subset(getattr(s, k))
-    train = mix(part('train'), None, .3, filler='repeat')
+    train = mix(part('train'), None, .3, treatment='oversample')
     check_held_out(train.x, torch.cat([part('valid').x, part('test').x]))
     return large_learner(train.x, train.y, device, n_steps, part('valid').subset(slice(0, 640)))()
 

@@ -88,7 +88,7 @@ def test_missing_wrong_and_empty(tmp_path):
     (tmp_path/'empty').mkdir()
     refused('holds no images', prepare, 'folder', tmp_path/'empty', root=tmp_path/'runs')
     write_zip(tmp_path/'b.zip', {'train/cat/1.png': picture()})
-    refused("has the class 'cat', which FER-2013 has not", fer, tmp_path/'b.zip', tmp_path)
+    refused("has the class 'cat', which is not in FER-2013", fer, tmp_path/'b.zip', tmp_path)
     refused("there is no class 'fear': choose from happy (100), sad (100)", prepare, 'fer2013',
             write_zip(tmp_path/'c.zip', tree()), root=tmp_path/'runs')
 

@@ -5,7 +5,6 @@ from functools import partial
 import bench, pytest, torch
 from fastai.callback.core import Callback
 from synthrob.core.basics import BadInput
-from synthrob.gan.learner import gan_recipes
 from synthrob.gan.trainer import GANRecipe
 
 QUICK = '--quick --json --data faces --device cpu'.split()
@@ -56,7 +55,7 @@ def test_bare_cnn_is_the_same_training(s):
 ODD = GANRecipe(loss='nonsaturating', penalty='r1', gamma_end=.01, lazy=2, lecam=.1, n_critic=2, augment='ada', lr_d=3e-4,
                 attention=(12,))
 
-@pytest.mark.parametrize('recipe', [*gan_recipes, ODD], ids=[*gan_recipes, 'odd'])
+@pytest.mark.parametrize('recipe', [*bench.image_gans, ODD], ids=[*bench.image_gans, 'odd'])
 def test_bare_gan_is_the_same_training(s, recipe):
     learn, steps = bench.our_gan(s, recipe)
     pair, bare_steps = bench.bare_gan(s, learn)
@@ -65,7 +64,9 @@ def test_bare_gan_is_the_same_training(s, recipe):
         assert torch.allclose(a.float(), b.float(), atol=1e-6), k
 
 def test_fastai_gan_trains_both_nets(s):
-    learn, steps = bench.fastai_gan(s, bench.our_gan(s, loss='nonsaturating', penalty=None)[0])
+    like = bench.our_gan(s, loss='nonsaturating', penalty=None)[0]
+    assert like.recipe.penalty is None
+    learn, steps = bench.fastai_gan(s, like)
     before = [p.detach().clone() for p in learn.model.parameters()]
     n = steps()
     assert [len(o) for o in (learn.gan_trainer.crit_losses, learn.gan_trainer.gen_losses)] == [n, n]

@@ -1,17 +1,17 @@
-"Corruptions against the code that others use, on other processors, and FER-2013-C"
+"Compare corruptions with the package imagecorruptions and other instruction sets; reproduce FER-2013-C"
 from __future__ import annotations
 import importlib, importlib.util, json, math, os, subprocess, sys
 from types import SimpleNamespace
 import numpy as np, pytest, torch
 from PIL import Image
 from synthrob.cnn import corruptions as C
-from bench import usual_corruptions
 from synthrob.core.basics import BadInput
 from synthrob.data.faces import draw_faces
 
 @pytest.fixture(scope='module')
 def theirs():
     "The functions of imagecorruptions"
+    from bench import usual_corruptions
     try: usual_corruptions()
     except BadInput: pytest.skip('imagecorruptions is not installed: pip install -e ".[dev]" to compare with it')
     return importlib.import_module('imagecorruptions.corruptions')
@@ -27,7 +27,7 @@ def ours(name, x, **constants): return C._corruptions[name].f(x, SimpleNamespace
 def picture(im): return Image.fromarray(im.permute(1, 2, 0).numpy() if len(im) == 3 else im[0].numpy())
 
 def each(f, x, severity):
-    "What their `f` makes of each of the images `x`, float (n,c,h,w)"
+    "Apply their `f` to each of the images `x`; return float (n,c,h,w)"
     out = torch.tensor(np.stack([np.asarray(f(picture(im), severity), dtype=float) for im in x]))
     return out[:, None] if out.ndim == 3 else out.permute(0, 3, 1, 2)
 
@@ -59,7 +59,7 @@ def test_noise(theirs, name, severity, constants):
         assert abs(a.std()/b.std() - 1) < .03
 
 def test_fog(theirs, monkeypatch):
-    monkeypatch.setattr(np, 'float_', np.float64, raising=False)   # the name it uses, gone from numpy 2
+    monkeypatch.setattr(np, 'float_', np.float64, raising=False)   # numpy 2 lacks the name it uses
     d, steps = draws(1), []
     for k in 1, 2, 4, 8, 16, 32: steps += list(d(3, k, k)[0].double()/32768 - 1)
     def uniform(low, high, shape):
@@ -72,23 +72,23 @@ def test_fog(theirs, monkeypatch):
 def test_elastic(theirs, faces, monkeypatch):
     x = faces[:1]
     d = draws(1)
-    C._affine(d, 48, 0.)                                          # ours has used these draws before
+    C._affine(d, 48, 0.)                                          # skip the draws of the affine map
     fields = list(C._centred(d, 2, 48, 48)[0]/65535)
     monkeypatch.setattr(np.random, 'uniform', lambda low, high, size: fields.pop(0).numpy()*high)
     b = each(theirs.elastic_transform, x, 5)
     a = ours('elastic_transform', x, alpha=250*.12, sigma=.48, noise=.24, shift=0.)
     steepest = max((x.float().diff(dim=k)).abs().max().item() for k in (2, 3))
-    assert most(x, b) > 20                                         # it did something
+    assert most(x, b) > 20                                         # the image has changed
     assert most(a, b) < 1 + steepest/32                             # half of 1/32 px in both directions
 
 def test_glass(theirs, faces, monkeypatch):
-    x, delta, rounds = faces[:1], 2, 3                             # their third severity, on a picture with one channel
+    x, delta, rounds = faces[:1], 2, 3                             # their third severity, on one channel
     blur = theirs.gaussian
     monkeypatch.setattr(theirs, 'gaussian', lambda im, sigma, multichannel: np.round(blur(im, sigma)*255)/255)
     moves = list(draws(1).below(2*delta, rounds, (48 - 2*delta)**2, 2)[0].flatten(0, 1).flip(1))
     monkeypatch.setattr(np.random, 'randint', lambda low, high, size: moves.pop(0).numpy() - delta)
     b = each(theirs.glass_blur, x, 3)
-    assert not moves and most(ours('glass_blur', x, sigma=1., delta=delta, rounds=rounds), b) <= 2   # they cut fractions off
+    assert not moves and most(ours('glass_blur', x, sigma=1., delta=delta, rounds=rounds), b) <= 2   # they truncate
 
 def test_snow(theirs):
     np.random.seed(0)
@@ -124,7 +124,7 @@ def probe(threads, **env):
 
 @pytest.mark.slow
 def test_same_bits_with_other_instructions_and_threads():
-    "As an old processor would compute it: other kernels of torch, MKL and oneDNN, other orders of summation"
+    "Use the kernels of torch, MKL and oneDNN for old processors, which sum in another order"
     old = dict(ATEN_CPU_CAPABILITY='default', MKL_ENABLE_INSTRUCTIONS='SSE4_2', MKL_CBWR='COMPATIBLE', ONEDNN_MAX_CPU_ISA='SSE41')
     assert probe(1) == probe(2, OMP_NUM_THREADS='2', **old)
 

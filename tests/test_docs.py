@@ -25,10 +25,12 @@ def undocumented(f, lines):
         if '#' not in mine[a.col_offset:] or any(b is not a and b.lineno == a.lineno and b.col_offset > a.col_offset for b in args): yield a.arg
 
 def fields(c, lines):
-    "Fields of a dataclass without a comment"
+    "Fields of a dataclass with neither a comment nor a sentence in their metadata"
     if 'dataclass' not in decorators(c): return
+    sentence = lambda v: isinstance(v, ast.Call) and len(v.args) > 1 and isinstance(getattr(v.args[1], 'value', None), str)
     for n in c.body:
-        if isinstance(n, ast.AnnAssign) and not n.target.id.startswith('_') and '#' not in lines[n.lineno - 1]: yield n.target.id
+        if not isinstance(n, ast.AnnAssign) or n.target.id.startswith('_') or '#' in lines[n.lineno - 1] or sentence(n.value): continue
+        yield n.target.id
 
 def problems(cells):
     "What a reader of this page would miss"
@@ -49,7 +51,7 @@ def problems(cells):
 
 def problems_of(f, name, lines, shown):
     own = f.name == '__init__'
-    if hooks.fullmatch(f.name) and name != f.name: return
+    if hooks.fullmatch(f.name) and (name != f.name or 'patch' in decorators(f)): return
     if not own and not ast.get_docstring(f): yield f'{name} has no doc line'
     if not own and not re.search(rf'\b{f.name}\b', shown): yield f'{name} is not shown in use'
     for a in undocumented(f, lines): yield f'{name}: parameter {a} is not explained'

@@ -4,7 +4,8 @@ import json, pytest, torch
 import torch.nn.functional as F
 from torch import nn
 from synthrob.core.basics import BadInput, generator, read_tensors, seeded, write_tensors
-from synthrob.gan.learner import gan_learner, gan_recipes, load_gan, save_gan
+from synthrob.gan.learner import gan_learner, load_gan, save_gan
+from synthrob.gan.trainer import gan_recipes
 from synthrob.data.dataset import Dataset
 from synthrob.data.loaders import device_dls
 from synthrob.gan.losses import adversarial_losses, gradient_penalty, interpolated_penalty

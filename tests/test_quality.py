@@ -195,7 +195,8 @@ def test_it_does_not_disturb(net):
     assert keep.curve.images.tolist() == [40, 80, 120, 160] and keep.best[1] == keep.curve.intra_fid.min()
     model, keep = gan(net, real, 4, every=3)
     assert keep.curve.epoch.tolist() == [3, 4]
-    x, y = synthesize(model, 10, progress=False)
+    made = synthesize(model, 10, progress=False)
+    x, y = made.x, made.y
     assert intra_class(fid, features(net, real.x)[0], real.y, features(net, x)[0], y)[0] == pytest.approx(keep.best[1], rel=1e-4)
 
 class Killed(BaseException): pass

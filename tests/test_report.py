@@ -212,6 +212,23 @@ def test_settings_are_kept_apart(few):
     assert rep.html.count('<h2>Setting: ') == 3 and 'poster, 3 epochs classifier' in rep.html
     assert len(rep.sentences) == 4 and sum(s.startswith('real share 1, gan width 32: ') for s in rep.sentences) == 2
 
+def test_vectors_and_images_are_kept_apart(tmp_path):
+    "Heads are compared with heads; the extractor, trained at ratio 0, is no baseline and no setting of its own"
+    few = dict(hows=('add',), cnn_seeds=range(3), n=200)
+    simulate_runs(tmp_path, ratios=(0,), **few)
+    simulate_runs(tmp_path, ratios=(0, .5), space='feature', head='linear', head_epochs=10, **few)
+    rep = report(tmp_path, progress=False)
+    pairs, = paired_runs(rep.frame)
+    assert (pairs.arm['space'], pairs.arm['head'], pairs.arm['cnn'], len(pairs)) == ('feature', 'linear', 'poster', 3)
+    assert len(rep.sentences) == 1 and 'linear head on poster' in rep.sentences[0] and 'Setting' not in rep.html
+    simulate_runs(tmp_path, ratios=(.5,), **few)
+    assert [p.arm['space'] for p in paired_runs(results(tmp_path))] == ['feature', 'pixel'] and len(by_setting(results(tmp_path))) == 2
+
+def test_a_pool_made_elsewhere(tmp_path):
+    simulate_runs(tmp_path, ratios=(0, .5), hows=('add',), cnn_seeds=range(2), n=200, pool='my_pool')
+    html = report(tmp_path, progress=False).html
+    assert 'one pool that was made elsewhere' in html and 'one trained GAN' not in html
+
 def test_level_of_robustness(few):
     "Three runs evaluated at a second level: the level of most runs is the default, each can be selected"
     for d, r in list(records(few).items())[:3]:
@@ -270,7 +287,7 @@ def test_a_real_sweep(tmp_path):
     sweep = Sweep(dict(ratio=[0, .3], how='add', cnn_seed=2), out=str(tmp_path), margin=.04)
     runs = {(r['given']['ratio'], r['given']['cnn_seed']): r['hash'] for r in records(tmp_path).values()}
     for c in sweep.cells[:-1]:
-        write_json(c.art.file('record.json'), dict(hash=c.hash, split=runs[c.given['ratio'], c.given['cnn_seed']]))
+        write_json(c.stage.file('record.json'), dict(hash=c.hash, split=runs[c.given['ratio'], c.given['cnn_seed']]))
     sweep.declare()
     rep = report(tmp_path, cells=sweep, progress=False)
     assert rep.frame.run.nunique() == len(sweep.cells) - 1 == 3 and rep.frame.attrs['skipped']['cells_open'] == 1

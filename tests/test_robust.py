@@ -1,4 +1,4 @@
-"What is left of a classifier under corruption and attack: monotone, resumable after a kill, the same for what it predicts with"
+"Robustness: falls with severity, resumes after a kill, does not depend on channels; comparison over seeds"
 from __future__ import annotations
 import json, signal, subprocess, sys, time
 from functools import partial
@@ -10,23 +10,24 @@ from synthrob.cnn.models import StrongNet
 from synthrob.data.faces import emotions
 from synthrob.data.dataset import Dataset
 from synthrob.data.loaders import device_dls
-from synthrob.cnn.robustness import Level, Robustness, Tested as Run, common, compare, extra, robustness
+from synthrob.cnn.corruptions import common, extra
+from synthrob.cnn.robustness import Comparison, Robustness, RobustnessLevel, evaluate_robustness
 
 @pytest.fixture(scope='module')
 def learn():
-    "A net that has learnt to bear faces that are moved, turned and lit differently"
+    "A net trained with augmentation"
     r = recipe('strong', epochs=25, net=partial(StrongNet, nf=8))    # batch norm: it learns however a chip rounds
-    learn = cnn_learner(device_dls(faces(2000, 1), faces(200, 2), bs=50, device='cpu'), r, seed=1)
+    learn = cnn_learner(device_dls(faces(2000, 1), faces(200, 2), bs=50, device='cpu'), arch=r, seed=1)
     with learn.no_bar(), learn.no_logging(): learn.fit_recipe()
     return learn
 
 @pytest.mark.slow
 def test_severity_hurts(learn):
-    "All nineteen: severity 5 leaves no more than severity 1, to within two standard errors of the difference on the same images"
-    r = robustness(learn, faces(1000, 3), Level(common + extra, (1, 5), None, 100), progress=False)
+    "Accuracy at severity 5 is at most that at severity 1, to within two standard errors of the paired difference"
+    r = evaluate_robustness(learn, faces(1000, 3), RobustnessLevel(common + extra, (1, 5), None, 100), progress=False)
     assert r.clean['accuracy'] > .4
     for c in common + extra:
-        mild, severe = (np.asarray(r.answers[f'{c} {s}'] == r.answers.true, float) for s in (1, 5))
+        mild, severe = (np.asarray(r.predictions[f'{c} {s}'] == r.predictions.true, float) for s in (1, 5))
         d = severe - mild
         assert d.mean() <= 2*d.std()/len(d)**.5, f'{c}: {mild.mean():.3f} at severity 1, {severe.mean():.3f} at 5'
     for _, t in r.attacks.groupby(['attack', 'norm']): assert t.accuracy.is_monotonic_decreasing
@@ -37,17 +38,17 @@ from synthrob.cnn.models import StrongNet
 from synthrob.core.basics import read_tensors
 from synthrob.data.faces import draw_faces, emotions
 from synthrob.data.dataset import Dataset
-from synthrob.cnn.robustness import Level, robustness
+from synthrob.cnn.robustness import RobustnessLevel, evaluate_robustness
 y = torch.arange(60) % 5
 images = Dataset(draw_faces(y, size=32, seed=3, progress=False), y, emotions)
 net = StrongNet(32, nf=8)
 net.load_state_dict(read_tensors(sys.argv[1]))
-level = Level(('gaussian_noise', 'fog', 'pixelate'), (1, 5), None, 40, (('pgd', 'inf', 60, (1/255, 2/255)),))
-robustness(net, images, level, images, path=sys.argv[2], flip=True, every=0, progress=False)"""
+level = RobustnessLevel(('gaussian_noise', 'fog', 'pixelate'), (1, 5), None, 40, (('pgd', 'inf', 60, (1/255, 2/255)),))
+evaluate_robustness(net, images, level, images, path=sys.argv[2], flip=True, every=0, progress=False)"""
 
 @pytest.mark.e2e
 def test_killed_and_started_again(tmp_path):
-    "SIGKILL in the middle; then the tables are those of an undisturbed run"
+    "A run resumed after SIGKILL gives the tables of an uninterrupted one"
     with seeded('test'): net = StrongNet(32, nf=8)
     write_tensors(tmp_path/'net.safetensors', net.state_dict())
     start = lambda out: subprocess.Popen([sys.executable, '-W', 'ignore', '-c', CODE, str(tmp_path/'net.safetensors'), str(tmp_path/out)],
@@ -67,32 +68,33 @@ def test_killed_and_started_again(tmp_path):
     assert not (tmp_path/'killed'/'partial.safetensors').exists()
     changed = {k: v*1.01 for k, v in net.state_dict().items() if v.is_floating_point()}
     net.load_state_dict({**net.state_dict(), **changed})
-    level = Level(('gaussian_noise', 'fog', 'pixelate'), (1, 5), None, 40, (('pgd', 'inf', 60, (1/255, 2/255)),))
+    level = RobustnessLevel(('gaussian_noise', 'fog', 'pixelate'), (1, 5), None, 40, (('pgd', 'inf', 60, (1/255, 2/255)),))
     with pytest.raises(BadInput, match='another model'):
-        robustness(net, faces(60, 3), level, faces(60, 3), path=tmp_path/'whole', flip=True, progress=False)
+        evaluate_robustness(net, faces(60, 3), level, faces(60, 3), path=tmp_path/'whole', flip=True, progress=False)
 
 def test_three_channels(toy_cnn):
-    "Grey faces as colour ones: the same noise for every channel, so the same answers of a net that takes the mean of its channels"
+    "Grey images stored with three channels get the same noise and the same predictions"
     class Grey(torch.nn.Module):
         def __init__(self): super().__init__(); self.net = toy_cnn.model
         def forward(self, x): return self.net(x[:, :1])
-    level = Level(common + extra, (3,), None, 60, (('fgsm', 'inf', 1, (1/255,)),))
-    one, three = (robustness(m, faces(100, 4, c), level, progress=False) for m, c in ((toy_cnn.model, 1), (Grey(), 3)))
-    pd.testing.assert_frame_equal(one.answers, three.answers)
+    level = RobustnessLevel(common + extra, (3,), None, 60, (('fgsm', 'inf', 1, (1/255,)),))
+    one, three = (evaluate_robustness(m, faces(100, 4, c), level, progress=False) for m, c in ((toy_cnn.model, 1), (Grey(), 3)))
+    pd.testing.assert_frame_equal(one.predictions, three.predictions)
     pd.testing.assert_frame_equal(one.attacks, three.attacks)
 
 def test_compare_over_seeds(toy_cnn):
-    "A way with itself: no difference, mCE 1; and the interval over seeds is that of a t-test"
+    "A classifier compared with itself has no differences and mCE 1; the interval over seeds is that of a t-test"
     from scipy.stats import ttest_1samp
-    images, level = faces(300, 5), Level(('fog', 'contrast'), (3,), 100, 20, (('fgsm', 'inf', 1, (1/255,)),))
-    runs = [Run(evaluate(toy_cnn, faces(300, 5)), robustness(toy_cnn, images, level, seed=0, progress=False))]
-    for k in range(3):                                       # stand-ins for other trainings
+    images, level = faces(300, 5), RobustnessLevel(('fog', 'contrast'), (3,), 100, 20, (('fgsm', 'inf', 1, (1/255,)),))
+    rob = evaluate_robustness(toy_cnn, images, level, seed=0, progress=False)
+    runs = [(evaluate(toy_cnn, images), rob)]
+    for k in range(3):                                       # stand in for other trainings
         noisy = Dataset((images.x.float() + 12*k*torch.randn(images.x.shape, generator=torch.Generator().manual_seed(k)))
                          .clamp(0, 255).to(torch.uint8), images.y, emotions)
-        runs.append(Run(evaluate(toy_cnn, noisy), runs[0].robustness))
-    c = compare(one=runs[0], many=runs)
+        runs.append((evaluate(toy_cnn, noisy), rob))
+    c = Comparison(dict(one=runs[0], many=runs))
     row = c.table.query("run == 'many' and measure == 'accuracy'").iloc[0]
-    ci = ttest_1samp([r.evaluation.accuracy for r in runs], 0).confidence_interval()
+    ci = ttest_1samp([ev.accuracy for ev, _ in runs], 0).confidence_interval()
     assert row.low == pytest.approx(ci.low) and row.high == pytest.approx(ci.high) and row.seeds == 4
     assert (c.differences('many').to_numpy() == 0).all()
     assert c.table.query("measure == 'mce'").value.tolist() == pytest.approx([1, 1])

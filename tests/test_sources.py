@@ -10,7 +10,7 @@ from synthrob.core.basics import BadInput
 from synthrob.data.core import prepare
 from synthrob.split.core import run_split
 
-TOY = dict(size=32, gan_images=640, gan_width=8, cnn='poster', cnn_epochs=1, robust='none')
+TOY = dict(size=32, gan_images=640, gan_width=8, cnn='poster', cnn_epochs=1, robustness='none')
 
 def picture(i, kind, mode='RGB', fmt='WEBP', side=40):
     "The bytes of an image of class `kind`: stripes of a colour of its own, with noise that depends on `i`"
@@ -232,7 +232,7 @@ def test_colour_folder_by_papermill(repo, tmp_path):
     for i in range(240):
         f = tmp_path/'pets'/('test' if i >= 180 else 'train')/LABELS[i % 3]/f'{i}.jpg'; f.parent.mkdir(parents=True, exist_ok=True)
         f.write_bytes(picture(i, i % 3, fmt='JPEG'))
-    record, = papermill(repo, tmp_path, data='folder', path=tmp_path/'pets', ratio=.5, how='add', **TOY | dict(robust='fast'))
+    record, = papermill(repo, tmp_path, data='folder', path=tmp_path/'pets', ratio=.5, how='add', **TOY | dict(robustness='fast'))
     assert list(record['counts']) == LABELS and record['test']['n'] == 60
     robust, = (json.loads(p.read_text()) for p in (tmp_path/'pm').glob('robust/*/record.json'))
     assert robust['summary']['mca'] > 0

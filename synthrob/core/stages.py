@@ -125,6 +125,7 @@ def make(self:Stage) -> Stage: # itself, finished; `reused` is True if there was
     if (f := self.file(CHECKPOINT)).exists(): f.unlink()
     return self
 
+# %% ../../nbs/core/02_stages.ipynb #36436f14
 @patch
 def _run(self:Stage, resumed):
     "Call `work`, then write the record"

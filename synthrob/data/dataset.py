@@ -19,6 +19,7 @@ __all__ = ['Dataset', 'concat']
 # %% ../../nbs/data/01_dataset.ipynb #d96a6685
 _defaults = dict(name='', part='', group=-1, origin='authentic', weight=1.)   # the columns of `items`
 
+# %% ../../nbs/data/01_dataset.ipynb #68bbe356
 class Dataset:
     "Labelled images or vectors with class names and a table of items; raises `BadInput` for what does not fit together"
     def __init__(self,

@@ -166,6 +166,7 @@ def fit_image(
     x = np.asarray(im)
     return x[None] if channels == 1 else x.transpose(2, 0, 1)
 
+# %% ../../nbs/data/03_files.ipynb #88cb6ff2
 def decode_image(
     b:bytes,          # the content of an image file
     size:int=48,      # height and width of the result
@@ -252,6 +253,7 @@ def _sized_bar(it, size):
             yield o[1:]
     for o in it: yield o[1:]
 
+# %% ../../nbs/data/03_files.ipynb #07c514cb
 def decode_blocks(
     path,             # source of the images, for messages
     blocks,           # blocks(at) yields (images so far, at, [(name, label, part, image)]) from `at` on (None: all)
@@ -294,6 +296,7 @@ def decode_blocks(
     table = pd.DataFrame([o for b in npy.blocks for o in b['kept']], columns=['name','label','part'])
     return table, [dict(name=name, reason=reason) for name,reason in broken]
 
+# %% ../../nbs/data/03_files.ipynb #121bb4fa
 def decode_files(
     files:ImageFiles,  # from `list_images`
     out,               # the `.npy` to write: uint8, (n,channels,size,size)

@@ -220,8 +220,9 @@ def device_dls(train:Dataset,     # training data
               ) -> DataLoaders:   # `dls.train` and `dls.valid`, with `dls.vocab` and `dls.c`
     "Return fastai `DataLoaders` over data on `device`; raises `BadInput` if there is nothing to train on"
     if len(train) == 0: raise BadInput("There is no training item left: choose another ratio, class or source.")
-    device, bs = default_device(device), min(bs, len(train))
-    if n_steps is None and train.epoch_len: n_steps = max(1, train.epoch_len//bs)
+    device = default_device(device)
+    if n_steps is None and train.epoch_len: n_steps = max(1, train.epoch_len//bs)      # not by the size of the mixture
+    bs = min(bs, len(train))
     tdl = DeviceDL(train, bs=bs, drop_last=True, shuffle=True, augment=augment, balanced=balanced, n_steps=n_steps,
                    seed=seed, device=device)
     return DataLoaders(tdl, DeviceDL(valid or train, bs=2*bs, device=device), device=device)

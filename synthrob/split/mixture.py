@@ -120,6 +120,7 @@ def _first(pool, add):
                        f"{int(add[c])}: make a larger pool.")
     return torch.cat([(pool.y == c).nonzero()[:int(n), 0] for c, n in enumerate(add)])
 
+# %% ../../nbs/split/02_mixture.ipynb #bd2c24a7
 def _repeated(y, add, seed):
     "Positions in `y`: of each class `add[c]`, cycling through its items in a random order"
     out = []

@@ -217,6 +217,7 @@ def _check_nets(cnn, gan, size, channels, vectors):
                        f"for {'vectors' if vectors else 'images'}.")
     if not vectors: resolutions(size, 1)
 
+# %% ../../nbs/split/01_params.ipynb #2f463f2b
 def _check_processes(p):
     "Raise `BadInput` for what several processes cannot share"
     from synthrob.cnn.learner import recipe

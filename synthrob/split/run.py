@@ -18,7 +18,7 @@ from ..core.basics import (BadInput, default_device, hash_file, read_array, read
 from ..core.distributed import distributed, launch, process_rank
 from ..core.stages import CHECKPOINT, Stage
 from ..cnn.learner import Evaluation, cnn_learner, evaluate, recipe as cnn_recipe
-from ..cnn.robustness import Robustness, level_of as robustness_level, robustness as evaluate_robustness
+from ..cnn.robustness import Robustness, evaluate_robustness, robustness_level
 from ..data.core import content_key, data_stage
 from ..data.dataset import Dataset
 from ..data.rows import take
@@ -35,7 +35,7 @@ from .params import (DataParams, GANParams, MixParams, PoolParams, RunParams, Sp
                                    conditions, params_of)
 
 # %% auto #0
-__all__ = ['SplitRun', 'predictions_frame', 'evaluation_from', 'leak_worth', 'train_share']
+__all__ = ['SplitRun', 'predictions_frame', 'evaluation_from', 'leak_worth']
 
 # %% ../../nbs/split/04_run.ipynb #0c0be11d
 class SplitRun:
@@ -145,23 +145,28 @@ def images(self:SplitRun) -> Dataset:
     if '_images' not in self.__dict__: self._need('data'); self._images = self._source[1]()
     return self._images
 
+# %% ../../nbs/split/04_run.ipynb #59f2669d
 @patch(as_prop=True)
 def splits(self:SplitRun) -> Splits:
     "Which images train, validate and test"
     if '_splits' not in self.__dict__:
         s = self._need('parts')
         table = pd.read_parquet(s.file('parts.parquet'))
-        self.train_idx = torch.from_numpy(np.flatnonzero(table.used))     # the training images that are used
+        self._train_idx = torch.from_numpy(np.flatnonzero(table.used))
         self._splits = Splits(table.drop(columns='used'), s.record['report'])
     return self._splits
+
+@patch(as_prop=True)
+def train_idx(self:SplitRun): # int64 (n,)
+    "Indices of the training images that are used: `real_share` of them"
+    return self.splits and self._train_idx
 
 @patch
 def part(self:SplitRun,
     name # 'train' (those that are used), 'valid' or 'test'
 ) -> Dataset:
     "Return the images of a part"
-    s = self.splits
-    return self.images.subset(self.train_idx if name == 'train' else getattr(s, name))
+    return self.images.subset(self.train_idx if name == 'train' else getattr(self.splits, name))
 
 @patch(as_prop=True)
 def holdout(self:SplitRun): # uint8 (n,c,h,w)
@@ -180,7 +185,6 @@ def extractor(self:SplitRun) -> Extractor:
 def _extract(self:SplitRun, stage):
     "Work of the stage 'features'"
     v = extract(self.extractor().to(default_device(self.p.device)), self.images.x)
-    self.splits                                                     # reads `train_idx`
     scale = Scale.of(v[self.train_idx])
     write_tensors(stage.file('scale.safetensors'), scale.state_dict())
     write_array(stage.file('vectors.npy'), scale(v))
@@ -237,6 +241,7 @@ def _filter(self:SplitRun):
     model = self.judge.classifier()
     return dict(model=model, threshold=confidence_thresholds(model, self.part('valid'), 1 - self.p.reject))
 
+# %% ../../nbs/split/04_run.ipynb #ad7f7bc4
 @patch
 def _make_pool(self:SplitRun, stage):
     "Work of the stage 'pool'"
@@ -331,6 +336,7 @@ def evaluation(self:SplitRun,
     "Return the evaluation of the classifier on a part"
     return evaluation_from(pd.read_parquet(self._need('split').file('predictions.parquet')), part)
 
+# %% ../../nbs/split/04_run.ipynb #3390a885
 @patch
 def classifier(self:SplitRun) -> nn.Module: # images in [0,1] to logits, in eval mode
     "Read the trained classifier; of vectors, with extractor and scale in front"
@@ -382,6 +388,7 @@ def _launch(self:SplitRun, method, stage, n_epoch):
     params = dict(method=method, given=asdict(self.p), folder=str(stage.path))
     if self.p.processes > 1: launch('synthrob.split.run:train_share', params, self.p.processes, n_epoch)
 
+# %% ../../nbs/split/04_run.ipynb #be1e5384
 def train_share(method:str, # '_fit_gan' or '_fit_classifier'
                 given:dict, # parameters of the experiment
                 folder:str  # of the unfinished stage

@@ -74,7 +74,8 @@ def plot_ratio(table,       # from `differences`, of one classifier
                     lw=1.4 if made else 1.1, **face)
             bars = 100*np.abs(g[['low', 'high']].to_numpy(float).T - g['diff'].to_numpy())
             if made: ax.errorbar(x, y, bars, fmt='none', ecolor=color, lw=1, capsize=2)
-        ax.set(xlabel='ratio: share of synthetic images', ylabel=f'{_no_math(label)} (%)', xlim=(-.03, None))
+        what = 'vectors' if t['head'].notna().any() else 'images'
+        ax.set(xlabel=f'ratio: share of synthetic {what}', ylabel=f'{_no_math(label)} (%)', xlim=(-.03, None))
         if legend: ax.figure.legend(*ax.get_legend_handles_labels(), loc='outside lower center')
     return ax
 
@@ -171,7 +172,9 @@ def _about_seeds(frame, table, alpha):
     "Sentences on what the number of seeds cannot show"
     syn = table[table.treatment == 'synthetic']
     gans, n = (int(syn[k].max()) if len(syn) else 0 for k in ('gan_seeds', 'cnn_seeds'))
-    if gans == 1:
+    if gans == 1 and syn.pool.notna().all():
+        yield "All synthetic images come from one pool that was made elsewhere; the verdicts are about that pool."
+    elif gans == 1:
         yield ("All synthetic images come from one trained GAN. The verdicts are about that GAN; training with another "
                "seed may give a better or a worse one.")
     if 0 < n < (least := min_seeds(alpha)):

@@ -84,8 +84,8 @@ def _simulate_evaluation(given, effect, vocab, hard):
 # %% ../../nbs/sweep/06_results.ipynb #ad1888b8
 def _simulate_robustness(root, split, given, test, effect):
     "Write a simulated `runs/robustness/<hash>/`, where accuracy falls with severity from that of the run"
-    from synthrob.cnn.robustness import Robustness, levels
-    k, lv, rows = len(test['vocab']), levels['fast'], []
+    from synthrob.cnn.robustness import Robustness, robustness_levels
+    k, lv, rows = len(test['vocab']), robustness_levels['fast'], []
     n, recall = min(lv.n, test['n']), {f'recall_{c}': v['recall'] for c, v in test['per_class'].items()}
     for (i, name), s in product(enumerate(lv.corruptions), lv.severities):
         hit, shift = (.3 + .05*(i % 5))*s/5, .01*_normal('corruption', split.hash, name, s)()
@@ -241,7 +241,7 @@ def _stage_seconds(runs, made):
 def _cells(root, cells):
     "Hashes of the runs of `cells`, None for all; numbers of failed and open cells; errors; the sweep's declaration"
     if cells is None: return None, {}, [], {}
-    name = cells if isinstance(cells, str) else cells.art.hash if hasattr(cells, 'art') else ''
+    name = cells if isinstance(cells, str) else cells.stage.hash if hasattr(cells, 'stage') else ''
     try:
         sweep = read_json(root/'sweep'/name/'sweep.json')
         wanted = {c['hash'] for c in sweep['cells']}

@@ -1,0 +1,56 @@
+"A sweep on a real Slurm: eval \"$(.ci/slurm start)\" starts one, as root start --install installs it"
+from __future__ import annotations
+import json, os, shutil, signal, subprocess, sys, time
+from pathlib import Path
+import pytest
+from conftest import TOY
+from synthrob.sweep.grid import sweep
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
+
+def jobs(): return subprocess.run(['squeue', '--noheader', '--format=%i %T'], capture_output=True, text=True).stdout.split('\n')[:-1]
+
+@pytest.fixture(autouse=True)
+def slurm():
+    if not shutil.which('sbatch') or subprocess.run(['sinfo'], capture_output=True).returncode: pytest.skip('no Slurm runs here')
+
+def start(faces, out, *more, **grid):
+    args = [o for k, v in {**TOY, 'path': faces, 'out': out, 'engine': 'slurm', 'jobs': 2, 'memory': 2, 'time': 10, **grid}.items() for o in (f'--{k}', str(v))]
+    return subprocess.Popen([sys.executable, '-W', 'ignore', '-c', 'import sys; from synthrob.sweep.grid import main; sys.exit(main())', *args],
+                            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+def records(out, kind): return [json.loads(p.read_text()) for p in Path(out).glob(f'{kind}/*/record.json')]
+
+def test_a_job_is_cancelled(faces, tmp_path):
+    "Two jobs; the one that trains the GAN is cancelled: the GAN continues from its checkpoint in another job, and all is as on this machine"
+    grid = dict(ratio='0,.4', cnn_seed=2, gan_images=20_000)
+    p, end = start(faces, tmp_path/'slurm', **grid), time.monotonic() + 600
+    while not list(tmp_path.glob('slurm/gan/*/checkpoint.safetensors')) and p.poll() is None and time.monotonic() < end: time.sleep(.2)
+    running = [o.split()[0] for o in jobs() if 'RUNNING' in o]
+    assert p.poll() is None and len(running) == 2
+    for f in tmp_path.glob('slurm/sweep/*/slurm/*.err'): assert 'Traceback' not in f.read_text()
+    subprocess.run(['scancel', running[0]], check=True)      # one may be idle by now: then cancel the other one, too
+    time.sleep(2)
+    if not records(tmp_path/'slurm', 'gan'): subprocess.run(['scancel', running[1]], check=True)
+    said = p.communicate(timeout=900)[0]
+    assert p.returncode == 0 and '4 of 4 cells are done' in said, said
+    assert {k: len(records(tmp_path/'slurm', k)) for k in ('gan', 'pool', 'split', 'cell')} == dict(gan=1, pool=1, split=4, cell=4)
+    sweep({**TOY, 'path': faces, **grid}, out=str(tmp_path/'here'), slots=1)
+    values = lambda out: sorted((r['hash'], r['test']['accuracy'], str(r['history'])) for r in records(out, 'split'))
+    assert values(tmp_path/'slurm') == values(tmp_path/'here')
+    assert not jobs(), 'no job is left'
+
+def test_ctrl_c_cancels_the_jobs(faces, tmp_path):
+    p, end = start(faces, tmp_path, ratio=.4, gan_images=10**6), time.monotonic() + 600
+    while not list(tmp_path.glob('gan/*/params.json')) and p.poll() is None and time.monotonic() < end: time.sleep(.2)
+    p.send_signal(signal.SIGINT)
+    said = p.communicate(timeout=120)[0]
+    assert p.returncode == 130 and 'Stopped: 0 of 1 cells' in said, said
+    end = time.monotonic() + 30
+    while jobs() and time.monotonic() < end: time.sleep(.5)
+    assert not jobs(), 'no job is left'
+
+def test_refused(faces, tmp_path):
+    p = start(faces, tmp_path, ratio=0, partition='nowhere')
+    said = p.communicate(timeout=300)[0]
+    assert p.returncode == 2 and 'invalid partition' in said.lower() and 'Traceback' not in said, said
