@@ -178,7 +178,7 @@ class SplitExplorer(Explorer):
         except BadInput as e:
             if where or cells is not None or any(Path(runs).glob('split/*/record.json')): raise
             raise BadInput(f"There is no finished sweep in {str(runs)!r}: run synthrob_sweep "
-                           "--ratios 0,.1,.3,.5 --seeds 6.") from e
+                           "--ratios 0,.1,.3,.5 --seeds 8.") from e
         self.chart = lru_cache(256)(lambda plot, *args: plot(*args))
         self.warning = 'These runs are SIMULATED: nothing was trained.' if frame.simulated.any() else ''
         self.sweeps, errors = {}, []
