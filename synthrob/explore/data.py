@@ -81,12 +81,12 @@ class DataExplorer(Explorer):
             out[-1].append(g); n += k
         return out
 
-    def adjust(self): self.controls['page'].max = len(self.pages(self.values['what'], self.values['label']))
+    def _adjust(self): self.controls['page'].max = len(self.pages(self.values['what'], self.values['label']))
 
 # %% ../../nbs/explore/02_explore_data.ipynb #21c92d81
 @patch
-def draw(self:DataExplorer, what, label, page):
-    "Return one page of the groups of `what` with an image of class `label`, -1 for all"
+def _draw(self:DataExplorer, what, label, page):
+    "One page of the groups of `what` with an image of class `label`, -1 for all"
     pages, of = self.pages(what, label), '' if label < 0 else f' of {self.images.vocab[label]}'
     if not pages[0]: return View(f'{HEADINGS[what]} There are none{of} among these {len(self.images):,} images.', [])
     n, unit = sum(map(len, pages)), 'row' if what == 'classes' else 'group'
@@ -162,8 +162,8 @@ class CorruptionExplorer(Explorer):
 
 # %% ../../nbs/explore/02_explore_data.ipynb #3765352e
 @patch
-def draw(self:CorruptionExplorer, name, severity, image):
-    "Return an image before and after a corruption, with the predictions"
+def _draw(self:CorruptionExplorer, name, severity, image):
+    "An image before and after a corruption, with the predictions"
     im, i, words = self.images, image, name.replace('_', ' ')
     true, x = im.vocab[im.y[i]], im.x[i:i+1]
     now = f'{words}, severity {severity}' if severity else 'clean'

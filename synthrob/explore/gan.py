@@ -91,8 +91,8 @@ class GANExplorer(Explorer):
 
 # %% ../../nbs/explore/03_explore_gan.ipynb #e4b3d70e
 @patch
-def draw(self:GANExplorer, label, a, b, t, path, noise_std, truncate, epoch=None):
-    "Return faces along the way, the face at position `t`, the same noise in each class, and a sample sheet"
+def _draw(self:GANExplorer, label, a, b, t, path, noise_std, truncate, epoch=None):
+    "Faces along the way, the face at position `t`, the same noise in each class, and a sample sheet"
     ends = [shape_noise(class_noise(1, self.gan.params['nz'], label, s), noise_std, truncate or None) for s in (a, b)]
     shares = [i/(self.steps - 1) for i in range(self.steps)]
     z = torch.cat([interpolate(*ends, s, path) for s in [*shares, *[t]*self.k]])

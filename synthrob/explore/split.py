@@ -54,8 +54,8 @@ class SweepTables:
 
 # %% ../../nbs/explore/04_explore_split.ipynb #0a1b46c7
 @patch
-def ratios(self:SweepTables, arm) -> list:
-    "Return the ratios of an arm, 0 first"
+def _ratios(self:SweepTables, arm):
+    "The ratios of an arm, 0 first"
     return [0., *sorted(set(self.table.ratio[self.arms[arm]].astype(float)))]
 
 @patch
@@ -72,8 +72,8 @@ def _runs(self:SweepTables, arm, ratio, base=False):
     return tuple(dict.fromkeys(map(str, np.concatenate(own))))
 
 @patch
-def sentence(self:SweepTables, arm, ratio) -> str:
-    "Return the verdict in the words of the report; at ratio 0 the accuracy of the baselines"
+def _sentence(self:SweepTables, arm, ratio):
+    "The verdict in the words of the report; at ratio 0 the accuracy of the baselines"
     row, t = self._row(arm, ratio), self.table.loc[self.arms[arm]]
     if not ratio:
         zero = self.accuracy[list(self._runs(arm, 0.))]
@@ -91,7 +91,7 @@ BLUE = '#0173b2'    # the present ratio
 
 @patch
 def _plot_curve(self:SweepTables, arm, ratio):
-    "Plot the accuracy of an arm and its controls against the ratio"
+    "Chart of the accuracy of an arm and its controls against the ratio"
     t, row = self.table, self._row(arm, ratio)
     same = (t[[*CLASSIFIER, 'how']].astype(object).fillna('') == row[[*CLASSIFIER, 'how']].fillna('')).all(axis=1)
     own = t.loc[self.arms[arm]]
@@ -107,7 +107,7 @@ def _plot_curve(self:SweepTables, arm, ratio):
 
 @patch
 def _plot_confusion(self:SweepTables, arm, ratio):
-    "Plot the confusion matrix of all runs, in per cent of the true class, with the difference to ratio 0 in points"
+    "Chart of the confusion matrix of all runs, in per cent of the true class, with the difference to ratio 0 in points"
     base, m = (self.confusion(self._runs(arm, ratio, o)) for o in (True, False))
     share, zero = (100*o.confusion.to_numpy()/o.confusion.to_numpy().sum(1, keepdims=True).clip(1) for o in (m, base))
     change = lambda d: f'\n{d:+.0f}'.replace('-', '−') if ratio and abs(d) >= .5 else ''
@@ -129,7 +129,7 @@ def _plot_confusion(self:SweepTables, arm, ratio):
 # %% ../../nbs/explore/04_explore_split.ipynb #65575d48
 @patch
 def _plot_recall(self:SweepTables, arm, ratio):
-    "Plot the recall of each class at ratio 0, and at this ratio with intervals of the paired difference"
+    "Chart of the recall of each class at ratio 0, and at this ratio with intervals of the paired difference"
     at = self._row(arm, ratio).name
     t = pd.DataFrame({c: self.recalls[c].loc[at] for c in self.vocab}).T
     base, now, low, high = (100*t[k].to_numpy(float) for k in ('baseline', 'value', 'low', 'high'))
@@ -148,7 +148,7 @@ def _plot_recall(self:SweepTables, arm, ratio):
 
 @patch
 def _plot_severity(self:SweepTables, arm, ratio, corruption):
-    "Plot accuracy against severity, mean and range over runs"
+    "Chart of accuracy against severity, mean and range over runs"
     t = self.corrupted
     t = t[corruption] if corruption else t.T.groupby(level='severity', observed=True).mean().T
     of = lambda base: 100*t.reindex(list(self._runs(arm, ratio, base))).dropna()
@@ -178,7 +178,7 @@ class SplitExplorer(Explorer):
         except BadInput as e:
             if where or cells is not None or any(Path(runs).glob('split/*/record.json')): raise
             raise BadInput(f"There is no finished sweep in {str(runs)!r}: run synthrob_sweep "
-                           "--ratios 0,.1,.3,.5 --seeds 6.") from e
+                           "--ratios 0,.1,.3,.5 --seeds 8.") from e
         self.chart = lru_cache(256)(lambda plot, *args: plot(*args))
         self.warning = 'These runs are SIMULATED: nothing was trained.' if frame.simulated.any() else ''
         self.sweeps, errors = {}, []
@@ -194,26 +194,26 @@ class SplitExplorer(Explorer):
         super().__init__(
             **(several if len(self.sweeps) > 1 else {}),
             arm=control(W.Dropdown, 'Arm', 'classifier, mixing, treatment', options=list(first.arms), value=arm),
-            ratio=control(W.SelectionSlider, 'Ratio', 'synthetic share', options=first.ratios(arm), value=ratio),
+            ratio=control(W.SelectionSlider, 'Ratio', 'synthetic share', options=first._ratios(arm), value=ratio),
             corruption=control(W.Dropdown, 'Corruption', 'against severity', options=[('mean of all', '')]))
 
 # %% ../../nbs/explore/04_explore_split.ipynb #7fb10806
 @patch
-def adjust(self:SplitExplorer):
+def _adjust(self:SplitExplorer):
     sweep, c = self.sweeps[self.values.get('setting', next(iter(self.sweeps)))], self.controls
     set_options(c['arm'], sweep.arms)
-    set_options(c['ratio'], sweep.ratios(c['arm'].value))
+    set_options(c['ratio'], sweep._ratios(c['arm'].value))
     names = dict.fromkeys(sweep.corrupted.columns.get_level_values(0)) if len(sweep.corrupted) else []
     set_options(c['corruption'], [('mean of all', ''), *((str(n).replace('_', ' '), str(n)) for n in names)])
 
 @patch
-def draw(self:SplitExplorer, arm, ratio, corruption, setting=None):
-    "Return the verdict and up to four charts of an arm at a ratio"
+def _draw(self:SplitExplorer, arm, ratio, corruption, setting=None):
+    "The verdict and up to four charts of an arm at a ratio"
     sweep = self.sweeps[setting or next(iter(self.sweeps))]
     matrix = [sweep._plot_confusion] if sweep.root else []                         # a matrix needs records
     panels = [self.chart(plot, arm, ratio) for plot in (sweep._plot_curve, *matrix, sweep._plot_recall)]
     if len(sweep.corrupted): panels.append(self.chart(sweep._plot_severity, arm, ratio, corruption))
-    return View(sweep.sentence(arm, ratio), panels, self.warning)
+    return View(sweep._sentence(arm, ratio), panels, self.warning)
 
 # %% ../../nbs/explore/04_explore_split.ipynb #69f422e8
 def explore(out='runs',  # folder of all stages
