@@ -89,7 +89,7 @@ def combinations(grid:dict # parameter -> value or values, see `values`
     if not good: raise BadInput(next(iter(bad)))
     return good, bad
 
-# %% ../../nbs/sweep/01_grid.ipynb #9364ee1d
+# %% ../../nbs/sweep/01_grid.ipynb #4b32e664
 NOTEBOOK = '03_split.ipynb'
 
 def execute(params:dict, # of the experiment
@@ -101,8 +101,8 @@ def execute(params:dict, # of the experiment
     here = Path(synthrob.__file__).resolve().parent                 # of the package, or beside the notebooks
     nb = next((f for f in (here/NOTEBOOK, here.parent/'nbs'/NOTEBOOK) if f.is_file()), None)
     if not nb: raise BadInput(f"{NOTEBOOK} is neither in {here} nor in {here.parent/'nbs'}: install synthrob again.")
-    papermill_engines.register('synthrob', SynthrobEngine)          # the entry point does so where synthrob is installed
-    execute_notebook(nb, dest, params, None if kernel else 'synthrob', request_save_on_cell_execute=False, progress_bar=False)
+    papermill_engines.register('synthrob', SynthrobEngine)          # the entry point does so for an installed synthrob
+    execute_notebook(nb, dest, params, None if kernel else 'synthrob', False, progress_bar=False)
 
 class Cell:
     "One experiment of a sweep, as a stage that executes the notebook"
@@ -128,7 +128,7 @@ class Cell:
             else: seen[key] = getattr(run, name)
         share('_source', p.data, p.path, p.vocab, p.size, p.channels)
         run.judge._source = run._source
-        if p.pool and not p.channels: run._source[0].make()                      # the data decide the channels of the pool
+        if p.pool and not p.channels: run._source[0].make()                 # the data decide the pool's channels
         if p.pool: share('_own_pool', p.pool, p.size, p.channels)
 
     def _execute(self, stage):
@@ -136,7 +136,7 @@ class Cell:
         execute({k: v for k, v in self.given.items() if v is not None}, stage.file(NOTEBOOK), self.kernel)
         return dict(split=self.run.stages['split'].hash)
 
-# %% ../../nbs/sweep/01_grid.ipynb #a176e703
+# %% ../../nbs/sweep/01_grid.ipynb #cee4589d
 @patch(as_prop=True)
 def params(self:Cell) -> dict: return asdict(self.p)
 
@@ -145,7 +145,7 @@ def given(self:Cell) -> dict: # the parameters that have an effect
     return {k: v for k, v in self.params.items() if k not in idle_params(self.p)}
 
 @patch(as_prop=True)
-def error(self:Cell) -> dict|None: # of its last execution: `error` in one line, `when`, `notebook` as far as it came, `traceback`
+def error(self:Cell) -> dict|None: # of its last execution: `error` in one line, `when`, `notebook`, `traceback`
     try: return read_json(self.stage.file('error.json'))
     except (OSError, ValueError): return None
 
@@ -160,7 +160,7 @@ def fail(self:Cell, error:str, traceback:str=''):
     said = dict(error=error, when=now(), notebook=nb if nb.exists() else None, traceback=traceback)
     with contextlib.suppress(OSError): write_json(self.stage.file('error.json'), said)
 
-# %% ../../nbs/sweep/01_grid.ipynb #98c87e85
+# %% ../../nbs/sweep/01_grid.ipynb #96a22c14
 class Sweep:
     "The cells of one or several grids, and the equivalence margin declared for them; raises `BadInput`"
     def __init__(self,
@@ -185,9 +185,11 @@ class Sweep:
         self.stage = Stage('sweep', dict(cells=sorted(cells), margin=margin), out=out)
 
     def __len__(self): return len(self.cells)
-    def __repr__(self): return f"Sweep of {len(self)} cells, {sum(c.state == 'done' for c in self.cells)} done ({self.stage.path})"
+    def __repr__(self): return f"Sweep of {len(self)} cells, {self.states['done']} done ({self.stage.path})"
+    @property
+    def states(self) -> Counter: return Counter(c.state for c in self.cells)
 
-# %% ../../nbs/sweep/01_grid.ipynb #5117222f
+# %% ../../nbs/sweep/01_grid.ipynb #1cd60b2c
 @patch(as_prop=True)
 def varying(self:Sweep) -> list: # names
     "The parameters in which cells differ"
@@ -220,13 +222,14 @@ def overview(self:Sweep) -> pd.DataFrame: # a row per arm, a column per ratio
         cells = arms.setdefault(arm, {}).setdefault(ratio, set())
         if first.setdefault(c, (arm, ratio)) == (arm, ratio): cells.add(c)
     text = lambda cells: '' if cells is None else f'{len(cells & done)}/{len(cells)}' if cells else '='
-    return pd.DataFrame([[text(o.get(r)) for r in ratios] for o in arms.values()], index=pd.MultiIndex.from_tuples(arms, names=rows),
-                        columns=pd.Index([f'{r:g}' for r in ratios], name='ratio'))
+    return pd.DataFrame([[text(o.get(r)) for r in ratios] for o in arms.values()],
+                        pd.MultiIndex.from_tuples(arms, names=rows), pd.Index([f'{r:g}' for r in ratios], name='ratio'))
 
-# %% ../../nbs/sweep/01_grid.ipynb #f075d453
+# %% ../../nbs/sweep/01_grid.ipynb #064aef4d
 _free = names_by_role('arm', 'seed')
 
-def _cost_key(kind, params, inputs): return kind, hash_of({k: v for k, v in params.items() if k not in _free} | {'train': inputs.get('train')})
+def _cost_key(kind, params, inputs):
+    return kind, hash_of({k: v for k, v in params.items() if k not in _free} | {'train': inputs.get('train')})
 
 class Costs:
     "What finished stages took, and what others will take"
@@ -271,7 +274,7 @@ def price(self:Sweep, slots:int=1) -> str:
     more = f'; the others: {known}' if seconds else ''
     return f"not known for {_n(sum(unknown.values()), 'stage')} ({kinds}): nothing like them has been run here{more}"
 
-# %% ../../nbs/sweep/01_grid.ipynb #cdab6ed1
+# %% ../../nbs/sweep/01_grid.ipynb #86955df0
 @patch
 def spread(self:Sweep) -> tuple: # standard deviation, number of pairs; (None, 0) without pairs
     "Compute how far arms and baselines of the same seed differ in validation accuracy"
@@ -296,15 +299,15 @@ def enough(self:Sweep, effect, sd, power, alpha) -> str:
     have = min(Counter(tuple(one[k] for k in self.varying if k != 'cnn_seed') for one, _ in self.combos).values())
     need, most = (seeds_needed(effect, sd, power, alpha, comparisons=n) for n in (1, max(1, len(arms))))
     any_ = f" ({most} if it may be any of {len(arms)} arms)"*(len(arms) > 1)
-    return (f"{_n(need, 'classifier seed')}{any_} will show a difference of {effect:.1%} with a probability of {power:.0%}; "
-            f"alpha {alpha:g}, SD of paired differences {sd:.2%}, {why}. The sweep has {have}, "
+    return (f"{_n(need, 'classifier seed')}{any_} will show a difference of {effect:.1%} with a probability of "
+            f"{power:.0%}; alpha {alpha:g}, SD of paired differences {sd:.2%}, {why}. The sweep has {have}, "
             + ('which is enough.' if have >= need else f"which is too few: --seeds {need}."))
 
-# %% ../../nbs/sweep/01_grid.ipynb #0ecc42a7
+# %% ../../nbs/sweep/01_grid.ipynb #270be2b8
 @patch
 def head(self:Sweep) -> str:
     "Count cells and GANs, and say what was left out"
-    n, state = len(self), Counter(c.state for c in self.cells)
+    n, state = len(self), self.states
     gans = {c.run.stages['gan'].hash: c.run.stages['gan'] for c in self.cells if 'gan' in c.run.stages}
     same = f' ({len(self.combos)} combinations, of which equal ones are one cell)' if n < len(self.combos) else ''
     return '\n'.join([f"{_n(n, 'cell')}{same}: {state['done']} done, {state['failed']} failed, {state['open']} to run. "
@@ -324,13 +327,13 @@ def plan(self:Sweep,
                       f"Seeds: {self.enough(effect, sd, power, alpha)}",
                       f"Margin: accuracies that differ by less than {self.margin:.1%} will be called equivalent."])
 
-# %% ../../nbs/sweep/01_grid.ipynb #ab562157
+# %% ../../nbs/sweep/01_grid.ipynb #faa27c0a
 @patch
 def declare(self:Sweep) -> dict: # content of `sweep.json`
     "Write down grids, cells and margin, once"
     if not (f := self.stage.file('sweep.json')).exists():
         cells = [dict(hash=c.hash, **{k: c.given.get(k) for k in self.varying}) for c in self.cells]
-        write_json(f, dict(hash=self.stage.hash, declared=now(), finished_before=sum(c.state == 'done' for c in self.cells),
+        write_json(f, dict(hash=self.stage.hash, declared=now(), finished_before=self.states['done'],
                            margin=self.margin, grids=self.grids, varying=self.varying, cells=cells, versions=versions()))
     return read_json(f)
 
@@ -339,10 +342,10 @@ def summary(self:Sweep,
             made:int=0 # number of cells executed now
            ) -> str:
     "Say how it stands, and what comes next"
-    n, failed = Counter(c.state for c in self.cells), [c for c in self.cells if c.state == 'failed']
+    n, failed = self.states, [c for c in self.cells if c.state == 'failed']
     lines = [f"{n['done']} of {len(self)} cells are done, {made} of them made now; {len(failed)} failed.",
              *(f"  {self.name(c)}: {c.error['error']}" for c in failed)]
-    if failed: lines.append("--retry (retry=True) tries failed cells again; their folders hold error.json and the notebook.")
+    if failed: lines.append("--retry (retry=True) tries failed cells again; error.json and notebook are in their folders.")
     if n['done']: lines.append(f"Next: synthrob_report {self.out}   (verdicts and figures on one page)")
     return '\n'.join(lines)
 
@@ -360,35 +363,36 @@ def run(self:Sweep,
     print(self.summary(made))
     return self
 
-# %% ../../nbs/sweep/01_grid.ipynb #95798753
+# %% ../../nbs/sweep/01_grid.ipynb #3750144f
 # name -> default, type, description; where and how an experiment runs has defaults and descriptions in `SplitParams`
-_settings = {f.name: (f.default, float if f.type == 'float' else str, f.metadata['about']) for f in fields(SplitParams) if f.name in _common} | dict(
+_settings = {f.name: (f.default, float if f.name == 'margin' else str, f.metadata['about'])
+             for f in fields(SplitParams) if f.name in _common} | dict(
     engine=('local', str, "'local': this machine; 'slurm': jobs on a Slurm cluster"),
     scheduler=(None, str, "address of a running Dask scheduler, such as tcp://host:8786, in place of an engine"),
     slots=(None, int, "cells at a time; None: what cores, memory and GPUs allow; on Slurm workers in a job (1)"),
     gpus=(None, int, "GPUs to use; None: all; on Slurm GPUs of a job"),
-    memory=(None, float, "GB of a slot; a worker that takes more is killed and its stage tried again; None: all memory, shared out; on Slurm of a job (8)"),
+    memory=(None, float, "GB of a slot; a worker that takes more is killed; None: its share of all; on Slurm of a job (8)"),
     jobs=(1, int, "Slurm: number of jobs"),
     partition=(None, str, "Slurm: partition; this and more can stand in Dask's jobqueue.yaml"),
     time=(None, str, "Slurm: wall time of a job, such as 2:00:00; work that takes longer continues in the next job"),
     cores=(None, int, "Slurm: cores of a job"),
     effect=(.02, float, "for the plan: difference in accuracy to show"),
-    sd=(None, float, "for the plan: standard deviation of paired differences; None: that of finished pairs, or else .014"),
+    sd=(None, float, "for the plan: SD of paired differences; None: that of finished pairs, or else .014"),
     power=(.8, float, "for the plan: probability of showing it"),
     alpha=(.05, float, "for the plan: probability of showing one where there is none"))
 _switches = dict(dry_run='print plan, price and seeds needed, and stop', retry='try failed cells again',
-                 kernel='execute notebooks in Jupyter kernels, as papermill does by itself: some seconds slower per cell')
+                 kernel='execute notebooks in Jupyter kernels, some seconds slower per cell')
 _plan = 'effect', 'sd', 'power', 'alpha'
 
 def _check_settings(o):
     "Raise `BadInput` unless the settings of a sweep make sense"
     check_name(o['engine'], ['local', 'slurm'], f"There is no engine {o['engine']!r}")
     for k, (default, kind, _) in _settings.items():
-        v = o[k]
+        v, high = o[k], 1 if k in _plan else float('inf')
         if v is None and default is None or kind is str or k in _common: continue
         number = isinstance(v, (int, float)) and not isinstance(v, bool) and v == kind(v)
-        want = 'whole number from 0' if k == 'gpus' else 'whole number from 1' if kind is int else 'number above 0' + ' and below 1'*(k in _plan)
-        if not number or not (v > 0 or k == 'gpus' and v == 0) or k in _plan and v >= 1:
+        want = f"whole number from {int(k != 'gpus')}" if kind is int else 'number above 0' + ' and below 1'*(high == 1)
+        if not number or not (v > 0 or k == 'gpus' and v == 0) or v >= high:
             raise BadInput(f"{k}={v!r} is out of range: choose a {want}.")
 
 # %% ../../nbs/sweep/01_grid.ipynb #0ac88c8e
@@ -430,15 +434,15 @@ def read_spec(path # a YAML file, see `grids_of`
         raise BadInput(f"{path} is not YAML: {why}{f' in line {mark.line + 1}' if mark else ''}.") from None
     return grids_of(spec, f'{path}')
 
-# %% ../../nbs/sweep/01_grid.ipynb #3112a7c8
+# %% ../../nbs/sweep/01_grid.ipynb #17a0d13a
 def sweep(spec=None,     # a YAML file, a grid, or a list of grids; None: the grid below is all
           dry_run=False, # only print the plan
           retry=False,   # try failed cells again
-          **given        # a grid, `ratio=[0, .1, ..., 1], how=['replace', 'add'], cnn_seed=6`, and settings such as `slots=4`: see `synthrob_sweep --help`
+          **given        # a grid, `ratio=[0, .1, ..., 1], cnn_seed=6`, and settings: see `synthrob_sweep --help`
          ) -> Sweep:     # see its `table`
     "Plan a grid of split experiments and run it; what is given here replaces what `spec` says. Raises `BadInput`"
     for k in given: check_name(k, [*axes(), *_settings, *_switches], f"There is no parameter {k!r}")
-    grids, settings = read_spec(spec) if isinstance(spec, (str, os.PathLike)) else grids_of({} if spec is None else spec)
+    grids, settings = read_spec(spec) if isinstance(spec, (str, os.PathLike)) else grids_of(spec or {})
     own = {k: v for k, v in given.items() if k in axes()}
     o = {k: v[0] for k, v in _settings.items()} | dict(dry_run=dry_run, retry=retry, kernel=False) | settings | {
         k: v for k, v in given.items() if k not in own and v is not None}
@@ -449,11 +453,11 @@ def sweep(spec=None,     # a YAML file, a grid, or a list of grids; None: the gr
     print(s.plan(**plan, slots=o['slots'] or 1))
     return s
 
-# %% ../../nbs/sweep/01_grid.ipynb #3b8977c7
+# %% ../../nbs/sweep/01_grid.ipynb #397262a0
 _aliases = dict(ratio=['ratios'], cnn_seed=['seeds'], gan_seed=['gan_seeds'])
-_about = """Run a grid of split experiments: a cell for every combination of the values below. Each cell executes the notebook
-03_split. Data, GANs and pools are made once and shared. After an interruption start the same sweep again: what is finished
-is found, what was interrupted continues, what failed waits for --retry."""
+_about = """Run a grid of split experiments: a cell for every combination of the values below. Each cell executes the
+notebook 03_split. Data, GANs and pools are made once and shared. After an interruption start the same sweep again: what
+is finished is found, what was interrupted continues, what failed waits for --retry."""
 _examples = """examples
   synthrob_sweep --ratios 0,.1,...,.9 --how replace,add --seeds 6 --dry_run     what would it cost, would it suffice?
   synthrob_sweep --ratios 0,.1,...,.9 --how replace,add --seeds 6               run it on this machine
@@ -468,18 +472,17 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument('spec', nargs='?', metavar='sweep.yaml', help='grids and settings; flags replace them')
     def put(group, name, about, default=None, **kw):
         about = about.replace('None:', 'default:') + ('' if default is None else f' ({default})')
-        group.add_argument(*[f'--{o}' for o in (name, *_aliases.get(name, []))], dest=name, help=about.replace('%', '%%'), default=argparse.SUPPRESS, **kw)
-    groups = {k: p.add_argument_group(k, about) for k, about in {
-        'the grid': 'one value, or several: a,b,c  or  0,.1,...,1  or  0..5; for a seed, how many', 'more parameters of an experiment': 'may vary, too',
-        'the sweep': None}.items()}
+        names = [f'--{o}' for o in (name, *_aliases.get(name, []))]
+        group.add_argument(*names, dest=name, help=about.replace('%', '%%'), default=argparse.SUPPRESS, **kw)
+    grid = p.add_argument_group('the grid', 'one value or several: a,b,c  or  0,.1,...,1  or  0..5; for a seed, how many')
+    more, own = p.add_argument_group('more of an experiment', 'may vary, too'), p.add_argument_group('the sweep')
     for k, f in axes().items():
-        seed = k.endswith('_seed') and f.metadata['role'] == 'seed'
-        put(groups['the grid' if seed or f.metadata['role'] == 'arm' else 'more parameters of an experiment'], k, f.metadata['about'], f.default, metavar='V')
-    for k, about in _switches.items(): put(groups['the sweep'], k, about, action='store_true')
-    for k, (default, kind, about) in _settings.items(): put(groups['the sweep'], k, about, default, type=kind, metavar='V')
+        put(grid if f.metadata['role'] in ('arm', 'seed') else more, k, f.metadata['about'], f.default, metavar='V')
+    for k, about in _switches.items(): put(own, k, about, action='store_true')
+    for k, (default, kind, about) in _settings.items(): put(own, k, about, default, type=kind, metavar='V')
     return p
 
-# %% ../../nbs/sweep/01_grid.ipynb #67aed23f
+# %% ../../nbs/sweep/01_grid.ipynb #ca4ef807
 def main(args=None # list of arguments; None: those of the command line
         ) -> int:  # 0; 1 if a cell failed; 2 for bad input; 130 after Ctrl-C
     "The command `synthrob_sweep`"
@@ -487,10 +490,11 @@ def main(args=None # list of arguments; None: those of the command line
     args = [re.sub('^--[^=]+', lambda m: '--' + m[0][2:].replace('-', '_'), o) for o in args]   # --dry-run is --dry_run
     given, unknown = p.parse_known_args(args)
     given = vars(given)
-    with contextlib.suppress(ValueError):                           # only the main thread can; SIGTERM is what a batch system sends
+    with contextlib.suppress(ValueError):                       # only the main thread can; batch systems send SIGTERM
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        for o in (u.split('=')[0] for u in unknown): check_name(o, p._option_string_actions, f"There is no argument {o!r}")
+        for o in (u.split('=')[0] for u in unknown):
+            check_name(o, p._option_string_actions, f"There is no argument {o!r}")
         if not given.get('spec') and not set(given) & set(axes()):
             raise BadInput("Give a file or a grid, for example --ratios 0,.3,.6 --seeds 3; --help says more.")
         s = sweep(**given)
