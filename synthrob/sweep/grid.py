@@ -327,14 +327,15 @@ def plan(self:Sweep,
                       f"Seeds: {self.enough(effect, sd, power, alpha)}",
                       f"Margin: accuracies that differ by less than {self.margin:.1%} will be called equivalent."])
 
-# %% ../../nbs/sweep/01_grid.ipynb #faa27c0a
+# %% ../../nbs/sweep/01_grid.ipynb #b61150ac
 @patch
 def declare(self:Sweep) -> dict: # content of `sweep.json`
     "Write down grids, cells and margin, once"
     if not (f := self.stage.file('sweep.json')).exists():
         cells = [dict(hash=c.hash, **{k: c.given.get(k) for k in self.varying}) for c in self.cells]
         write_json(f, dict(hash=self.stage.hash, declared=now(), finished_before=self.states['done'],
-                           margin=self.margin, grids=self.grids, varying=self.varying, cells=cells, versions=versions()))
+                           margin=self.margin, grids=self.grids, varying=self.varying, cells=cells,
+                           versions=versions()))
     return read_json(f)
 
 @patch
@@ -345,7 +346,7 @@ def summary(self:Sweep,
     n, failed = self.states, [c for c in self.cells if c.state == 'failed']
     lines = [f"{n['done']} of {len(self)} cells are done, {made} of them made now; {len(failed)} failed.",
              *(f"  {self.name(c)}: {c.error['error']}" for c in failed)]
-    if failed: lines.append("--retry (retry=True) tries failed cells again; error.json and notebook are in their folders.")
+    if failed: lines.append("--retry (retry=True) tries failed cells again; their folders hold error.json.")
     if n['done']: lines.append(f"Next: synthrob_report {self.out}   (verdicts and figures on one page)")
     return '\n'.join(lines)
 
@@ -363,7 +364,7 @@ def run(self:Sweep,
     print(self.summary(made))
     return self
 
-# %% ../../nbs/sweep/01_grid.ipynb #3750144f
+# %% ../../nbs/sweep/01_grid.ipynb #e193360c
 # name -> default, type, description; where and how an experiment runs has defaults and descriptions in `SplitParams`
 _settings = {f.name: (f.default, float if f.name == 'margin' else str, f.metadata['about'])
              for f in fields(SplitParams) if f.name in _common} | dict(
@@ -371,7 +372,7 @@ _settings = {f.name: (f.default, float if f.name == 'margin' else str, f.metadat
     scheduler=(None, str, "address of a running Dask scheduler, such as tcp://host:8786, in place of an engine"),
     slots=(None, int, "cells at a time; None: what cores, memory and GPUs allow; on Slurm workers in a job (1)"),
     gpus=(None, int, "GPUs to use; None: all; on Slurm GPUs of a job"),
-    memory=(None, float, "GB of a slot; a worker that takes more is killed; None: its share of all; on Slurm of a job (8)"),
+    memory=(None, float, "GB of a slot; a worker that takes more is killed; None: its share; on Slurm of a job (8)"),
     jobs=(1, int, "Slurm: number of jobs"),
     partition=(None, str, "Slurm: partition; this and more can stand in Dask's jobqueue.yaml"),
     time=(None, str, "Slurm: wall time of a job, such as 2:00:00; work that takes longer continues in the next job"),
@@ -453,7 +454,7 @@ def sweep(spec=None,     # a YAML file, a grid, or a list of grids; None: the gr
     print(s.plan(**plan, slots=o['slots'] or 1))
     return s
 
-# %% ../../nbs/sweep/01_grid.ipynb #397262a0
+# %% ../../nbs/sweep/01_grid.ipynb #6c6c2320
 _aliases = dict(ratio=['ratios'], cnn_seed=['seeds'], gan_seed=['gan_seeds'])
 _about = """Run a grid of split experiments: a cell for every combination of the values below. Each cell executes the
 notebook 03_split. Data, GANs and pools are made once and shared. After an interruption start the same sweep again: what
@@ -474,7 +475,7 @@ def parser() -> argparse.ArgumentParser:
         about = about.replace('None:', 'default:') + ('' if default is None else f' ({default})')
         names = [f'--{o}' for o in (name, *_aliases.get(name, []))]
         group.add_argument(*names, dest=name, help=about.replace('%', '%%'), default=argparse.SUPPRESS, **kw)
-    grid = p.add_argument_group('the grid', 'one value or several: a,b,c  or  0,.1,...,1  or  0..5; for a seed, how many')
+    grid = p.add_argument_group('the grid', 'one value or several: a,b,c  or  0,.1,...,1  or  0..5; how many seeds')
     more, own = p.add_argument_group('more of an experiment', 'may vary, too'), p.add_argument_group('the sweep')
     for k, f in axes().items():
         put(grid if f.metadata['role'] in ('arm', 'seed') else more, k, f.metadata['about'], f.default, metavar='V')
