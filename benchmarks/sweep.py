@@ -6,6 +6,7 @@ from __future__ import annotations
 import io, json, os, statistics, subprocess, sys
 from contextlib import redirect_stdout
 from functools import partial
+from pathlib import Path
 
 import matplotlib.pyplot as plt, torch
 from PIL import Image
@@ -13,10 +14,8 @@ from PIL import Image
 import bench as b
 from synthrob.data.faces import draw_faces, emotions
 from synthrob.split.core import run_split
-from synthrob.sweep.cells import notebook_path
-from synthrob.sweep.engines import local
-from synthrob.sweep.grid import Sweep
-from synthrob.sweep.kernels import execute, kernel_server
+from synthrob.sweep.cluster import Run, open_cluster
+from synthrob.sweep.grid import NOTEBOOK, Sweep, execute
 
 b.benches.clear()
 
@@ -29,20 +28,20 @@ def tiny_cell(s):
     return dict(data='folder', path=str(folder), size=32, gan_images=640, gan_width=16, cnn_epochs=1, robustness='none', ratio=.5)
 
 def same_cells(params):
-    "Execute the cells that a sweep executes in this process, without papermill and without a kernel"
+    "Execute the cells that a sweep executes in this process, without papermill"
     space = dict(__name__='__main__')
-    for c in json.loads(notebook_path().read_text(encoding='utf-8'))['cells']:
+    for c in json.loads((Path(__file__).parent.parent/'nbs'/NOTEBOOK).read_text(encoding='utf-8'))['cells']:
         tags, source = c['metadata'].get('tags', []), ''.join(c['source'])
-        if c['cell_type'] != 'code' or 'story' in tags or 'eval: false' in source: continue
+        if c['cell_type'] != 'code': continue
         exec(compile(source, 'cell', 'exec'), space)
         if 'parameters' in tags: space.update(params)
         for n in plt.get_fignums(): plt.figure(n).savefig(io.BytesIO(), bbox_inches='tight')
         plt.close('all')
 
-@b.bench(1, 'what papermill and a warm kernel add to the cells of a notebook', 'the limit of 1 s')
+@b.bench(1, 'what papermill and the engine add to the cells of a notebook', 'the limit of 1 s')
 def cell(s):
     params, pairs, bare = tiny_cell(s), [], []
-    ways = [lambda p: execute(notebook_path(), s.folder/'cell.ipynb', {**p, 'out': str(s.folder/'kernel_runs')}),
+    ways = [lambda p: execute({**p, 'out': str(s.folder/'engine_runs')}, s.folder/'cell.ipynb'),
             lambda p: same_cells({**p, 'out': str(s.folder/'here_runs')}),
             lambda p: run_split(**p, out=str(s.folder/'bare_runs'))]
     plt.switch_backend('agg')
@@ -50,22 +49,24 @@ def cell(s):
         for w in ways: w({**params, 'cnn_seed': 0})           # makes data, GAN and pool, and warms up
     for i in s.rounds():
         with redirect_stdout(io.StringIO()):
-            kernel, here, split = (b.stopwatch(partial(w, {**params, 'cnn_seed': i + 1}), s.device) for w in ways)
-        pairs.append((max(kernel - here, 1e-3), 1.))
-        bare.append((kernel, here, split))
-    kernel, here, split = map(statistics.median, zip(*bare))
-    return pairs, (f'{kernel:.2f} s by papermill from a warm kernel, {here:.2f} s in one process; run_split, which '
+            engine, here, split = (b.stopwatch(partial(w, {**params, 'cnn_seed': i + 1}), s.device) for w in ways)
+        pairs.append((max(engine - here, 1e-3), 1.))
+        bare.append((engine, here, split))
+    engine, here, split = map(statistics.median, zip(*bare))
+    return pairs, (f'{engine:.2f} s by papermill and the engine, {here:.2f} s in one process; run_split, which '
                    f'draws no figures, takes {split:.2f} s')
 
 def cells_per_hour(s, slots, seeds, out):
-    "The smallest cells that an engine of `slots` slots executes in an hour; the first `slots` seeds warm up, uncounted"
-    grid = lambda seeds: {**tiny_cell(s), 'cnn_seed': seeds}
-    with local(slots) as ex, redirect_stdout(sys.stderr):
-        kernel_server()
-        Sweep(grid(seeds[:slots]), out=out).run(ex)
-        return 3600*len(seeds[slots:])/b.stopwatch(lambda: Sweep(grid(seeds), out=out).run(ex), 'cpu')
+    "The smallest cells that `slots` workers execute in an hour; the first `slots` seeds warm up, uncounted"
+    grid = lambda seeds: Sweep({**tiny_cell(s), 'cnn_seed': seeds}, out=out)
+    def run(sweep, client):
+        r = Run(sweep, client, False)
+        while r.cells: r.settle(*r.ended.get())
+    with redirect_stdout(sys.stderr), open_cluster(out, slots=slots, gpus=0 if s.device.type == 'cpu' else None) as (client, _):
+        run(grid(seeds[:slots]), client)
+        return 3600*len(seeds[slots:])/b.stopwatch(lambda: run(grid(seeds), client), 'cpu')
 
-@b.bench(1, 'a finished sweep of 72 cells, started again', 'the limit of 10 s')
+@b.bench(1, 'a finished sweep of 72 cells, started again', 'the limit of 6 s')
 def sweep(s):
     out, per_hour, first = s.folder/'sweep_runs', {}, 1
     plan = {2: 3} if s.quick else {1: 15, 2: 16, 4: 18, 8: 22}                      # slots -> cells
@@ -77,8 +78,8 @@ def sweep(s):
     cmd = [sys.executable, '-c', 'import sys; from synthrob.sweep.grid import main; sys.exit(main())', *flags]
     env = {**os.environ, 'PYTHONPATH': os.pathsep.join(o or os.getcwd() for o in sys.path)}    # the same synthrob
     again = lambda: subprocess.run(cmd, env=env, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    again()                                                                          # the last cell, and the plan
-    pairs = [(b.stopwatch(again, 'cpu'), 10.) for _ in s.rounds(most=3)]
+    again()                                                                          # the last cell
+    pairs = [(b.stopwatch(again, 'cpu'), 6.) for _ in s.rounds(most=3)]
     speed = ', '.join(f'{v:.0f} by {k}' for k, v in per_hour.items())
     return pairs, f'{first} cells; of the smallest cells in an hour, by slots: {speed}; {os.cpu_count()} cores'
 

@@ -17,8 +17,9 @@ from traitlets.config import Config
 # %% auto #0
 __all__ = ['SynthrobEngine']
 
-# %% ../../nbs/sweep/03_engine.ipynb #22477f5c
-def _plain(data): return {k: b2a_base64(v, newline=False).decode() if isinstance(v, bytes) else v for k, v in data.items()}
+# %% ../../nbs/sweep/03_engine.ipynb #12a0f62f
+def _plain(data):
+    return {k: b2a_base64(v, newline=False).decode() if isinstance(v, bytes) else v for k, v in data.items()}
 
 class _Stream(io.TextIOBase):
     "Append what is written to the outputs, to the last one if it is of the same stream"
@@ -43,9 +44,10 @@ class _Hook(DisplayHook):
     "Append the value of a cell's last expression"
     def write_output_prompt(self): pass
     def write_format_data(self, data, metadata=None):
-        self.shell.outputs.append(new_output('execute_result', data=_plain(data), metadata=metadata or {}, execution_count=self.prompt_count))
+        self.shell.outputs.append(new_output('execute_result', data=_plain(data), metadata=metadata or {},
+                                             execution_count=self.prompt_count))
 
-# %% ../../nbs/sweep/03_engine.ipynb #d85ae5e1
+# %% ../../nbs/sweep/03_engine.ipynb #c0cfb8e0
 class _Shell(InteractiveShell):
     "A shell that collects outputs as a notebook holds them"
     displayhook_class, display_pub_class = Type(_Hook), Type(_Publisher)
@@ -96,7 +98,8 @@ class SynthrobEngine:
                 nb_man.cell_start(cell, i)
                 if cell.cell_type == 'code':
                     shell.outputs = cell.outputs = []
-                    with contextlib.redirect_stdout(_Stream(shell, 'stdout')), contextlib.redirect_stderr(_Stream(shell, 'stderr')):
+                    out, err = (_Stream(shell, o) for o in ('stdout', 'stderr'))
+                    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                         cell.execution_count = shell.execution_count
                         failed = not shell.run_cell(cell.source, store_history=True).success
                     if failed: nb_man.cell_exception(cell, i)
