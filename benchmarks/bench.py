@@ -292,7 +292,7 @@ def cnn_study(s):
 
 def our_gan(s, recipe='default', **changes):
     "Our GAN `Learner`, and a function that trains it for some steps; the check at the end of an epoch is left out"
-    r = replace(gan_recipe(recipe), nf=s.gan['nf'], bs=s.gan['bs'], **changes)     # `gan_recipe` takes None for unchanged
+    r = replace(gan_recipe(recipe), nf=s.gan['nf'], bs=s.gan['bs'], **changes)
     learn = gan_learner(s.dls(bs=r.bs, n_steps=s.gan['n_steps']), r)
     learn.remove_cb(learn.stop_on_collapse)
     def steps():

@@ -75,7 +75,7 @@ def sweep(s):
         per_hour[slots] = cells_per_hour(s, slots, list(range(first, first + n)), out)
         first += n
     flags = [f'--{k}={v}' for k, v in {**tiny_cell(s), 'cnn_seed': first, 'out': out}.items()]
-    cmd = [sys.executable, '-c', 'import sys; from synthrob.sweep.grid import main; sys.exit(main())', *flags]
+    cmd = [sys.executable, '-c', 'import sys; from synthrob.sweep.command import main; sys.exit(main())', *flags]
     env = {**os.environ, 'PYTHONPATH': os.pathsep.join(o or os.getcwd() for o in sys.path)}    # the same synthrob
     again = lambda: subprocess.run(cmd, env=env, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     again()                                                                          # the last cell

@@ -12,7 +12,8 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parent.parent
 LIB, NBS = ROOT/'synthrob', ROOT/'nbs'
 DISTRIBUTION = dict(sklearn='scikit-learn', PIL='pillow', plum='plum-dispatch', yaml='pyyaml', IPython='ipython',
-                    art='adversarial-robustness-toolbox')   # where the import has another name
+                    art='adversarial-robustness-toolbox',   # where the import has another name
+                    dask='distributed', traitlets='ipython')       # or comes with what needs the same version
 FLOORS = 8        # packages on the longest chain of imports, at most
 FACADES = '__init__.py', 'all.py'   # written by hand: they re-export names, and are no floor
 PAGES = sorted(NBS.rglob('*.ipynb'))

@@ -4,7 +4,7 @@ import json, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
 from conftest import TOY
-from synthrob.sweep.grid import sweep
+from synthrob.sweep.command import sweep
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 
@@ -16,7 +16,7 @@ def slurm():
 
 def start(faces, out, *more, **grid):
     args = [o for k, v in {**TOY, 'path': faces, 'out': out, 'engine': 'slurm', 'jobs': 2, 'memory': 2, 'time': 10, **grid}.items() for o in (f'--{k}', str(v))]
-    return subprocess.Popen([sys.executable, '-W', 'ignore', '-c', 'import sys; from synthrob.sweep.grid import main; sys.exit(main())', *args],
+    return subprocess.Popen([sys.executable, '-W', 'ignore', '-c', 'import sys; from synthrob.sweep.command import main; sys.exit(main())', *args],
                             text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 def records(out, kind): return [json.loads(p.read_text()) for p in Path(out).glob(f'{kind}/*/record.json')]

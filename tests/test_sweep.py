@@ -5,7 +5,8 @@ from pathlib import Path
 import nbformat, pandas as pd, psutil, pytest, torch
 from conftest import TOY
 from synthrob.core.basics import BadInput, read_tensors, write_json
-from synthrob.sweep.grid import Sweep, main, sweep
+from synthrob.sweep.command import main, sweep
+from synthrob.sweep.grid import Sweep
 
 # `SYNTHROB_SLOW=1 pytest -m e2e tests/test_sweep.py -k killed` kills a sweep of 72 cells twenty times
 SLOW = bool(os.environ.get('SYNTHROB_SLOW'))
@@ -16,7 +17,7 @@ def flags(**grid): return [o for k, v in grid.items() for o in (f'--{k}', str(v)
 
 def start(faces, out, *more, before='pass', **grid):
     "Start the command `synthrob_sweep` in a session of its own, as a terminal's job"
-    code = f'import signal, sys; from synthrob.sweep.grid import main; {before}; sys.exit(main())'
+    code = f'import signal, sys; from synthrob.sweep.command import main; {before}; sys.exit(main())'
     args = [*flags(**{**TOY, 'path': faces, 'out': out, 'slots': 2, **grid}), *more]
     return subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code, *args], text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT, start_new_session=True)
@@ -171,7 +172,7 @@ def test_schedulers_that_fail(faces, tmp_path, monkeypatch):
 def test_finished_starts_nothing(faces, undisturbed, monkeypatch, capsys):
     "A finished sweep is found without a cluster, in a moment"
     def no(*args, **kwargs): raise AssertionError('nothing was to be started')
-    monkeypatch.setattr('synthrob.sweep.cluster.run_cells', no)
+    monkeypatch.setattr('synthrob.sweep.command.run_cells', no)
     t = time.perf_counter()
     assert main([*flags(**TOY, path=faces, out=undisturbed), *flags(**GRID)]) == 0
     assert time.perf_counter() - t < 3

@@ -84,7 +84,7 @@ gan_recipes = dict(
                        lr=1e-4, betas=(0., .9), augment=None, half_life=50_000, bs=256))
 
 def gan_recipe(name,     # one of `gan_recipes`, or a `GANRecipe`
-               **changes # fields to change, e.g. `nf=32`; None: unchanged
+               **changes # fields to change, e.g. `nf=32`
               ) -> GANRecipe:
     "Return a recipe by name, with `changes`; raises `BadInput` for unknown names"
     known = [f.name for f in fields(GANRecipe)]
@@ -92,7 +92,7 @@ def gan_recipe(name,     # one of `gan_recipes`, or a `GANRecipe`
     if not isinstance(name, GANRecipe):
         check_name(name, gan_recipes, f"There is no GAN {name!r}")
         name = gan_recipes[name]
-    return replace(name, **{k: v for k, v in changes.items() if v is not None})
+    return replace(name, **changes)
 
 # %% ../../nbs/gan/05_trainer.ipynb #5e49a3cf
 relative = 'relativistic', 'wasserstein'     # losses under which only differences of logits have a meaning

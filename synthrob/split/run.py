@@ -65,6 +65,10 @@ class SplitRun:
         return f"SplitRun({', '.join(f'{k} {s.hash}{done(s)}' for k, s in self.stages.items())})"
 
 # %% ../../nbs/split/04_run.ipynb #77e9d135
+def _recipe(p):
+    "The recipe of the experiment's GAN"
+    return gan_recipe(p.gan_arch, **{k: v for k, v in dict(nf=p.gan_width, bs=p.gan_bs).items() if v is not None})
+
 @patch(as_prop=True)
 def stages(self:SplitRun) -> dict: # kind -> `Stage`, in the order in which they are made
     "The stages of the experiment; none of them is made by looking"
@@ -78,7 +82,7 @@ def stages(self:SplitRun) -> dict: # kind -> `Stage`, in the order in which they
     best, judge = p.gan_pick == 'best' and c['gan'], None
     if best or p.reject or (p.quality != 'none' and c['pool']): judge = self.judge.stages['split']
     if c['gan']:
-        own = params_of(p, GANParams) | dict(gan_arch=gan_recipe(p.gan_arch, nf=p.gan_width, bs=p.gan_bs).params)
+        own = params_of(p, GANParams) | dict(gan_arch=_recipe(p).params)
         s['gan'] = self._stage('gan', own | many, self._train_gan, train=train, judge=judge if best else None)
     if c['pool']:
         own = dict(params_of(p, PoolParams), pool=p.pool and content_key(p.pool),
@@ -212,7 +216,7 @@ def _gan_data(self:SplitRun):
 def _fit_gan(self:SplitRun, folder):
     "Train the GAN, in this process or as one of several"
     p = self.p
-    r = gan_recipe(p.gan_arch, nf=p.gan_width, bs=p.gan_bs)
+    r = _recipe(p)
     learn, best, cbs = gan_learner(self._gan_data(), r, seed=p.gan_seed, device=p.device), None, []
     if p.gan_pick == 'best':
         best = SaveBestGAN(self.judge.classifier(), self.part('valid'), every=3, path=folder/'best.safetensors')

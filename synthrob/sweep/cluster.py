@@ -15,16 +15,17 @@ from distributed.comm import CommClosedError, get_address_host_port
 from distributed.scheduler import KilledWorker
 from distributed.system import MEMORY_LIMIT
 from distributed.utils import silence_logging_cmgr
+from fastcore.basics import patch
 from fastcore.imports import in_notebook
 from ..core.basics import BadInput, default_device, hash_of
 from ..split.params import check_params
 from .grid import Cell, Costs, _n, _span
 
 # %% auto #0
-__all__ = ['PATIENCE', 'last_error', 'StageFailed', 'dask_setup', 'make_stage', 'open_cluster', 'Line', 'Run', 'run_cells']
+__all__ = ['PATIENCE', 'StageFailed', 'dask_setup', 'make_stage', 'open_cluster', 'Run', 'run_cells']
 
 # %% ../../nbs/sweep/02_cluster.ipynb #ecdd0c70
-def last_error(e:BaseException) -> str:
+def _last_error(e:BaseException) -> str:
     "Describe an exception in one line"
     kind, text = getattr(e, 'ename', None) or type(e).__name__, getattr(e, 'evalue', None) or str(e)
     line = next((o.strip() for o in text.splitlines() if o.strip()), '')[:400]
@@ -48,7 +49,7 @@ def make_stage(params:dict,  # of the experiment
         if hash not in stages: raise BadInput("The data have changed since the sweep was planned: start it again.")
         with open(os.devnull, 'w') as f, contextlib.redirect_stdout(f), contextlib.redirect_stderr(f):
             return not stages[hash].make().reused
-    except Exception as e: raise StageFailed(last_error(e), traceback.format_exc()) from None
+    except Exception as e: raise StageFailed(_last_error(e), traceback.format_exc()) from None
     finally:
         if torch.cuda.is_initialized(): torch.cuda.empty_cache()     # for the others on this GPU
 
@@ -146,13 +147,18 @@ def open_cluster(folder,            # for logs of jobs
         yield client, renew
 
 # %% ../../nbs/sweep/02_cluster.ipynb #687528df
-class Line:
+class _Line:
     "A line of progress: rewritten in a notebook or terminal, added every 30 s in a log"
     def __init__(self): self.handle, self.shown, self.when = None, '', -30.
-    def say(self, text):
+    def say(self,
+            text # a line
+           ):
         "Print `text` above the line"
         print('\r\x1b[2K'*sys.stderr.isatty() + text, file=sys.stdout if in_notebook() else sys.stderr, flush=True)
-    def show(self, text, last=False):
+    def show(self,
+             text,      # a line
+             last=False # it stays
+            ):
         "Replace the line"
         if text == self.shown and not last: return
         if in_notebook():
@@ -171,8 +177,12 @@ PATIENCE = 60.   # seconds without a free worker
 
 class Run:
     "The open cells of a sweep on a cluster"
-    def __init__(self, sweep, client, gpu):
-        self.sweep, self.client, self.made, self.running, self.line = sweep, client, 0, 0, Line()
+    def __init__(self,
+                 sweep,  # a `Sweep`
+                 client, # from `open_cluster`
+                 gpu     # a GAN needs a worker with the resource `gpu`
+                ):
+        self.sweep, self.client, self.made, self.running, self.line = sweep, client, 0, 0, _Line()
         self.began = self.busy = time.monotonic()
         self.costs, self.ended, self.todo, self.futures = Costs(sweep.out), queue.Queue(), sweep.todo(), {}
         self.failed = sweep.states['failed']
@@ -196,12 +206,13 @@ class Run:
                 + ('time left not known yet' if unknown else f'about {_span(left/slots)} left'))
 
 # %% ../../nbs/sweep/02_cluster.ipynb #b84f1ccf
-from fastcore.basics import patch
-
 _gone = "The scheduler has gone: start the same sweep again, what is finished is kept."
 
 @patch
-def settle(self:Run, c, f):
+def settle(self:Run,
+           c, # a `Cell`
+           f  # its future, finished or failed
+          ):
     "Take what has come of a cell"
     if f.status in ('cancelled', 'lost'): raise BadInput(_gone)
     self.cells.remove(c)
@@ -209,7 +220,7 @@ def settle(self:Run, c, f):
         if s.hash in self.todo and (r := s.record): self.costs.add(r); self.todo.pop(s.hash)
     if f.status == 'finished': self.made += f.result(); return
     e, self.failed = f.exception(), self.failed + 1
-    error, trace = e.args if isinstance(e, StageFailed) else (last_error(e), '')
+    error, trace = e.args if isinstance(e, StageFailed) else (_last_error(e), '')
     if isinstance(e, KilledWorker):
         error = (f"{str(e.task).partition('-')[0]!r} ended {e.allowed_failures + 1} workers, as happens when memory "
                  "runs out: use fewer slots (--slots) or more memory (--memory).")
@@ -217,7 +228,7 @@ def settle(self:Run, c, f):
     self.line.say(f"failed: {self.sweep.name(c)}: {error}")
 
 @patch
-def watch(self:Run, wait):
+def _watch(self:Run, wait):
     "Count busy workers; raises `BadInput` if there is none for a minute, unless jobs may `wait` in Slurm's queue"
     if self.client.status != 'running': raise BadInput(_gone)
     self.running = sum(any(k in self.keys for k in keys) for keys in self.client.processing().values())
@@ -229,14 +240,14 @@ def watch(self:Run, wait):
 
 def run_cells(sweep,            # a `Sweep`
               engine='local',   # see `open_cluster`
-              scheduler=None,
-              **options
+              scheduler=None,   # address of a running Dask scheduler
+              **options         # of `open_cluster`
              ) -> int:          # cells executed
     "Execute the open cells of a sweep; raises `BadInput` if the cluster does not answer or dies"
     if engine == 'local' and not scheduler:
         default_device(sweep.device)
         if sweep.device == 'cpu': options['gpus'] = 0
-    line = Line()
+    line = _Line()
     line.say(sweep.head())
     if n := sweep.states['failed']: line.say(f"{_n(n, 'cell')} failed before; --retry (retry=True) tries again")
     try:
@@ -248,7 +259,7 @@ def run_cells(sweep,            # a `Sweep`
             while r.cells:
                 with contextlib.suppress(queue.Empty): r.settle(*r.ended.get(timeout=.5))
                 if time.monotonic() - seen < 1: continue
-                r.watch(engine == 'slurm' and not scheduler); renew(); seen = time.monotonic()
+                r._watch(engine == 'slurm' and not scheduler); renew(); seen = time.monotonic()
             r.line.show(str(r), last=True)
             return r.made
     except (CommClosedError, CancelledError): raise BadInput(_gone) from None

@@ -4,13 +4,12 @@
 
 # %% ../../nbs/sweep/01_grid.ipynb #d967b984
 from __future__ import annotations
-import argparse, contextlib, itertools, os, re, signal, statistics, sys
+import contextlib, itertools, re, statistics
 from collections import Counter, defaultdict
 from dataclasses import asdict, fields
 from decimal import Decimal
-from functools import partial
 from pathlib import Path
-import pandas as pd, yaml
+import pandas as pd
 from fastcore.basics import patch
 import synthrob
 from ..core.basics import BadInput, check_name, hash_of, read_json, write_json
@@ -21,8 +20,7 @@ from .engine import SynthrobEngine
 from .stats import seeds_needed
 
 # %% auto #0
-__all__ = ['NOTEBOOK', 'axes', 'values', 'combinations', 'execute', 'Cell', 'Sweep', 'Costs', 'grids_of', 'read_spec', 'sweep',
-           'parser', 'main']
+__all__ = ['NOTEBOOK', 'axes', 'values', 'combinations', 'execute', 'Cell', 'Sweep', 'Costs']
 
 # %% ../../nbs/sweep/01_grid.ipynb #e6ee387f
 _common = 'margin', 'device', 'out'     # one value for all cells
@@ -138,23 +136,31 @@ class Cell:
 
 # %% ../../nbs/sweep/01_grid.ipynb #cee4589d
 @patch(as_prop=True)
-def params(self:Cell) -> dict: return asdict(self.p)
+def params(self:Cell) -> dict: # name -> value
+    "The parameters of the experiment"
+    return asdict(self.p)
 
 @patch(as_prop=True)
-def given(self:Cell) -> dict: # the parameters that have an effect
+def given(self:Cell) -> dict: # name -> value
+    "The parameters that have an effect"
     return {k: v for k, v in self.params.items() if k not in idle_params(self.p)}
 
 @patch(as_prop=True)
 def error(self:Cell) -> dict|None: # of its last execution: `error` in one line, `when`, `notebook`, `traceback`
+    "What went wrong, None if nothing did"
     try: return read_json(self.stage.file('error.json'))
     except (OSError, ValueError): return None
 
 @patch(as_prop=True)
 def state(self:Cell) -> str: # 'done', 'failed', or 'open', also while it runs
+    "Say how far the cell is"
     return 'done' if self.stage.done else 'failed' if self.error else 'open'
 
 @patch
-def fail(self:Cell, error:str, traceback:str=''):
+def fail(self:Cell,
+         error:str,       # in one line
+         traceback:str='' # of the worker
+        ):
     "Record a failure, if the disk lets us"
     nb = self.stage.file(NOTEBOOK)
     said = dict(error=error, when=now(), notebook=nb if nb.exists() else None, traceback=traceback)
@@ -187,7 +193,9 @@ class Sweep:
     def __len__(self): return len(self.cells)
     def __repr__(self): return f"Sweep of {len(self)} cells, {self.states['done']} done ({self.stage.path})"
     @property
-    def states(self) -> Counter: return Counter(c.state for c in self.cells)
+    def states(self) -> Counter: # state -> number of cells
+        "Count the states of the cells"
+        return Counter(c.state for c in self.cells)
 
 # %% ../../nbs/sweep/01_grid.ipynb #1cd60b2c
 @patch(as_prop=True)
@@ -238,7 +246,9 @@ class Costs:
         for f in Path(root).glob('*/*/record.json') if root else ():
             with contextlib.suppress(OSError, ValueError, KeyError): self.add(read_json(f))
 
-    def add(self, r:dict):
+    def add(self,
+            r:dict # see `Stage.record`
+           ):
         "Learn from the record of a finished stage"
         if r['hash'] in self.known or r['resumed']: return
         self.known.add(r['hash']); self.devices.add(r['device'])
@@ -257,12 +267,15 @@ def _span(seconds:float) -> str: # such as '5 min'
 def _n(k, what): return f"{k} {what}{'s'*(k != 1)}"
 
 @patch
-def todo(self:Sweep) -> dict: # hash -> unfinished `Stage` of an open cell
+def todo(self:Sweep) -> dict: # hash -> `Stage`
+    "Find the unfinished stages of open cells"
     found = {s.hash: s for c in self.cells if c.state == 'open' for s in c.stage.upstream()}
     return {h: s for h, s in found.items() if not s.done}
 
 @patch
-def price(self:Sweep, slots:int=1) -> str:
+def price(self:Sweep,
+          slots:int=1 # cells side by side
+         ) -> str:
     "Say what the open cells will take"
     costs, stages = Costs(self.out), [s for s in self.todo().values() if s.kind != 'cell']
     if not stages: return 'nothing, all is made'
@@ -276,7 +289,7 @@ def price(self:Sweep, slots:int=1) -> str:
 
 # %% ../../nbs/sweep/01_grid.ipynb #86955df0
 @patch
-def spread(self:Sweep) -> tuple: # standard deviation, number of pairs; (None, 0) without pairs
+def _spread(self:Sweep) -> tuple: # standard deviation, number of pairs; (None, 0) without pairs
     "Compute how far arms and baselines of the same seed differ in validation accuracy"
     same, arms, base = names_by_role('setting', 'classifier', 'run'), defaultdict(dict), defaultdict(dict)
     for c in self.cells:
@@ -290,9 +303,9 @@ def spread(self:Sweep) -> tuple: # standard deviation, number of pairs; (None, 0
     return (statistics.mean(map(statistics.variance, diffs))**.5, sum(map(len, diffs))) if diffs else (None, 0)
 
 @patch
-def enough(self:Sweep, effect, sd, power, alpha) -> str:
+def _enough(self:Sweep, effect, sd, power, alpha) -> str:
     "Say whether the sweep has the seeds that its aim needs"
-    found, pairs = (None, 0) if sd else self.spread()
+    found, pairs = (None, 0) if sd else self._spread()
     why = 'as given' if sd else f'that of {pairs} finished pairs' if pairs > 5 else 'a guess, 1 to 1.4 points are usual'
     sd = sd or (found if pairs > 5 else .014)
     arms = {tuple(one[k] for k in self.varying if not k.endswith('_seed')) for one, _ in self.combos if one['ratio']}
@@ -324,7 +337,7 @@ def plan(self:Sweep,
         ) -> str:
     "Describe the sweep, its price, and whether it has enough seeds"
     return '\n'.join([self.head(), '', self.overview().to_string(), '', f"Cost: {self.price(slots)}.",
-                      f"Seeds: {self.enough(effect, sd, power, alpha)}",
+                      f"Seeds: {self._enough(effect, sd, power, alpha)}",
                       f"Margin: accuracies that differ by less than {self.margin:.1%} will be called equivalent."])
 
 # %% ../../nbs/sweep/01_grid.ipynb #b61150ac
@@ -349,160 +362,3 @@ def summary(self:Sweep,
     if failed: lines.append("--retry (retry=True) tries failed cells again; their folders hold error.json.")
     if n['done']: lines.append(f"Next: synthrob_report {self.out}   (verdicts and figures on one page)")
     return '\n'.join(lines)
-
-@patch
-def run(self:Sweep,
-        retry=False, # try failed cells again
-        **cluster    # see `synthrob.sweep.cluster.open_cluster`
-       ) -> Sweep:   # itself, see its `table`
-    "Execute every open cell on Dask; Ctrl-C stops it, and the next call continues"
-    from synthrob.sweep.cluster import run_cells
-    for c in self.cells if retry else ():
-        if c.state == 'failed': c.stage.file('error.json').unlink(missing_ok=True)
-    self.declare()
-    made = run_cells(self, **cluster) if any(c.state == 'open' for c in self.cells) else 0
-    print(self.summary(made))
-    return self
-
-# %% ../../nbs/sweep/01_grid.ipynb #e193360c
-# name -> default, type, description; where and how an experiment runs has defaults and descriptions in `SplitParams`
-_settings = {f.name: (f.default, float if f.name == 'margin' else str, f.metadata['about'])
-             for f in fields(SplitParams) if f.name in _common} | dict(
-    engine=('local', str, "'local': this machine; 'slurm': jobs on a Slurm cluster"),
-    scheduler=(None, str, "address of a running Dask scheduler, such as tcp://host:8786, in place of an engine"),
-    slots=(None, int, "cells at a time; None: what cores, memory and GPUs allow; on Slurm workers in a job (1)"),
-    gpus=(None, int, "GPUs to use; None: all; on Slurm GPUs of a job"),
-    memory=(None, float, "GB of a slot; a worker that takes more is killed; None: its share; on Slurm of a job (8)"),
-    jobs=(1, int, "Slurm: number of jobs"),
-    partition=(None, str, "Slurm: partition; this and more can stand in Dask's jobqueue.yaml"),
-    time=(None, str, "Slurm: wall time of a job, such as 2:00:00; work that takes longer continues in the next job"),
-    cores=(None, int, "Slurm: cores of a job"),
-    effect=(.02, float, "for the plan: difference in accuracy to show"),
-    sd=(None, float, "for the plan: SD of paired differences; None: that of finished pairs, or else .014"),
-    power=(.8, float, "for the plan: probability of showing it"),
-    alpha=(.05, float, "for the plan: probability of showing one where there is none"))
-_switches = dict(dry_run='print plan, price and seeds needed, and stop', retry='try failed cells again',
-                 kernel='execute notebooks in Jupyter kernels, some seconds slower per cell')
-_plan = 'effect', 'sd', 'power', 'alpha'
-
-def _check_settings(o):
-    "Raise `BadInput` unless the settings of a sweep make sense"
-    check_name(o['engine'], ['local', 'slurm'], f"There is no engine {o['engine']!r}")
-    for k, (default, kind, _) in _settings.items():
-        v, high = o[k], 1 if k in _plan else float('inf')
-        if v is None and default is None or kind is str or k in _common: continue
-        number = isinstance(v, (int, float)) and not isinstance(v, bool) and v == kind(v)
-        want = f"whole number from {int(k != 'gpus')}" if kind is int else 'number above 0' + ' and below 1'*(high == 1)
-        if not number or not (v > 0 or k == 'gpus' and v == 0) or v >= high:
-            raise BadInput(f"{k}={v!r} is out of range: choose a {want}.")
-
-# %% ../../nbs/sweep/01_grid.ipynb #0ac88c8e
-def grids_of(spec,            # a grid; a dict with `grids` and what they have in common; or a list of grids
-             what='The sweep' # its name in messages
-            ) -> tuple:       # list of grids; settings
-    "Separate grids, what they have in common, and settings; raises `BadInput`"
-    spec = dict(grids=spec) if isinstance(spec, (list, tuple)) else spec
-    if not isinstance(spec, dict) or not all(isinstance(k, str) for k in spec):
-        raise BadInput(f"{what} must hold names with values, as in ratio: [0, .5].")
-    for k in spec: check_name(k, [*axes(), *_settings, *_switches, 'grids'], f"There is no parameter {k!r}")
-    grids = spec.get('grids', [{}])
-    if not isinstance(grids, (list, tuple)) or not grids or not all(isinstance(g, dict) for g in grids):
-        raise BadInput(f"{what} has grids={grids!r}: write a list of grids, each with names and values.")
-    common = {k: v for k, v in spec.items() if k in axes()}
-    for k in itertools.chain(*grids): check_name(k, axes(), f"There is no axis {k!r}")
-    return [{**common, **g} for g in grids], {k: v for k, v in spec.items() if k not in common and k != 'grids'}
-
-def _check_unique(node, path):
-    "Raise `BadInput` if a mapping has a key twice: YAML would keep the last one silently"
-    pairs = node.value if isinstance(node, yaml.MappingNode) else []
-    for key, value in pairs:
-        if sum(k.value == key.value for k, _ in pairs) > 1:
-            raise BadInput(f"{path} has {key.value!r} twice, first in line {key.start_mark.line + 1}.")
-    items = node.value if isinstance(node, yaml.SequenceNode) else []
-    for o in [v for _, v in pairs] + items: _check_unique(o, path)
-
-def read_spec(path # a YAML file, see `grids_of`
-             ) -> tuple: # list of grids; settings
-    "Read the file of a sweep; raises `BadInput`"
-    try: text = Path(path).read_text(encoding='utf-8')
-    except (OSError, UnicodeDecodeError) as e:
-        raise BadInput(f"The file {path} cannot be read: {getattr(e, 'strerror', None) or 'it is not text'}.") from None
-    try:
-        _check_unique(yaml.compose(text, yaml.SafeLoader), path)
-        spec = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as e:
-        mark, why = getattr(e, 'problem_mark', None), (getattr(e, 'problem', None) or str(e)).splitlines()[0]
-        raise BadInput(f"{path} is not YAML: {why}{f' in line {mark.line + 1}' if mark else ''}.") from None
-    return grids_of(spec, f'{path}')
-
-# %% ../../nbs/sweep/01_grid.ipynb #17a0d13a
-def sweep(spec=None,     # a YAML file, a grid, or a list of grids; None: the grid below is all
-          dry_run=False, # only print the plan
-          retry=False,   # try failed cells again
-          **given        # a grid, `ratio=[0, .1, ..., 1], cnn_seed=6`, and settings: see `synthrob_sweep --help`
-         ) -> Sweep:     # see its `table`
-    "Plan a grid of split experiments and run it; what is given here replaces what `spec` says. Raises `BadInput`"
-    for k in given: check_name(k, [*axes(), *_settings, *_switches], f"There is no parameter {k!r}")
-    grids, settings = read_spec(spec) if isinstance(spec, (str, os.PathLike)) else grids_of(spec or {})
-    own = {k: v for k, v in given.items() if k in axes()}
-    o = {k: v[0] for k, v in _settings.items()} | dict(dry_run=dry_run, retry=retry, kernel=False) | settings | {
-        k: v for k, v in given.items() if k not in own and v is not None}
-    _check_settings(o)
-    s = Sweep([{**g, **own} for g in grids], o.pop('margin'), o.pop('out'), o.pop('device'), o.pop('kernel'))
-    plan, retry = {k: o.pop(k) for k in _plan}, o.pop('retry')
-    if not o.pop('dry_run'): return s.run(retry, **o)
-    print(s.plan(**plan, slots=o['slots'] or 1))
-    return s
-
-# %% ../../nbs/sweep/01_grid.ipynb #6c6c2320
-_aliases = dict(ratio=['ratios'], cnn_seed=['seeds'], gan_seed=['gan_seeds'])
-_about = """Run a grid of split experiments: a cell for every combination of the values below. Each cell executes the
-notebook 03_split. Data, GANs and pools are made once and shared. After an interruption start the same sweep again: what
-is finished is found, what was interrupted continues, what failed waits for --retry."""
-_examples = """examples
-  synthrob_sweep --ratios 0,.1,...,.9 --how replace,add --seeds 6 --dry_run     what would it cost, would it suffice?
-  synthrob_sweep --ratios 0,.1,...,.9 --how replace,add --seeds 6               run it on this machine
-  synthrob_sweep sweep.yaml --engine slurm --jobs 8 --partition gpu --gpus 1    from a file, on a cluster
-  synthrob_report runs                                                          then: verdicts and figures"""
-
-def parser() -> argparse.ArgumentParser:
-    "Return the parser of `synthrob_sweep`"
-    p = argparse.ArgumentParser('synthrob_sweep', description=_about, epilog=_examples, allow_abbrev=False,
-                                usage='%(prog)s [sweep.yaml] [--ratios V] [--how V] [--seeds N] ... [--dry_run]',
-                                formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=30))
-    p.add_argument('spec', nargs='?', metavar='sweep.yaml', help='grids and settings; flags replace them')
-    def put(group, name, about, default=None, **kw):
-        about = about.replace('None:', 'default:') + ('' if default is None else f' ({default})')
-        names = [f'--{o}' for o in (name, *_aliases.get(name, []))]
-        group.add_argument(*names, dest=name, help=about.replace('%', '%%'), default=argparse.SUPPRESS, **kw)
-    grid = p.add_argument_group('the grid', 'one value or several: a,b,c  or  0,.1,...,1  or  0..5; how many seeds')
-    more, own = p.add_argument_group('more of an experiment', 'may vary, too'), p.add_argument_group('the sweep')
-    for k, f in axes().items():
-        put(grid if f.metadata['role'] in ('arm', 'seed') else more, k, f.metadata['about'], f.default, metavar='V')
-    for k, about in _switches.items(): put(own, k, about, action='store_true')
-    for k, (default, kind, about) in _settings.items(): put(own, k, about, default, type=kind, metavar='V')
-    return p
-
-# %% ../../nbs/sweep/01_grid.ipynb #ca4ef807
-def main(args=None # list of arguments; None: those of the command line
-        ) -> int:  # 0; 1 if a cell failed; 2 for bad input; 130 after Ctrl-C
-    "The command `synthrob_sweep`"
-    p, args = parser(), sys.argv[1:] if args is None else args
-    args = [re.sub('^--[^=]+', lambda m: '--' + m[0][2:].replace('-', '_'), o) for o in args]   # --dry-run is --dry_run
-    given, unknown = p.parse_known_args(args)
-    given = vars(given)
-    with contextlib.suppress(ValueError):                       # only the main thread can; batch systems send SIGTERM
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        for o in (u.split('=')[0] for u in unknown):
-            check_name(o, p._option_string_actions, f"There is no argument {o!r}")
-        if not given.get('spec') and not set(given) & set(axes()):
-            raise BadInput("Give a file or a grid, for example --ratios 0,.3,.6 --seeds 3; --help says more.")
-        s = sweep(**given)
-        return int(not given.get('dry_run') and any(c.state == 'failed' for c in s.cells))
-    except BadInput as e:
-        print(f'synthrob_sweep: {e}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt: return 130
-    finally:
-        with contextlib.suppress(ValueError): signal.signal(signal.SIGTERM, signal.SIG_DFL)
