@@ -63,7 +63,7 @@ def test_killed_and_started_again(tmp_path):
         _, err = p.communicate(timeout=600)
         assert p.returncode == 0, err.decode()[-2000:]
     again, whole = (Robustness.load(tmp_path/o) for o in ('killed', 'whole'))
-    for k in 'corruptions', 'attacks', 'answers': pd.testing.assert_frame_equal(getattr(again, k), getattr(whole, k))
+    for k in 'corruptions', 'attacks', 'predictions': pd.testing.assert_frame_equal(getattr(again, k), getattr(whole, k))
     assert json.dumps(again.to_dict()) == json.dumps(whole.to_dict())
     assert not (tmp_path/'killed'/'partial.safetensors').exists()
     changed = {k: v*1.01 for k, v in net.state_dict().items() if v.is_floating_point()}

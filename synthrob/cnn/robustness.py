@@ -19,7 +19,7 @@ from fastprogress.fastprogress import progress_bar
 from safetensors import safe_open
 from scipy.stats import t as student_t
 
-from .attacks import attack, predictor, proportion_interval
+from .attacks import Predictor, _wilson, attack, plot_attack_curves
 from .calibration import Temperature, fit_temperature
 from .learner import Evaluation, evaluate, predict
 from .corruptions import common, corrupt, extra
@@ -178,8 +178,8 @@ def _steps_of(model, images, lv, valid, seed, done):
 
     def attacked(name, norm, steps, eps, smaller):
         left = done.tensors[smaller].bool() if eps else None
-        stands = attack(model, x_attack, y_attack, name, eps, norm, steps, seed, left).stands
-        return dict(n=len(stands), accuracy=stands.double().mean().item()), stands.to(torch.uint8)
+        r = attack(model, x_attack, y_attack, name, eps, norm, steps, seed, left)
+        return dict(n=len(r.correct), accuracy=r.accuracy), r.correct.to(torch.uint8)
 
     out = {} if valid is None else dict(temperature=temperature)
     out |= {'clean': classify, 'attack none': partial(attacked, 'fgsm', 'inf', 1, 0., None)}
@@ -207,7 +207,7 @@ def evaluate_robustness(learn,          # a `Learner` from `cnn_learner`, or a m
     for c, s in product(lv.corruptions, lv.severities): corrupt(images.x[:0], c, s)
     for o in lv.attacks:
         if len(o) != 4: raise BadInput(f"attacks has the entry {o!r}: give (name, norm, steps, radii).")
-    model = predictor(learn, flip)
+    model = Predictor(learn, flip).eval()
     about = _about(model, images, lv, valid, seed)
     if path is not None and (file := Path(path)/'robust.json').exists():
         _check_same(read_json(file)['about'], about, file)
@@ -339,12 +339,12 @@ def _figures(ev, rob, references, level, seed, many):
         out['ece_corrupted', '', rob.clean['n']] = value(rob.summary['ece_corrupted'])
         for a in rob.attacks[rob.attacks.eps > 0].itertuples():
             key = 'attack', _attack_key(a.attack, a.norm, a.eps), a.n
-            out[key] = value(a.accuracy, proportion_interval(a.accuracy, a.n, level))
+            out[key] = value(a.accuracy, _wilson(a.accuracy, a.n, level))
     return out
 
 # %% ../../nbs/cnn/06_robustness.ipynb #d6fe033e
 class Comparison:
-    "Several classifiers on the same test images: see `table`, `summary`, `per_class` and the plots"
+    "Several classifiers on the same test images: see `table`, `headline`, `per_class` and the plots"
     def __init__(self,
                  runs:dict,  # name -> a split run or (evaluation, robustness or None), or a list of these, one per seed
                  level=.95,  # confidence level of the intervals
@@ -385,7 +385,7 @@ def _check_runs(name, runs, reference, base):
         if (rob is None) != (runs[0][1] is None):
             raise BadInput(f"{name} has robustness for only some of its runs: evaluate it for all or none.")
         if rob and base_rob and settings(rob) != settings(base_rob):
-            raise BadInput(f"{name} and {reference} differ in images, level or seed of robustness: use the same for both.")
+            raise BadInput(f"{name} and {reference} differ in images, level or seed of robustness: use the same.")
 
 # %% ../../nbs/cnn/06_robustness.ipynb #3f13bb46
 @patch
@@ -404,14 +404,14 @@ def per_class(self:Comparison,
     return self._texts(self.table[self.table.measure == measure], 'of', 2)[self.vocab].rename_axis(columns=measure)
 
 @patch
-def summary(self:Comparison) -> pd.DataFrame: # rows: runs; columns: measures; text
+def headline(self:Comparison) -> pd.DataFrame: # rows: runs; columns: measures; text
     "Return clean and robust accuracy and calibration, with intervals"
     t = self._texts(self.table[self.table.of == ''], 'measure', 3)
     order = ['accuracy', 'macro_f1', 'ece', 'mca', 'mca_extra', 'mce', 'relative_mce', 'ece_corrupted']
     return t[[o for o in order if o in t]].fillna('').rename_axis(columns=None)
 
 @patch
-def __repr__(self:Comparison): return f'{self.summary()}'
+def __repr__(self:Comparison): return f'{self.headline()}'
 
 @patch
 def _repr_html_(self:Comparison):
@@ -419,14 +419,14 @@ def _repr_html_(self:Comparison):
     note = '; '.join(f"over {k}: {names}" for k, names in kinds.items())
     n = len(self.evaluations[self.reference][0].y)
     note = f'n = {n} test images, {self.level:.0%} intervals ({note}); mCE against {self.reference}.'
-    tables = self.summary(), self.per_class('precision'), self.per_class('recall')
+    tables = self.headline(), self.per_class('precision'), self.per_class('recall')
     return f'<p>{html.escape(note)}</p>' + ''.join(t.to_html() for t in tables)
 
 # %% ../../nbs/cnn/06_robustness.ipynb #1f3faef5
 @patch
-def plot_summary(self:Comparison,
-                 ax=None # axes to draw on
-                ):       # the axes
+def plot_headline(self:Comparison,
+                  ax=None # axes to draw on
+                 ):       # the axes
     "Plot clean, corrupted and attacked accuracy with intervals"
     import matplotlib.pyplot as plt
     label = lambda name, norm, eps: f"{name}\n{'' if norm == 'inf' else 'ℓ2 '}ε = {eps}"
@@ -498,19 +498,9 @@ def plot_attacks(self:Comparison,
                  ax=None       # axes to draw on
                 ):             # the axes
     "Plot robust accuracy against eps; the band is Wilson's 95 % interval of one run, or the range of several seeds"
-    import matplotlib.pyplot as plt
     pick = lambda t: t[(t.attack == attack) & (t.norm == str(norm))]
-    tables = {k: [pick(r.attacks) for r in rs] for k, rs in self.robustness.items()}
-    if not tables or any(t.empty for ts in tables.values() for t in ts):
+    curves = {k: [pick(r.attacks) for r in rs] for k, rs in self.robustness.items()}
+    if not curves or any(t.empty for ts in curves.values() for t in ts):
         raise BadInput(f"attack={attack!r}, norm={norm!r} was not run for all: choose one from their `attacks`.")
-    if ax is None: ax = plt.subplots(figsize=(4.6, 2.8), dpi=68)[1]
-    unit = 255 if str(norm) == 'inf' else 1
-    for (name, ts), mark, style in zip(tables.items(), 'os^Dvx*P'*9, ['-', '--', ':', '-.']*18):
-        eps, n, v = ts[0].eps*unit, ts[0].n.iloc[0], np.array([t.accuracy for t in ts])
-        low, high = (v.min(0), v.max(0)) if len(v) > 1 else zip(*[proportion_interval(p, n) for p in v[0]])
-        line, = ax.plot(eps, v.mean(0), style, marker=mark, ms=4, lw=1.3, label=name)
-        ax.fill_between(eps, low, high, color=line.get_color(), alpha=.15, lw=0)
-    ax.set(ylim=(0, 1), ylabel='robust accuracy', xlabel='ε (grey levels, of 255)' if unit == 255 else 'ε (ℓ2)')
-    ax.legend(frameon=False, fontsize=8)
-    ax.set_title(f'{attack}, {ts[0].steps.iloc[0]} steps, n = {n}', fontsize=10)
-    return ax
+    t = curves[next(iter(curves))][0].iloc[0]
+    return plot_attack_curves(curves, ax, f'{attack}, {t.steps} steps, n = {t.n}')

@@ -42,8 +42,7 @@ def image_groups(images, # `Dataset` of all parts
     t, y, rows = splits.table, images.y.numpy(), lambda i: [i[j:j+row] for j in range(0, len(i), row)]
     shuffled = lambda c, i: i[torch.randperm(len(i), generator=generator('explore', c)).numpy()]
     by_class = [rows(shuffled(c, np.flatnonzero(y == c))) for c in range(images.c)]
-    copies = pd.Series(y).groupby(images.group.numpy()).indices.values()
-    copies = sorted((g for g in copies), key=len, reverse=True)
+    copies = sorted(pd.Series(y).groupby(images.group.numpy()).indices.values(), key=len, reverse=True)
     having = lambda mask, least=1: [g for g in copies if len(g) >= least and mask[g].any()]
     removed = {f'removed: {k}': having((t.removed == k).to_numpy()) for k in ('leak', 'conflict', 'repeated')}
     return {'classes': [r for rs in zip_longest(*by_class) for r in rs if r is not None],
@@ -82,16 +81,12 @@ class DataExplorer(Explorer):
             out[-1].append(g); n += k
         return out
 
-    def adjust(self): self.controls['page'].max = len(self.pages(self.values['what'], self.values['label']))
+    def _adjust(self): self.controls['page'].max = len(self.pages(self.values['what'], self.values['label']))
 
 # %% ../../nbs/explore/02_explore_data.ipynb #21c92d81
 @patch
-def draw(self:DataExplorer,
-         what,  # a key of `groups`
-         label, # index of a class: only groups with an image of it; -1: all
-         page   # from 1
-        ) -> View: # a row of tiles for each group
-    "Return one page of groups"
+def _draw(self:DataExplorer, what, label, page):
+    "One page of the groups of `what` with an image of class `label`, -1 for all"
     pages, of = self.pages(what, label), '' if label < 0 else f' of {self.images.vocab[label]}'
     if not pages[0]: return View(f'{HEADINGS[what]} There are none{of} among these {len(self.images):,} images.', [])
     n, unit = sum(map(len, pages)), 'row' if what == 'classes' else 'group'
@@ -104,7 +99,8 @@ def _group(self:DataExplorer, g, what):
     im, rows = self.images, []
     for i in g[:self.most]:
         c, status = im.vocab[im.y[i]], self.status[i]
-        rows.append(tile(im.x[i], status if what == 'classes' else f'{c}, {status}', f'{im.names[i] or i}: {c}, {status}'))
+        words = f'{c}, {status}'
+        rows.append(tile(im.x[i], status if what == 'classes' else words, f'{im.names[i] or i}: {words}'))
     names = list(dict.fromkeys(im.vocab[k] for k in im.y[g]))
     head = {'classes': names[0], 'removed: flat': ''}.get(what, f"{len(g)} copies, {' or '.join(names)}")
     return tiles(head + f' (the first {self.most})'*(len(g) > self.most), *rows)
@@ -133,8 +129,8 @@ def finished_run(folder=None, # `runs/split/<hash>`; None: the newest in `out`
         raise BadInput(f"{folder} holds no finished run: give a folder of runs/split.") from None
     run = SplitRun(check_params(given | dict(device=None, out=str(folder.parent.parent))))
     if run.stages['split'].hash != folder.name:
-        raise BadInput(f"The images at {run.p.path or run.p.data!r} or the version of synthrob are not those of the run in "
-                       f"{folder}: bring them back, or train again.")
+        raise BadInput(f"The images at {run.p.path or run.p.data!r} or the version of synthrob are not those of "
+                       f"the run in {folder}: bring them back, or train again.")
     run.make('parts')
     return run
 
@@ -142,7 +138,7 @@ def finished_run(folder=None, # `runs/split/<hash>`; None: the newest in `out`
 class CorruptionExplorer(Explorer):
     "An image, a corruption and its severity, and the prediction of a classifier if there is one"
     def __init__(self,
-                 images=None, # `Dataset`; None: test images and classifier of the newest finished run, else embedded faces
+                 images=None, # `Dataset`; None: test images and classifier of the newest run, else embedded faces
                  model=None,  # with `images`: a classifier, from images in [0,1] to logits; None: images only
                  flip=False,  # average predictions over mirror images
                  out='runs',  # folder of all stages
@@ -166,17 +162,14 @@ class CorruptionExplorer(Explorer):
 
 # %% ../../nbs/explore/02_explore_data.ipynb #3765352e
 @patch
-def draw(self:CorruptionExplorer,
-         name,     # one of `common` or `extra`
-         severity, # 0 (clean) to 5
-         image     # index of the image
-        ) -> View: # the clean and the corrupted image, and the predictions for both
-    "Return an image before and after a corruption, with the predictions"
+def _draw(self:CorruptionExplorer, name, severity, image):
+    "An image before and after a corruption, with the predictions"
     im, i, words = self.images, image, name.replace('_', ' ')
     true, x = im.vocab[im.y[i]], im.x[i:i+1]
     now = f'{words}, severity {severity}' if severity else 'clean'
     bad = corrupt(x, name, severity, self.seed, torch.tensor([i])) if severity else x
-    panels = [tiles('', *[tile(o[0], f'{k}: {true}', f'image {i}, {true}, {k}', 160) for k, o in (('clean', x), (now, bad))])]
+    show = lambda k, o: tile(o[0], f'{k}: {true}', f'image {i}, {true}, {k}', 160)
+    panels = [tiles('', show('clean', x), show(now, bad))]
     if self.model is None: return View(f'Image {i}, {true}; {now}.', panels, self.warning)
     before, after = predict(self.model, torch.cat([x, bad]), self.flip).numpy()
     named = lambda p: f'{im.vocab[p.argmax()]} ({p.max():.0%})'
@@ -191,8 +184,10 @@ def _bars(self:CorruptionExplorer, before, after, true):
     def draw(ax):
         ax.barh(at - .2, before, .36, color='#a9c7e0')
         ax.barh(at + .2, after, .36, color=['#0173b2' if k == true else '#c0603a' for k in at])
-        ax.set(yticks=at, yticklabels=[f'→ {c}'if k == true else c for k, c in enumerate(vocab)], xlim=(0, 1), xlabel='probability')
+        names = [f'→ {c}' if k == true else c for k, c in enumerate(vocab)]
+        ax.set(yticks=at, yticklabels=names, xlim=(0, 1), xlabel='probability')
         ax.invert_yaxis()
         ax.set_title('pale: clean, dark: corrupted; →: true class', fontsize=8.5, loc='left')
-    alt = 'Probabilities, corrupted and clean: ' + ', '.join(f'{c} {q:.0%} and {p:.0%}' for c, p, q in zip(vocab, before, after))
-    return chart(draw, alt, (3.5, .9 + .32*len(vocab)), left=.35 + .075*max(map(len, vocab)))
+    values = ', '.join(f'{c} {q:.0%} and {p:.0%}' for c, p, q in zip(vocab, before, after))
+    size, left = (3.5, .9 + .32*len(vocab)), .35 + .075*max(map(len, vocab))
+    return chart(draw, f'Probabilities, corrupted and clean: {values}', size, left=left)

@@ -37,7 +37,7 @@ def interpolate(a:Tensor,         # noise (...,nz)
 
 # %% ../../nbs/explore/03_explore_gan.ipynb #840a8dc2
 def read_gan(folder # `runs/gan/<hash>`
-            ) -> tuple: # the `GAN`, and a dict of its class names (None: unknown), failure, sheets by epoch, quality by epoch, metric
+            ) -> tuple: # the `GAN`, and a dict: vocab (None: unknown), failure, metric; sheets and quality by epoch
     "Read a trained GAN and what its training left; raises `BadInput` if there is none"
     folder = Path(folder)
     try: gan = load_gan(folder/'gan.safetensors')
@@ -47,8 +47,9 @@ def read_gan(folder # `runs/gan/<hash>`
     sheets = {int(re.search(r'epoch_(\d+)', f.name)[1]): f for f in sorted(folder.glob('samples/epoch_*.png'))}
     curve = record.get('curve') or {}
     metric = next((k for k in curve if k not in ('epoch', 'images')), None)
-    return gan, dict(vocab=record.get('vocab'), failure=(record.get('failure') or {}).get('sentence', ''), sheets=sheets,
-                     quality=dict(zip(curve['epoch'], curve[metric])) if metric else {}, metric=metric)
+    quality = dict(zip(curve['epoch'], curve[metric])) if metric else {}
+    failure = (record.get('failure') or {}).get('sentence', '')
+    return gan, dict(vocab=record.get('vocab'), failure=failure, sheets=sheets, quality=quality, metric=metric)
 
 # %% ../../nbs/explore/03_explore_gan.ipynb #3876e462
 class GANExplorer(Explorer):
@@ -74,41 +75,34 @@ class GANExplorer(Explorer):
 
     def _controls(self):
         "The controls by name; `epoch` only if there are sheets"
-        std, seed = 'standard deviation of the noise', dict(min=0, max=99)
+        seed, std = dict(min=0, max=99), dict(min=.1, max=2., step=.05, value=1.)
         cut = [('none', 0.), *((f'± {v:g}', v) for v in (3., 2.5, 2., 1.5, 1., .75, .5))]
-        epochs = list(self.about['sheets'])
-        return dict(
+        c = dict(
             label=control(W.Dropdown, 'Class', options=[(o, i) for i, o in enumerate(self.vocab)]),
             a=control(W.IntSlider, 'From seed', 'the first face', **seed, value=0),
             b=control(W.IntSlider, 'To seed', 'the second face', **seed, value=1),
-            t=control(W.FloatSlider, 'Position', '0: the first face, 1: the second', min=0., max=1., step=.05, value=0.),
+            t=control(W.FloatSlider, 'Position', '0: the first face, 1: the second', min=0., max=1., step=.05),
             path=control(W.Dropdown, 'Path', 'on the sphere, or a straight line', options=['spherical', 'linear']),
-            noise_std=control(W.FloatSlider, 'Noise std', std, min=.1, max=2., step=.05, value=1.),
-            truncate=control(W.SelectionSlider, 'Truncate', 'largest noise in standard deviations', options=cut, value=0.),
-            **(dict(epoch=control(W.SelectionSlider, 'Epoch', 'of the training', options=epochs, value=epochs[-1])) if epochs else {}))
+            noise_std=control(W.FloatSlider, 'Noise std', 'standard deviation of the noise', **std),
+            truncate=control(W.SelectionSlider, 'Truncate', 'largest noise in standard deviations', options=cut))
+        if epochs := list(self.about['sheets']):
+            c['epoch'] = control(W.SelectionSlider, 'Epoch', 'of the training', options=epochs, value=epochs[-1])
+        return c
 
 # %% ../../nbs/explore/03_explore_gan.ipynb #e4b3d70e
 @patch
-def draw(self:GANExplorer,
-         label,     # index of a class
-         a,         # seed of the first face, as for `synthesize`
-         b,         # seed of the second face
-         t,         # position between them, 0 to 1
-         path,      # 'spherical' or 'linear'
-         noise_std, # standard deviation of the noise
-         truncate,  # truncate the noise at ± this many standard deviations; 0: all of it
-         epoch=None # of a sample sheet; None: no sheet
-        ) -> View:  # faces along the way, the face at `t`, the same noise in each class, the sheet
-    "Return the faces at one position"
+def _draw(self:GANExplorer, label, a, b, t, path, noise_std, truncate, epoch=None):
+    "Faces along the way, the face at position `t`, the same noise in each class, and a sample sheet"
     ends = [shape_noise(class_noise(1, self.gan.params['nz'], label, s), noise_std, truncate or None) for s in (a, b)]
     shares = [i/(self.steps - 1) for i in range(self.steps)]
     z = torch.cat([interpolate(*ends, s, path) for s in [*shares, *[t]*self.k]])
     x = generate(self.gan, z, torch.tensor([label]*self.steps + list(range(self.k)))).cpu()
     c, way, nearest, now = self.vocab[label], f'from seed {a} to seed {b}', round(t*(self.steps - 1)), x[self.steps:]
-    along = [tile(o, f'{s:.2g}', f'synthetic face, {c}, {s:.0%} of the way', 72, i == nearest) for i, (o, s) in enumerate(zip(x, shares))]
+    along = [tile(o, f'{s:.2g}', f'synthetic face, {c}, {s:.0%} of the way', 72, i == nearest)
+             for i, (o, s) in enumerate(zip(x, shares))]
+    here = tile(now[label], f'{c}, {t:.2f}', f'synthetic face, {c}, {t:.0%} of the way {way}', 160)
     alike = [tile(o, k, f'the same noise as {k}', 72) for o, k in zip(now, self.vocab)]
-    panels = [tiles(way, *along), tiles('this position', tile(now[label], f'{c}, {t:.2f}', f'synthetic face, {c}, {t:.0%} of the way {way}', 160)),
-              tiles('the same noise, each class', *alike)]
+    panels = [tiles(way, *along), tiles('this position', here), tiles('the same noise, each class', *alike)]
     cut = f', truncated at ± {truncate:g}' if truncate else ''
     text = f'{c}: {t:.0%} of the {path} way {way}; noise std {noise_std:g}{cut}.'
     return View(text, panels + ([self._sheet(epoch)] if epoch else []), self.about['failure'])
@@ -118,7 +112,8 @@ def _sheet(self:GANExplorer, epoch):
     "The sample sheet of an epoch, with the quality that was measured near it"
     quality, caption = self.about['quality'], f"after epoch {epoch} of {max(self.about['sheets'])}"
     if quality:
+        near, best = min(quality, key=lambda e: abs(e - epoch)), min(quality, key=quality.get)
         value = lambda e: f'{quality[e]:.3g} (epoch {e})'
-        caption += f"; {self.about['metric']} {value(min(quality, key=lambda e: abs(e - epoch)))}, best {value(min(quality, key=quality.get))}"
+        caption += f"; {self.about['metric']} {value(near)}, best {value(best)}"
     with Image.open(self.about['sheets'][epoch]) as im:
         return picture(im, f'synthetic faces {caption}, one row per class', caption)

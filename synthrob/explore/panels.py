@@ -31,7 +31,8 @@ def picture(image,      # a PIL image
     image.save(buf := BytesIO(), 'png')
     w, h = size or image.size
     url = 'data:image/png;base64,' + base64.b64encode(buf.getvalue()).decode()
-    return Figure(Img(src=url, alt=alt, width=w, height=h), Figcaption(caption) if caption else '', cls=cls, style=f'width:{w}px')
+    img = Img(src=url, alt=alt, width=w, height=h)
+    return Figure(img, Figcaption(caption) if caption else '', cls=cls, style=f'width:{w}px')
 
 def chart(draw,            # function of matplotlib axes
           alt:str,         # text alternative
@@ -60,12 +61,13 @@ def tile(x,          # image, uint8 (c,h,w), 1 or 3 channels
         ):           # an HTML element
     "Return an image of a data set as a figure of a page"
     a = np.asarray(x)
-    return picture(Image.fromarray(a[0] if len(a) == 1 else a.transpose(1, 2, 0)), alt or label, label, (side, side), 'tile' + ' mark'*mark)
+    image = Image.fromarray(a[0] if len(a) == 1 else a.transpose(1, 2, 0))
+    return picture(image, alt or label, label, (side, side), 'tile' + ' mark'*mark)
 
 def tiles(heading, # of the row; '' for none
           *items   # from `tile`
          ):        # an HTML element
-    "Return a row of tiles"
+    "Return a row of tiles with a heading"
     return Section(H4(heading) if heading else '', Div(*items, cls='row'), cls='group')
 
 # %% ../../nbs/explore/01_explore.ipynb #36b5e2c4
@@ -119,21 +121,22 @@ def set_options(c,      # a control with options
     c.options = list(options)
     c.value = old if old in new else near
 
-# %% ../../nbs/explore/01_explore.ipynb #bad6432c
+# %% ../../nbs/explore/01_explore.ipynb #3484b6b4
 class Explorer:
-    "Controls with a view below them; subclasses define `draw`"
+    "Controls with a view below them; subclasses define `_draw`"
     def __init__(self, **controls): # name -> control; one that depends on others comes after them
-        self.controls, self.busy, self.page = controls, False, W.HTML(layout=W.Layout(max_width='100%', overflow='auto'))
+        self.controls, self.busy = controls, False
+        self.page = W.HTML(layout=W.Layout(max_width='100%', overflow='auto'))
         row = W.Box(list(controls.values()), layout=W.Layout(flex_flow='row wrap', width='100%'))
         self.box = W.VBox([row, self.page], layout=W.Layout(width='100%', margin='0 0 1.2rem 0'))
-        self.update()
-        for c in controls.values(): c.observe(lambda _: self.update(), 'value')
+        self._update()
+        for c in controls.values(): c.observe(lambda _: self._update(), 'value')
 
-    def draw(self, **values) -> View: # of all controls
-        "Return the view of `values`"
+    def _draw(self, **values) -> View: # of all controls
+        "The view of `values`"
         raise NotImplementedError
 
-    def adjust(self): "Adapt the range or the options of controls to the values of others"
+    def _adjust(self): "Adapt the range or the options of controls to the values of others"
 
     @property
     def values(self) -> dict: # name -> value
@@ -145,13 +148,13 @@ class Explorer:
 
 # %% ../../nbs/explore/01_explore.ipynb #64cebc29
 @patch
-def update(self:Explorer):
+def _update(self:Explorer):
     "Draw the view of the present values; a view that cannot be drawn is replaced by the reason"
     if self.busy: return
     self.busy = True
     try:
-        self.adjust()
-        self.view = self.draw(**self.values)
+        self._adjust()
+        self.view = self._draw(**self.values)
     except (BadInput, OSError) as e: self.view = View('', [], str(e))
     finally: self.busy = False
     self.page.value = self.view._repr_html_()
@@ -166,10 +169,10 @@ def show(self:Explorer, **values) -> View: # of some controls
             if k not in values: continue
             _check(k, values[k], c)
             c.value = values[k]
-            self.adjust()
+            self._adjust()
     finally:
         self.busy = False
-        self.update()
+        self._update()
     return self.view
 
 def _check(name, v, c):

@@ -108,11 +108,12 @@ def simulate_runs(root,                           # folder to write to, as `runs
                   effect=lambda given: 0.,        # gain in accuracy, scalar or per class, given a run's parameters
                   robust_effect=lambda given, corruption: 0., # additional gain under a corruption
                   ratios=(0, .1, .2, .3, .4, .5), # shares of synthetic images
-                  hows=('replace', 'add'),
+                  hows=('replace', 'add'),        # see `MixParams.how`
                   treatments=('synthetic',),      # and the controls 'oversample', 'class_weights'
                   classes=('prior',),             # and 'balance'
                   cnns=('poster',),               # and 'strong'
-                  gan_seeds=(0,), cnn_seeds=range(6),
+                  gan_seeds=(0,),                 # seeds of the GAN
+                  cnn_seeds=range(6),             # seeds of the classifier
                   vocab=('fear', 'angry', 'happy', 'sad', 'neutral'), # class names
                   n=1000,                         # test images, and as many validation images
                   **more                          # further parameters of all runs, such as `margin` or `real_share`
