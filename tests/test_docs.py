@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 here = Path(__file__).parent.parent
-# what torch, fastai, papermill and Dask call by name, and explain themselves
+# what torch, fastai and papermill call by name, and explain themselves
 hooks = re.compile('forward|train|extra_repr|(load_)?state_dict|reset|accumulate|value|name|setups?|encodes|decodes|(before|after)_.*'
-                   '|nb_(kernel_name|language)|execute_(managed_)?notebook|dask_setup')
+                   '|nb_(kernel_name|language)|execute_(managed_)?notebook')
 
 def code_of(path): return [''.join(c['source']) for c in json.loads(path.read_text())['cells'] if c['cell_type'] == 'code']
 

@@ -34,7 +34,8 @@ def _last_error(e:BaseException) -> str:
 class StageFailed(Exception):
     "A stage that failed on a worker: one line, and the traceback"
 
-def dask_setup(worker):
+def dask_setup(worker # of Dask
+              ):
     "Prepare a worker that preloads this module: Ctrl-C in the terminal is for the sweep, which then ends its workers"
     with contextlib.suppress(ValueError): signal.signal(signal.SIGINT, signal.SIG_IGN)
 
