@@ -144,7 +144,7 @@ def test_scenes_by_papermill(repo, lsun, tmp_path):
     "A scene GAN, a scene classifier and a split"
     record, = papermill(repo, tmp_path, data='lsun', path=lsun, vocab='bedroom,kitchen', ratio=.3, **TOY)
     assert list(record['counts']) == ['bedroom', 'kitchen'] and record['splits']['valid'] == 40
-    assert sum(o['filled'] for o in record['counts'].values()) == round(.3*sum(map(sum, (o.values() for o in record['counts'].values()))))
+    assert sum(o['added'] for o in record['counts'].values()) == round(.3*sum(map(sum, (o.values() for o in record['counts'].values()))))
     assert record['test']['n'] == record['splits']['test'] > 50
 
 # --- parquet
@@ -234,7 +234,7 @@ def test_colour_folder_by_papermill(repo, tmp_path):
         f.write_bytes(picture(i, i % 3, fmt='JPEG'))
     record, = papermill(repo, tmp_path, data='folder', path=tmp_path/'pets', ratio=.5, how='add', **TOY | dict(robustness='fast'))
     assert list(record['counts']) == LABELS and record['test']['n'] == 60
-    robust, = (json.loads(p.read_text()) for p in (tmp_path/'pm').glob('robust/*/record.json'))
+    robust, = (json.loads(p.read_text()) for p in (tmp_path/'pm').glob('robustness/*/record.json'))
     assert robust['summary']['mca'] > 0
 
 def test_cifar10(tmp_path, monkeypatch):
