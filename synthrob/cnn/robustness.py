@@ -223,6 +223,7 @@ def evaluate_robustness(learn,          # a `Learner` from `cnn_learner`, or a m
         done.file.unlink(missing_ok=True)
     return r
 
+# %% ../../nbs/cnn/06_robustness.ipynb #2f8f11a7
 def _collect(done, images, lv, seed):
     "Return the results of all steps as a `Robustness`"
     rows, index = done.rows, _stratified(images.y.cpu(), lv.n, seed)

@@ -105,6 +105,7 @@ def recipe(self:SplitRun):
     p = self.p
     return cnn_recipe(p.head, epochs=p.head_epochs) if self.cond['feature'] else cnn_recipe(p.cnn, epochs=p.cnn_epochs)
 
+# %% ../../nbs/split/04_run.ipynb #45de31d7
 @patch
 def _features_stage(self:SplitRun, parts):
     p = self.p

@@ -239,6 +239,7 @@ def _watch(self:Run, wait):
         self.line.say("No job has run for a minute: squeue says why they wait."); self.busy = float('inf')
     self.line.show(str(self))
 
+# %% ../../nbs/sweep/02_cluster.ipynb #effeb133
 def run_cells(sweep,            # a `Sweep`
               engine='local',   # see `open_cluster`
               scheduler=None,   # address of a running Dask scheduler

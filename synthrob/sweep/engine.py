@@ -77,6 +77,7 @@ def _shell():
         atexit.unregister(shell.atexit_operations)
         shell.user_ns.clear()                                        # a worker executes many notebooks
 
+# %% ../../nbs/sweep/03_engine.ipynb #e5a230bf
 class SynthrobEngine:
     "An engine for papermill that executes cells in this process"
     @classmethod

@@ -102,6 +102,7 @@ def execute(params:dict, # of the experiment
     papermill_engines.register('synthrob', SynthrobEngine)          # the entry point does so for an installed synthrob
     execute_notebook(nb, dest, params, None if kernel else 'synthrob', False, progress_bar=False)
 
+# %% ../../nbs/sweep/01_grid.ipynb #f7d658f5
 class Cell:
     "One experiment of a sweep, as a stage that executes the notebook"
     def __init__(self,
@@ -272,6 +273,7 @@ def todo(self:Sweep) -> dict: # hash -> `Stage`
     found = {s.hash: s for c in self.cells if c.state == 'open' for s in c.stage.upstream()}
     return {h: s for h, s in found.items() if not s.done}
 
+# %% ../../nbs/sweep/01_grid.ipynb #9e2199f6
 @patch
 def price(self:Sweep,
           slots:int=1 # cells side by side
