@@ -74,7 +74,7 @@ def test_categories_are_classes(lsun, tmp_path):
     assert prepare('lsun', lsun, vocab='all', root=tmp_path).vocab == ['bedroom', 'kitchen', 'tower']
 
 @pytest.mark.parametrize('say, damage', [
-    ('data.mdb is truncated', lambda b: b[:len(b)*2//3]), ('not an LMDB database or is damaged', lambda b: b'\0'*len(b)),
+    ('it is truncated', lambda b: b[:len(b)*2//3]), ('not an LMDB database or is damaged', lambda b: b'\0'*len(b)),
     ('not an LMDB database or is damaged', lambda b: b''), ('not an LMDB database or is damaged', lambda b: b[:5])])
 def test_bad_lmdb(lsun, tmp_path, say, damage):
     bad = tmp_path/'lsun'/'bedroom_train_lmdb'; bad.mkdir(parents=True)
