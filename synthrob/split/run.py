@@ -17,7 +17,7 @@ from ..core.basics import (BadInput, default_device, hash_file, read_array, read
                                   write_array, write_parquet, write_tensors)
 from ..core.distributed import distributed, launch, process_rank
 from ..core.stages import CHECKPOINT, Stage
-from ..cnn.learner import Evaluation, cnn_learner, evaluate, recipe as cnn_recipe
+from ..cnn.learner import Evaluation, cnn_learner, evaluate, learning_problem, recipe as cnn_recipe
 from ..cnn.robustness import Robustness, evaluate_robustness, robustness_level
 from ..data.core import content_key, data_stage
 from ..data.dataset import Dataset
@@ -27,7 +27,7 @@ from ..gan.learner import SampleSheet, gan_learner, load_gan, save_gan
 from ..gan.memorization import evaluate_pool
 from ..gan.metrics import SaveBestGAN
 from ..gan.pools import (RefreshSynthetic, confidence_thresholds, filter_pool, label_confidence,
-                                pool_from_folder, sample_pool)
+                                pool_from_folder, pool_problem, sample_pool)
 from ..gan.trainer import gan_recipe
 from .features import Extractor, Scale, extract, pretrained
 from .mixture import mix, nested_order, plan, pool_multiple
@@ -57,7 +57,7 @@ class SplitRun:
     @cached_property
     def judge(self) -> SplitRun:
         "The experiment on images at ratio 0 with seed 0: its classifier is the judge, and the extractor of vectors"
-        keep = params_of(self.p, DataParams, RunParams) | dict(cnn=self.p.cnn, cnn_epochs=self.p.cnn_epochs)
+        keep = params_of(self.p, DataParams, RunParams) | dict(cnn=self.p.cnn, cnn_epochs=self.p.cnn_epochs, min_steps=self.p.min_steps)
         return SplitRun(check_params(keep | dict(ratio=0, robustness='none', cnn_seed=0)))
 
     def __repr__(self):
@@ -83,7 +83,7 @@ def stages(self:SplitRun) -> dict: # kind -> `Stage`, in the order in which they
     if best or p.reject or (p.quality != 'none' and c['pool']): judge = self.judge.stages['split']
     if c['gan']:
         own = params_of(p, GANParams) | dict(gan_arch=_recipe(p).params)
-        s['gan'] = self._stage('gan', own | many, self._train_gan, train=train, judge=judge if best else None)
+        s['gan'] = self._stage('gan', own | many, self._train_gan, 2, train=train, judge=judge if best else None)
     if c['pool']:
         own = dict(params_of(p, PoolParams), pool=p.pool and content_key(p.pool),
                    multiple=pool_multiple(p.ratio, p.how, p.classes) if c['gan'] else None)
@@ -103,7 +103,8 @@ def stages(self:SplitRun) -> dict: # kind -> `Stage`, in the order in which they
 def recipe(self:SplitRun):
     "The recipe of the classifier, or of the head"
     p = self.p
-    return cnn_recipe(p.head, epochs=p.head_epochs) if self.cond['feature'] else cnn_recipe(p.cnn, epochs=p.cnn_epochs)
+    name, epochs = (p.head, p.head_epochs) if self.cond['feature'] else (p.cnn, p.cnn_epochs)
+    return cnn_recipe(name, epochs=epochs, min_steps=p.min_steps)
 
 # %% ../../nbs/split/04_run.ipynb #45de31d7
 @patch
@@ -233,7 +234,8 @@ def _train_gan(self:SplitRun, stage):
     self._launch('_fit_gan', stage, 30)
     learn, best = self._fit_gan(stage.path)                # after several processes, it is found finished
     save_gan(learn.model, stage.file('gan.safetensors'))
-    return dict(history=learn.history, n_train=len(learn.dls.train.dataset), failure=learn.failure,
+    more = dict(problem=f"{learn.failure['sentence']} Try another gan_seed, gan_arch or more gan_images.") if learn.failure else {}
+    return dict(history=learn.history, n_train=len(learn.dls.train.dataset), failure=learn.failure, **more,
                 vocab=self.images.vocab, curve=best and best.curve.to_dict('list'))
 
 @patch
@@ -260,7 +262,8 @@ def _make_pool(self:SplitRun, stage):
         if how: pool = filter_pool(pool, label_confidence(how['model'], pool), how['threshold'])
         pool = pool.subset(nested_order(pool.y, pool.c, p.pool_seed))
     pool.save(stage.path)
-    return pool.about | dict(n=dict(zip(pool.vocab, pool.y.bincount(minlength=pool.c).tolist())), content=pool.hash)
+    more = dict(problem=o) if (o := pool_problem(pool, self.items('train'))) else {}
+    return pool.about | more | dict(n=dict(zip(pool.vocab, pool.y.bincount(minlength=pool.c).tolist())), content=pool.hash)
 
 @patch(as_prop=True)
 def pool(self:SplitRun) -> Dataset|None:
@@ -329,9 +332,11 @@ def _train_classifier(self:SplitRun, stage):
     write_parquet(stage.file('predictions.parquet'), predictions_frame(parts))
     kept = real.y[a.keep].bincount(minlength=real.c).tolist()
     counts = {c: dict(real=r, added=int(n)) for c, r, n in zip(real.vocab, kept, a.add)}
+    problem = learning_problem(learn, evs['valid'] if p.ratio == 0 else None)  # on real items, an arm may be bad
     leak = leak_worth(evs['test'], s.table.leaked.to_numpy()[s.test.numpy()])
     return dict(**{k: ev.to_dict() for k, ev in evs.items()}, history=learn.history, counts=counts,
-                steps=len(learn.dls.train)*self.recipe.epochs, given=asdict(p), splits=s.report, leak=leak,
+                steps=len(learn.dls.train)*learn.recipe.epochs, bs=learn.recipe.bs, epochs=learn.recipe.epochs,
+                given=asdict(p), splits=s.report, leak=leak, **(dict(problem=problem) if problem else {}),
                 broken=self.images.about['broken'], pool=self.pool and self.stages['pool'].record)
 
 @patch
@@ -379,6 +384,13 @@ def record(self:SplitRun) -> dict:
     "The record of the classifier, with those of `robustness` and `quality`, or None"
     more = {k: self._need(k).record if k in self.stages else None for k in ('robustness', 'quality')}
     return self._need('split').record | more
+
+@patch(as_prop=True)
+def problems(self:SplitRun) -> dict: # kind of stage, or 'judge' -> sentence
+    "Why results of the finished stages must not be counted: trainings that did not learn, a GAN that failed"
+    made = {o.hash: o for s in self.stages.values() for o in s.upstream()}.values()
+    name = lambda s: s.kind if self.stages.get(s.kind, s).hash == s.hash else 'judge'
+    return {name(s): r['problem'] for s in made if (r := s.record) and r.get('problem')}
 
 @patch
 def fit(self:SplitRun) -> SplitRun:
