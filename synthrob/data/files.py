@@ -206,6 +206,10 @@ def _part_at(dirs):
     at = [i for i, d in enumerate(dirs[:-1]) if part_of(d)]
     return next((i for i in at if dirs[i+1] != dirs[i] or i + 1 not in at), None)   # not the outer of train/train
 
+def _above(names):
+    "Return all folders above the files `names`"
+    return {o.rsplit('/', k)[0] for o in names for k in range(1, o.count('/') + 1)}
+
 def _layout(path, images, folders):
     "Return (part, label, folder above the class) of each image, taken from its folders, or from its name: cat.0.png"
     dirs = [tuple(o.split('/')[:-1]) for o in images]
@@ -216,34 +220,35 @@ def _layout(path, images, folders):
         bad = "is not in a part, and other images are: move it to train/<class>/ or test/<class>/."
     else:
         n = min(len(os.path.commonprefix(dirs)), min(map(len, dirs)) - 1)
-        at_label = lambda d: n if 0 <= n < len(d) and d[:n] == dirs[0][:n] else None
+        at_label = lambda d: n if 0 <= n < len(d) and tuple(d[:n]) == dirs[0][:n] else None
         bad = "is not in a class folder: the layout is <class>/<image> or train/<class>/<image>."
     def key(d):
         k = at_label(d)
         return None if k is None else (part_of(d[k-1]) if k and _part_at(d) is not None else '', d[k], '/'.join(d[:k]))
     out = [key(d) for d in dirs]
     if None in out: raise BadInput(f"in {path}, {images[out.index(None)]} {bad}")
+    full = _above(images)
     for f in folders:
-        d = tuple(f.split('/'))
-        if at_label(d) == len(d) - 1 and key(d) not in out:
+        if f not in full and at_label(f.split('/')) == f.count('/'):
             raise BadInput(f"in {path}, the class folder {f} holds no image that can be read: fill it or delete it.")
     return out
 
 def _same_labels(path, keys):
     "Return the labels of (part, label, folder above) as Unicode's form C, with one spelling across folders, and notes"
     forms, notes = {}, []
-    for _, label, above in keys: forms.setdefault(unicodedata.normalize('NFC', label).casefold().strip(), []).append((above, label))
+    plain = lambda o: unicodedata.normalize('NFC', o).casefold().strip()
+    for part, label, above in keys: forms.setdefault(plain(label), []).append((above, label, part in ('', 'train')))
     names = {}
     for same, found in forms.items():
-        pairs = sorted(set(found))
+        pairs = sorted({o[:2] for o in found})
         if len({above for above, _ in pairs}) < len(pairs):
             a, b = next((a, b) for (f, a), (g, b) in zip(pairs, pairs[1:]) if f == g)
             raise BadInput(f"{path} has the classes {a!r} and {b!r}, which differ only in case or Unicode form: rename or "
                            "merge them.")
-        one = [o for _, o in found]
-        names[same] = unicodedata.normalize('NFC', max(sorted(set(one)), key=one.count)).strip()
-        if len(set(one)) > 1: notes.append(f"class {names[same]!r} has other spellings in other parts, read as one class.")
-    return [names[unicodedata.normalize('NFC', o).casefold().strip()] for _, o, _ in keys], notes
+        one = {o: sum(f[2] for f in found if f[1] == o) for _, o in pairs}      # the spelling of the training part
+        names[same] = unicodedata.normalize('NFC', max(one, key=one.get)).strip()
+        if len(one) > 1: notes.append(f"class {names[same]!r} has other spellings in other parts, read as one class.")
+    return [names[plain(o)] for _, o, _ in keys], notes
 
 # %% ../../nbs/data/03_files.ipynb #2c1fcbee
 class ImageFiles:
@@ -294,8 +299,7 @@ def list_images(
     if not images:
         found = ', '.join(sorted(set(why.values()))[:3])
         raise BadInput(f"{path} holds no images ({found or ', '.join(sorted(IMAGE_TYPES))}): check the path.")
-    above = lambda names: {o.rsplit('/', k)[0] for o in names for k in range(1, o.count('/') + 1)}
-    no_class = above(o for o in why if 'mask' in why[o] or 'copy' in why[o]) - above(images)
+    no_class = _above(o for o in why if 'mask' in why[o] or 'copy' in why[o]) - _above(images)
     system = lambda o: any(p.lower() in _system for p in o.split('/'))
     keys = _layout(path, images, [o for o in folders if o not in no_class and not system(o)])
     label, notes = _same_labels(path, keys)
