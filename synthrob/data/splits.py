@@ -67,11 +67,14 @@ def _draw_groups(images, whole, mask, share, *keys):
     y, k = images.y.numpy(), max(2, round(1/share))
     n = np.bincount(y[mask], minlength=images.c)
     k = max(2, min(k, n.max(), len(np.unique(whole[mask]))))
-    fold = _folds(y, whole, mask, k, *keys)
-    def worst(f):
-        part = np.bincount(y[fold == f], minlength=images.c)
+    def worst(m):
+        part = np.bincount(y[m], minlength=images.c)
         return abs(part/n.clip(1) - share).max() + ((part == 0) | (part == n))[n > 0].any()
-    return fold == min(range(k), key=worst)
+    while True:
+        fold = _folds(y, whole, mask, k, *keys)
+        best = min((fold == f for f in range(k)), key=worst)
+        if worst(best) < 1 or k == 2: return best
+        k -= 1                                                                 # larger parts, for a class of few groups
 
 def _repeats(group, mask):
     "A mask of the images in `mask` that are not the first of their group there"
@@ -266,9 +269,10 @@ def check_held_out(
 # %% ../../nbs/data/08_splits.ipynb #f3fffcfa
 def default_folds(
     images:Dataset # with parts, if official ones were given
-) -> int: # 1 or 5
-    "Return 5 if no test part was given and one would have fewer than 50 images of a class, otherwise 1"
-    return 1 if (images.part == 'test').any() or images.y.bincount(minlength=images.c).min() >= 250 else 5
+) -> int: # 1: one test part
+    "Return 5 (or the images of the smallest class) if a drawn test part would have fewer than 50 of a class, otherwise 1"
+    n = int(images.y.bincount(minlength=images.c).min())
+    return 1 if (images.part == 'test').any() or n >= 250 else max(2, min(5, n))
 
 # %% ../../nbs/data/08_splits.ipynb #ef2df3c2
 def default_metric(
@@ -310,7 +314,8 @@ def detectable(
     tested = [sum(o) for o in zip(*n.values())] if k > 1 else n['test']
     se, least, one = _se(tested, metric, images.vocab, seeds, sd)
     points, name = lambda o: f'{100*o:.1f} points', metric.replace('_', ' ')
-    each = f'{k} folds, fold {splits.report["fold"]}: ' if k > 1 else ''
+    each = (f"Cross-validation in {k} folds, as for few images (folds=1: one test part); this is fold "
+            f"{splits.report['fold']}, a sweep runs all: " if k > 1 else '')
     parts = '; '.join(f"{part} {', '.join(f'{v:,} {c}' for c,v in zip(images.vocab, o))}" for part,o in n.items())
     out = [f"{each}{parts}.",
            f"Tested {'in all folds' if k > 1 else 'images'}: {sum(tested):,}, of which one is up to {points(one)} of {name}. "
