@@ -31,7 +31,7 @@ def picture(image,      # a PIL image
     image.save(buf := BytesIO(), 'png')
     w, h = size or image.size
     url = 'data:image/png;base64,' + base64.b64encode(buf.getvalue()).decode()
-    img = Img(src=url, alt=alt, width=w, height=h)
+    img = Img(src=url, alt=alt.replace('%', ' percent'), width=w, height=h)      # Quarto takes % for an escape
     return Figure(img, Figcaption(caption) if caption else '', cls=cls, style=f'width:{w}px')
 
 def chart(draw,            # function of matplotlib axes
