@@ -65,6 +65,7 @@ def _check_settings(o):
             raise BadInput(f"{k}={v!r} is out of range: choose a {want}.")
 
 # %% ../../nbs/sweep/04_command.ipynb #0ac88c8e
+_aliases = dict(ratio=['ratios'], cnn_seed=['seeds'], gan_seed=['gan_seeds'])
 _names = {o: k for k, v in _aliases.items() for o in v}     # a file may use the names of the command line
 
 def grids_of(spec,            # a grid; a dict with `grids` and what they have in common; or a list of grids
