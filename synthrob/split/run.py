@@ -22,7 +22,8 @@ from ..cnn.robustness import Robustness, evaluate_robustness, robustness_level
 from ..data.core import content_key, data_stage
 from ..data.dataset import Dataset
 from ..data.rows import take
-from ..data.splits import Splits, check_held_out, check_no_leak, splits as split_data
+from ..data.splits import (Splits, check_held_out, check_metric, check_no_leak, default_folds, default_metric,
+                                   splits as split_data, subjects)
 from ..gan.learner import SampleSheet, gan_learner, load_gan, save_gan
 from ..gan.memorization import evaluate_pool
 from ..gan.metrics import SaveBestGAN
@@ -32,7 +33,7 @@ from ..gan.trainer import gan_recipe
 from .features import Extractor, Scale, extract, pretrained
 from .mixture import mix, nested_order, plan, pool_multiple
 from .params import (DataParams, GANParams, MixParams, PoolParams, RunParams, SplitParams, check_params,
-                                   conditions, params_of)
+                                   conditions, fixed_test, params_of)
 
 # %% auto #0
 __all__ = ['SplitRun', 'predictions_frame', 'evaluation_from', 'leak_worth']
@@ -53,6 +54,11 @@ class SplitRun:
         p, (source, _, name) = self.p, self.p.data.partition(':')
         vocab = [o.strip() for o in p.vocab.split(',')] if p.vocab else None
         return data_stage(source, p.path, vocab, p.size, p.channels, p.out, **(dict(name=name) if name else {}))
+
+    @property
+    def _folds(self):
+        "The number of folds, None if the data decide"
+        return 1 if self.leak or self.p.data.partition(':')[0] in fixed_test else self.p.folds
 
     @cached_property
     def judge(self) -> SplitRun:
@@ -76,6 +82,8 @@ def stages(self:SplitRun) -> dict: # kind -> `Stage`, in the order in which they
     p, c = self.p, self.cond
     vector, s = c['feature'], dict(data=self._source[0])
     own = dict(vocab=p.vocab, split_seed=p.split_seed, real_share=p.real_share, leak=self.leak)
+    if p.groups: own['groups'] = p.groups
+    if self._folds != 1: own |= dict(folds=self._folds or 'auto', fold=p.fold)
     s['parts'] = self._stage('parts', own, self._split, data=s['data'])
     if vector: s['features'] = self._features_stage(s['parts'])
     train, many = s['features'] if vector else s['parts'], dict(processes=p.processes) if p.processes > 1 else {}
@@ -139,11 +147,27 @@ def _share(images, train, share, seed):
 @patch
 def _split(self:SplitRun, stage):
     "Work of the stage 'parts'"
-    s = split_data(self.images, seed=self.p.split_seed, leak=self.leak)
+    p, subject = self.p, None
+    self.metric_of(self.images.y)
+    if p.groups: subject = subjects(self.images, p.groups, p.path)
+    s = split_data(self.images, seed=p.split_seed, leak=self.leak, subject=subject, folds=self.folds, fold=p.fold)
     if not self.leak: check_no_leak(self.images, s)
     used = _share(self.images, s.train, self.p.real_share, self.p.split_seed)
     write_parquet(stage.file('parts.parquet'), s.table.assign(used=np.isin(np.arange(len(s.table)), used)))
     return dict(report=s.report, n_used=len(used))
+
+@patch(as_prop=True)
+def folds(self:SplitRun) -> int: # 1: one test part
+    "The number of folds; those of the data if it is left to them"
+    return self._folds or default_folds(self.images)
+
+@patch
+def metric_of(self:SplitRun,
+    y # labels that decide on the default
+) -> str:
+    "Return the metric that is decided on; raises `BadInput` for the recall of an unknown class"
+    if self.p.metric: check_metric(self.p.metric, self.images.vocab)
+    return self.p.metric or default_metric(y.bincount(minlength=self.images.c).tolist())
 
 @patch(as_prop=True)
 def images(self:SplitRun) -> Dataset:
