@@ -93,7 +93,7 @@ def joint_p(
     seed=0,       # of the random signs
     n_boot=9999   # sign vectors
 ) -> np.ndarray:  # p of each row
-    "Return p adjusted for looking at all rows: how often the largest studentised mean of any row reaches it (Westfall & Young)"
+    "Return p adjusted for looking at all rows: how often, with random signs, the largest mean of any row reaches it"
     D = np.asarray(D, float)
     if margin is not None: return np.maximum(*(_joint_p(margin + s*D, seed, n_boot, False) for s in (1, -1)))
     return _joint_p(D, seed, n_boot)
@@ -101,8 +101,9 @@ def joint_p(
 def _joint_p(D, seed, n_boot, two_sided=True):
     signs = _signs(D.shape[1], seed, n_boot)
     if not two_sided: signs = np.concatenate([signs, -signs], 1)
-    size = np.sqrt(np.nansum(D**2, 1, keepdims=True))
-    z = (np.nan_to_num(D)/np.where(size > 0, size, 1)) @ signs                # monotone in Student's t
+    square, n = np.nanmean(D**2, 1, keepdims=True), np.isfinite(D).sum(1, keepdims=True)
+    scale = np.sqrt(n*(square + square.mean())/2)                             # of few runs, half from all rows
+    z = np.nan_to_num(D)/np.where(scale > 0, scale, 1) @ signs
     z = (abs(z) if two_sided else z).round(9)
     return (z.max(0) >= z[:, :1]).mean(1)
 
@@ -300,7 +301,8 @@ class Verdict:
                         'decide, if the estimate and its SD hold')
         holm = f' (one of {self.comparisons} comparisons, Holm)'*(self.comparisons > 1)
         if self.among > 1:
-            holm = f' (one of {self.among} arms; p, corrected for that: {min(self.p, self.p_equivalence):.2g})'
+            undecided = f'; p = {self.p:.2g} of a difference, {self.p_equivalence:.2g} of equivalence'
+            holm = f' (corrected for {self.among} arms{undecided*(self.kind == "undecided" and self.varies)})'
         return f'{self.kind.capitalize()}: {_span(self)}, {runs}) for {whom}, {where}: {why}{holm}.'
 
 # %% ../../nbs/sweep/05_stats.ipynb #10c2711f
