@@ -246,6 +246,15 @@ def _long(tables):
         t['class'] = t.metric.str.removeprefix('recall_').where(recall)
         yield t.assign(part='test', metric=('corruption_' + t.metric).where(~recall, 'corruption_recall'))
 
+def _left_out(made):
+    "Content of a data set -> reason -> number of images that no run used"
+    out = {}
+    for r in made.values():
+        n = out.setdefault(made.get(r['inputs'].get('data'), r).get('content'), {})
+        for o in r.get('left_out') or (): n[o['reason']] = n.get(o['reason'], 0) + o['n']
+        for k, v in r.get('report', {}).get('removed', {}).items(): n[k] = max(n.get(k, 0), v)
+    return {k: {reason: v for reason, v in n.items() if v} for k, n in out.items()}
+
 def _stage_seconds(runs, made):
     "Seconds of the stages that each run shares with others; those of vectors include the training of their extractor"
     of, rows = lambda h: made.get(h, {}).get('seconds', 0.), []
@@ -307,7 +316,7 @@ def results(runs='runs', # folder of the runs (`out` of the parameters)
     frame = _typed(pd.concat(rows, ignore_index=True).reindex(columns=['run', *VALUE]), new.assign(level=level))
     skipped |= dict(robustness_damaged=bad['damaged'], robustness_unfinished=bad['unfinished'],
                     superseded=len(params) - len(new), **missing)
-    frame.attrs = dict(root=str(root), errors=errors, declared=declared, skipped=skipped)
+    frame.attrs = dict(root=str(root), errors=errors, declared=declared, skipped=skipped, left_out=_left_out(made))
     return frame
 
 # %% ../../nbs/sweep/06_results.ipynb #1c99eb5e
