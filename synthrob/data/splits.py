@@ -93,8 +93,11 @@ def splits(
     needed = dict(training=tr, test=te) | ({} if leak else dict(validation=va))  # at random, one may be missing
     for k,m in needed.items():
         n = np.bincount(images.y.numpy()[m], minlength=images.c)
-        if not n.all():
-            raise BadInput(f"class {images.vocab[n.argmin()]!r} has no {k} image: add images or leave the class out.")
+        if n.min() < (2 if k == 'training' and not leak else 1):
+            c, rest = images.vocab[n.argmin()], [o for i,o in enumerate(images.vocab) if i != n.argmin()]
+            raise BadInput(f"class {c!r} has {'only one' if n.min() else 'no'} {k} image, of {int((images.y == n.argmin()).sum())} "
+                           f"in all: a class needs at least 4, two to train, one to validate, one to test; add images "
+                           f"or leave the class out, vocab={','.join(rest)!r}.")
     size, leaked = np.bincount(g), te & np.isin(g, g[tr])
     report = dict(images=len(images), train=int(tr.sum()), valid=int(va.sum()), test=int(te.sum()),
                   removed={k: int((why == k).sum()) for k in ('leak','conflict','repeated','flat')},

@@ -47,10 +47,10 @@ class MixParams:
 @dataclass
 class DataParams:
     "The data and their split"
-    data: str = param('faces', "'faces', 'fer2013', 'folder', 'lsun', 'parquet[:COLUMN]' or 'torchvision:NAME'")
+    data: str = param('faces', "'faces', 'fer2013', 'folder[:links]', 'lsun', 'parquet[:COLUMN]' or 'torchvision:NAME'")
     path: str = param(None, "the data: a zip, folder, CSV or tar.gz; none for faces", role='run')
     vocab: str = param(None, "class names, in order, comma separated; None: those of the data")
-    size: int = param(None, "side of the images in pixels; None: the preset's", 16, 128)
+    size: int = param(None, "side of the images in pixels; None: a folder's own up to 64, else the preset's", 16, 128)
     channels: int = param(None, "1 or 3; None: as in the data", options=(1, 3))
     real_share: float = param(1., "share of the real training images that is used: 0.1 simulates scarcity", .001, 1)
     split_seed: int = param(42, "seed of the validation part and of the order in which real images leave", 0, 2**31)
@@ -184,6 +184,7 @@ def check_params(given:dict      # parameters by name; missing ones have their d
     for name in given: check_name(name, list(_fields), f"There is no parameter {name!r}")
     p = SplitParams(**{k: check_value(k, v) for k, v in given.items()})
     vectors = p.space == 'feature'
+    if p.size is None and p.preset != 'study': p.size = _own_size(p)
     for k, v in (presets[p.preset] | (vector_presets.get(p.preset, {}) if vectors else {})).items():
         if getattr(p, k) is None: setattr(p, k, v)
     if p.how == 'add' and p.ratio == 1:
@@ -203,6 +204,12 @@ def check_params(given:dict      # parameters by name; missing ones have their d
     if p.processes > 1: _check_processes(p)
     default_device(p.device)
     return replace(p, **{k: _fields[k].default for k in idle_params(p)})
+
+def _own_size(p):
+    "The side of a folder's images, None if they are large"
+    from synthrob.data.core import own_size
+    source, _, name = p.data.partition(':')
+    return own_size(source, p.path, name == 'links')
 
 @cache
 def _check_nets(cnn, gan, size, channels, vectors):
