@@ -77,6 +77,7 @@ CSS = """
 .synthrob-view .warning{border-left:.3rem solid #c0392b;padding-left:.6rem}
 .synthrob-view .row{display:flex;flex-wrap:wrap;gap:.6rem;align-items:flex-start}
 .synthrob-view>.row{gap:1rem 1.4rem}
+.synthrob-view>.row:has(>figure:nth-of-type(4)){max-width:50rem}
 .synthrob-view .group{margin:0;max-width:100%}
 .synthrob-view h4{font-size:13px;font-weight:600;line-height:1.4;margin:.2rem 0 .3rem}
 .synthrob-view figure{margin:0;max-width:100%;display:block;text-align:left}
