@@ -20,7 +20,11 @@ end
 -- Tables of epochs and bars of progress tell a reader nothing that the page does not say
 local function is_progress(text) return text:match('^%W*epoch%s+train_loss') or text:match('<progress') end
 
-function RawBlock(el) if is_progress(el.text) then return {} end end
+function RawBlock(el)
+  if is_progress(el.text) then return {} end
+  el.text = el.text:gsub('<(/?)h1', '<%1h2')      -- a report that a page shows; the page's title is its H1
+  return el
+end
 
 function CodeBlock(el)
   if is_progress(el.text) then return {} end
