@@ -343,6 +343,11 @@ def _fit_classifier(self:SplitRun, folder):
     return learn
 
 @patch
+def _given(self:SplitRun):
+    "The parameters; `fold` among them only if there are folds"
+    return {k: v for k, v in asdict(self.p).items() if k != 'fold' or self.folds > 1}
+
+@patch
 def _train_classifier(self:SplitRun, stage):
     "Work of the stage 'split'"
     p, s, real = self.p, self.splits, self.part('train')
@@ -360,7 +365,7 @@ def _train_classifier(self:SplitRun, stage):
     leak = leak_worth(evs['test'], s.table.leaked.to_numpy()[s.test.numpy()])
     return dict(**{k: ev.to_dict() for k, ev in evs.items()}, history=learn.history, counts=counts,
                 steps=len(learn.dls.train)*learn.recipe.epochs, bs=learn.recipe.bs, epochs=learn.recipe.epochs,
-                given=asdict(p), splits=s.report, leak=leak, **(dict(problem=problem) if problem else {}),
+                given=self._given(), splits=s.report, leak=leak, **(dict(problem=problem) if problem else {}),
                 broken=self.images.about['broken'], pool=self.pool and self.stages['pool'].record)
 
 @patch
