@@ -18,6 +18,26 @@ __all__ = ['BadInput', 'check_name', 'hash_of', 'hash_file', 'hash_array', 'repl
 # %% ../../nbs/core/01_basics.ipynb #3fdaa14a
 warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated', category=FutureWarning)
 
+# %% ../../nbs/core/01_basics.ipynb #a1b0c704
+import sys, time
+from fastcore.basics import IN_NOTEBOOK
+from fastprogress import fastprogress
+
+# %% ../../nbs/core/01_basics.ipynb #a1b0c702
+_last_line = [time.monotonic()]                     # when a bar last wrote one
+def _log_line(bar, val, text):
+    "Write the state of a bar as a line, at most once a minute"
+    if not bar.display or time.monotonic() - _last_line[0] < 60: return
+    _last_line[0] = time.monotonic()
+    print(f'{bar.prefix} {text}'.strip(), flush=True)
+
+def _bars_as_lines():
+    "Turn the bars of a console into lines"
+    bar = fastprogress.ConsoleProgressBar
+    fastprogress.NO_BAR, bar.fill, bar.on_update = True, '', _log_line
+
+if not (IN_NOTEBOOK or getattr(sys.stdout, 'isatty', bool)()): _bars_as_lines()
+
 # %% ../../nbs/core/01_basics.ipynb #d19b24df
 class BadInput(ValueError):
     "Invalid input from the user; the message is one sentence that says what is wrong and what to do"
