@@ -165,7 +165,7 @@ def _paths(name):
         rest, _, last = rest.rpartition('/')
         yield rest, last
 
-def _left_out(files, same):
+def _ignored(files, same):
     "Return {name: why} of the files that are no samples; `same(a, b)` tells whether two files have the same content"
     why = {}
     def drop(names, reason): why.update((o, reason(o)) for o in names if o not in why and reason(o))
@@ -258,9 +258,9 @@ class ImageFiles:
         table,     # name (relative to `path`), label and part of each image, a DataFrame
         zf,        # the open `ZipFile`; None: a folder
         raw,       # name -> name in the zip, or path in the folder
-        left_out,  # what is no sample: [{label, reason, n, name of the first}]
+        ignored,  # what is no sample: [{label, reason, n, name of the first}]
         notes      # sentences on what was put right
-    ): self.path,self.table,self.zf,self.raw,self.left_out,self.notes = path,table,zf,raw,left_out,notes
+    ): self.path,self.table,self.zf,self.raw,self.ignored,self.notes = path,table,zf,raw,ignored,notes
 
     def __len__(self): return len(self.table)
     def __repr__(self): return f"ImageFiles({self.path}, {len(self)} images, {self.table.label.nunique()} classes)"
@@ -294,7 +294,7 @@ def list_images(
     path = existing(path)
     files, folders, raw, zf = list_files(path, links)
     read = lambda o: zf.getinfo(raw[o]).CRC if zf else Path(raw[o]).read_bytes()
-    why = _left_out(files, lambda a, b: read(a) == read(b))
+    why = _ignored(files, lambda a, b: read(a) == read(b))
     images = sorted(o for o in files if o not in why)
     if not images:
         found = ', '.join(sorted(set(why.values()))[:3])
@@ -313,8 +313,8 @@ def list_images(
         dirs = tuple(o.split('/')[:-1])
         k = next((of[dirs[:i]] for i in range(len(dirs), 0, -1) if dirs[:i] in of), '')
         lost.setdefault((k, reason), []).append(o)
-    left_out = [dict(label=k, reason=reason, n=len(o), name=o[0]) for (k, reason), o in lost.items()]
-    return ImageFiles(path, pd.DataFrame(dict(name=images, label=label, part=part)), zf, raw, left_out, notes)
+    ignored = [dict(label=k, reason=reason, n=len(o), name=o[0]) for (k, reason), o in lost.items()]
+    return ImageFiles(path, pd.DataFrame(dict(name=images, label=label, part=part)), zf, raw, ignored, notes)
 
 # %% ../../nbs/data/03_files.ipynb #9a5b8e06
 class BrokenImage(Exception):
