@@ -20,7 +20,7 @@ from .files import (DAMAGE, FER_CLASSES, FER_USAGES, IMAGE_TYPES, decode_files, 
                                  list_files, list_images, open_tar, read_fer_csv, survey, torchvision_images)
 from .rows import DiskImages, blocks, hash_images, read_images
 from .sources import list_shards, lmdb_size, lsun_databases, lsun_images, parquet_columns, parquet_images
-from .splits import Splits, splits
+from .splits import Splits, default_folds, detectable, splits, subjects_hint
 
 # %% auto #0
 __all__ = ['sources', 'FER_FIVE', 'Source', 'source', 'content_key', 'faces', 'fer2013', 'folder', 'own_size', 'lsun', 'parquet',
@@ -242,8 +242,9 @@ def _grey(x, table):
 
 def _notes(x, found):
     "Return what the reader left out or changed, as lines of text"
+    convert = lambda o: '; convert them to PNG or JPEG if they are images' if o['label'] and 'not read' in o['reason'] else ''
     lines, size = [f"{o['label'] or 'outside the classes'}: {o['n']:,} files ignored, {o['reason']} ({o['name']}"
-                   f"{', ...' if o['n'] > 1 else ''})" for o in found['ignored']], x.shape[-1]
+                   f"{', ...' if o['n'] > 1 else ''}){convert(o)}" for o in found['ignored']], x.shape[-1]
     if (s := found['sides']) and s != [size]*3:
         lines.append(f"the images have {s[0]} to {s[2]} pixels (half of them at most {s[1]}) and are resized to {size} x {size}")
     return lines + found['notes']
@@ -420,6 +421,8 @@ def _run(a):
     images = prepare(source, a.path, vocab=vocab, size=a.size, channels=a.channels, root=a.out, **more)
     s = splits(images, seed=a.seed)
     print(describe(images, s, plot=bool(a.sheet)).to_string())
+    folds = default_folds(images)
+    print(detectable(images, splits(images, seed=a.seed, folds=folds) if folds > 1 else s), subjects_hint(images) or '', sep='\n')
     if a.sheet:
         with replacing(a.sheet) as t: plt.savefig(t, format=Path(a.sheet).suffix[1:], bbox_inches='tight', dpi=120)
     if a.table:

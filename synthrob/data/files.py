@@ -6,7 +6,6 @@
 from __future__ import annotations
 import csv, gzip, inspect, io, json, lzma, math, os, re, shutil, stat, tarfile, tempfile, unicodedata, zipfile, zlib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from functools import lru_cache, partial
 from pathlib import Path
 from threading import Lock
@@ -372,7 +371,11 @@ def decode_image(
         forms = "is {}x{} {} instead of {}x{} {}".format(*im.size, im.mode, *strict)
         raise BrokenImage(f"{forms}: data='folder' converts it")
     im.draft(None, (2*size, 2*size))  # decode a large JPEG at 1/2, 1/4 or 1/8 of its size: enough, and much faster
-    with _alone if im.width*im.height > _large else nullcontext(): return fit_image(im, size, channels, bits)
+    if im.width*im.height <= _large: return fit_image(im, size, channels, bits)
+    with _alone:
+        im = ImageOps.exif_transpose(im)
+        if im.mode in ('L', 'LA', 'RGB', 'RGBA'): im = im.reduce(max(1, min(im.size)//(4*size)))
+        return fit_image(im, size, channels, bits)
 
 # %% ../../nbs/data/03_files.ipynb #e0d2a96b
 def is_colour(
