@@ -355,7 +355,7 @@ def _open_image(b):
     try: im = Image.open(io.BytesIO(b), formats=FORMATS)
     except UnidentifiedImageError: raise BrokenImage("is not an image") from None
     if im.width*im.height > MAX_PIXELS:
-        raise BrokenImage(f"is too large ({im.width}x{im.height}, more than {MAX_PIXELS>>20} million pixels)")
+        raise BrokenImage(f"is too large ({im.width}x{im.height}, more than {MAX_PIXELS/1e6:.0f} million pixels)")
     return im
 
 def decode_image(
