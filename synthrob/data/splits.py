@@ -219,7 +219,8 @@ def splits(
             c, rest = images.vocab[n.argmin()], [o for i,o in enumerate(images.vocab) if i != n.argmin()]
             where = f' in fold {fold} of {folds}' if folds > 1 else ''
             raise BadInput(f"class {c!r} has {'only one' if n.min() else 'no'} {k} image{where}, of {int((images.y == n.argmin()).sum())} "
-                           f"in all: a class needs at least 4, two to train, one to validate, one to test; add images "
+                           f"in all: a class needs at least {max(4, folds)}, two to train, one to validate, one to test"
+                           f"{' in each fold' if folds > 1 else ''}; add images "
                            f"or leave the class out, vocab={','.join(rest)!r}.")
     size, leaked = np.bincount(g), te & np.isin(g, g[tr])
     report = dict(images=len(images), train=int(tr.sum()), valid=int(va.sum()), test=int(te.sum()),

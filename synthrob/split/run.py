@@ -93,7 +93,7 @@ def stages(self:SplitRun) -> dict: # kind -> `Stage`, in the order in which they
         own = params_of(p, GANParams) | dict(gan_arch=_recipe(p).params)
         s['gan'] = self._stage('gan', own | many, self._train_gan, 2, train=train, judge=judge if best else None)
     if c['pool']:
-        own = dict(params_of(p, PoolParams), pool=p.pool and content_key(p.pool),
+        own = dict(params_of(p, PoolParams), pool=p.pool and content_key(p.pool, Path(p.out)/'data'),
                    multiple=pool_multiple(p.ratio, p.how, p.classes) if c['gan'] else None)
         picky = judge if p.reject else None
         s['pool'] = self._stage('pool', own, self._make_pool, train=train, gan=s.get('gan'), judge=picky)
