@@ -4,7 +4,7 @@ As for the site, imports and exported cells are executed, and no others: a cell 
 fails here when that code needs what an earlier cell made.
 """
 from __future__ import annotations
-import json, yaml
+import json, re, sys, yaml
 from nbdev.config import get_config
 from nbdev.quarto import nbdev_sidebar, refresh_quarto_yml
 from nbdev.serve import proc_nbs
@@ -22,6 +22,29 @@ def pages_of(contents):
         elif 'contents' in o: yield from pages_of(o['contents'])
         else: yield o['href']
 
+def text_of(cell):
+    "Markdown of a prepared cell: its own, or what `show_doc` printed"
+    if cell['cell_type'] == 'markdown': return ''.join(cell['source'])
+    return '\n'.join(''.join(o.get('data', {}).get('text/markdown', '')) for o in cell.get('outputs', []))
+
+def look_at_links(made):
+    "Fail if a link that nbdev made from a name leads to a page or a heading that is not there"
+    sys.path.insert(0, str(get_config().config_path/'tests'))
+    from test_site import slug
+    texts, pages = {}, {}
+    for p in made.rglob('*.ipynb'):
+        cells = json.loads(p.read_text(encoding='utf-8'))['cells']
+        texts[p] = '\n\n'.join(map(text_of, cells))
+        texts[p] = re.sub(r'^(```|~~~).*?^\1', '', texts[p], flags=re.M | re.S)      # in code, site.lua removes links
+        headings = re.findall(r'^#{1,6}\s+(.+)$', texts[p], re.M)
+        front = yaml.safe_load(''.join(cells[0]['source']).strip().strip('-'))
+        pages[(p.parent/front['output-file']).relative_to(made).as_posix()] = {slug(h.strip()) for h in headings}
+    own = re.escape(get_config().doc_host + get_config().doc_baseurl + '/')
+    dead = [f'{p.relative_to(made)}: {page}{anchor and "#" + anchor}' for p, text in texts.items()
+            for page, anchor in set(re.findall(own + r'([\w./-]+\.html)#?([\w.-]*)', text))     # site.lua unlinks private names
+            if page not in pages or anchor and anchor[0] != '_' and anchor not in pages[page]]
+    assert not dead, 'dead links:\n' + '\n'.join(sorted(dead))
+
 def look(made):
     "Fail unless every notebook in nbs/ became a page with a title, a purpose and a place in the sidebar of `made`"
     sidebar = list(pages_of(yaml.safe_load((made/'sidebar.yml').read_text(encoding='utf-8'))['website']['sidebar']['contents']))
@@ -38,4 +61,7 @@ def look(made):
     site = yaml.safe_load((made/'_quarto.yml').read_text(encoding='utf-8'))
     for f in *site['metadata-files'], site['format']['html']['css']: assert (made/f).is_file(), f'{f} is not there'
 
-if __name__ == '__main__': look(prepared())
+if __name__ == '__main__':
+    made = prepared()
+    look(made)
+    look_at_links(made)

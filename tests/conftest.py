@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # parameters of the smallest split experiment
-TOY = dict(data='folder', size=32, gan_images=640, gan_width=16, cnn_epochs=1, robustness='none')
+TOY = dict(data='folder', folds=1, size=32, gan_images=640, gan_width=16, cnn_epochs=1, robustness='none')
 
 @pytest.fixture(scope='session')
 def faces(tmp_path_factory) -> str:

@@ -120,7 +120,7 @@ def test_exploring_never_trains(tmp_path):
     shown = {}
     for k in which.options:
         which.value = k
-        shown[k] = place.children[0].value if k == 'sweep' else place.children[0].children[1].value
+        shown[k] = place.children[0].value if k == 'sweep' else place.children[0].children[-1].value
     assert {p.name for p in tmp_path.iterdir()} == {'data'}
     assert 'untrained' in shown['GAN'] and 'synthrob_sweep' in shown['sweep']
     assert 'No classifier' in shown['corruptions'] and '<img' in shown['data']

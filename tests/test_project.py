@@ -127,12 +127,17 @@ def test_site_is_driven_from_the_top():
 def test_broken_links_are_found(tmp_path):
     "What `.ci/run site` asks of the rendered site"
     (tmp_path/'sub').mkdir()
-    (tmp_path/'index.html').write_text('<h1 id="a"></h1><a href="#a"></a><a href="sub/p.html#c"></a><a href="https://x.y/z"></a>')
-    (tmp_path/'sub'/'p.html').write_text('<p id="c"><a href="../index.html#a"></a></p>')
+    head = '<meta name="description" content="A page.">'
+    (tmp_path/'index.html').write_text(head + '<h1 id="a"></h1><a href="#a"></a><a href="sub/p.html#c"></a><a href="https://x.y/z"></a>'
+                                       '<a href="https://synthrob.github.io/synthrob/sub/p.html#c"></a>')
+    (tmp_path/'sub'/'p.html').write_text(head + '<h1></h1><p id="c"><a href="../index.html#a"></a></p>')
     run = lambda: subprocess.run([sys.executable, ROOT/'.ci'/'links.py', tmp_path], capture_output=True, text=True)
     assert run().returncode == 0
-    (tmp_path/'sub'/'q.html').write_text('<a href="../index.html#b"></a><img src="no.png">')
+    (tmp_path/'sub'/'q.html').write_text('<a href="../index.html#b"></a><img src="no.png"><code>[`f`](https://x)</code><th>epoch</th>'
+                                         '<a href="https://synthrob.github.io/synthrob/index.html#gone"></a>')
     res = run()
+    for fault in ('not one H1', 'no description', 'a raw Markdown link in code', 'a table of epochs', 'index.html#gone'):
+        assert f'sub/q.html: {fault}' in res.stdout or fault == 'index.html#gone' and fault in res.stdout
     assert res.returncode == 1 and 'sub/q.html: ../index.html#b' in res.stdout and 'sub/q.html: no.png' in res.stdout
 
 def test_readme_is_short():

@@ -2,14 +2,13 @@
 from __future__ import annotations
 import json, posixpath, re
 from pathlib import Path
-import pytest
+import pytest, yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT/'nbs'
 PAGES = sorted(p.relative_to(NBS).as_posix() for p in NBS.rglob('*.ipynb'))
 HOW_TO = {'tutorials/02_own_images.ipynb', 'tutorials/05_other_sources.ipynb'}   # for readers with images of their own
 TUTORIALS = [p for p in PAGES if p.startswith('tutorials/') and p not in HOW_TO]
-BADGES = 'https://colab.research.google.com/assets/colab-badge.svg', 'https://img.shields.io/'
 
 def cells(name): return json.loads((NBS/name).read_text(encoding='utf-8'))['cells']
 def source(cell): return ''.join(cell['source'])
@@ -59,6 +58,28 @@ def pictures(text) -> list:
     "Where pictures in markdown come from"
     return re.findall(r'!\[[^\]]*\]\(\s*<?([^)\s>]+)', text) + re.findall(r'<img[^>]*\bsrc=["\']([^"\']+)', text)
 
+def directives(code) -> dict:
+    "The `#| key: value` lines of a cell, read as Quarto reads them: as YAML"
+    lines = re.findall(r'^#\|\s*(\S+:(?:\s.*)?)$', code, re.M)
+    return yaml.safe_load('\n'.join(lines)) or {}
+
+def front_matter(cells) -> dict:
+    "What nbdev makes of the first cell of text: title, purpose, and `- key: value` lines, which are YAML"
+    first = next(source(c) for c in cells if c['cell_type'] == 'markdown')
+    found = yaml.safe_load('\n'.join(re.findall(r'^-\s+(\S.*:.*\S)\s*$', first, re.M))) or {}
+    title, purpose = (re.search(rf'^{o}\s+(\S.*?)\s*$', first, re.M) for o in ('#', '>'))
+    return found | dict(title=title and title[1], description=purpose and purpose[1])
+
+def alts(cell) -> list:
+    "Text alternatives of a cell: of its figures, its pictures in Markdown, and the pictures in its HTML outputs"
+    html = ''.join(''.join(o.get('data', {}).get('text/html', '')) for o in cell.get('outputs', []))
+    if cell['cell_type'] == 'markdown': return re.findall(r'!\[([^\]]*)\]', source(cell)) + re.findall(r'alt="([^"]*)"', source(cell))
+    return [str(directives(source(cell)).get('fig-alt', '')), *re.findall(r'alt="([^"]*)"', html)]
+
+def linked_pictures(text) -> list:
+    "Pictures that are links: lightbox would open the picture in place of the link"
+    return re.findall(r'\[!\[[^\]]*\]\([^)]*\)\]\([^)]*\)', text)
+
 def mute(cell) -> bool:
     "Does a cell show a figure that a screen reader cannot read out?"
     figure = any('image/png' in o.get('data', {}) or 'image/svg+xml' in o.get('data', {}) for o in cell.get('outputs', []))
@@ -84,6 +105,14 @@ def test_faults_are_found():
     assert links(prose(pages['a.ipynb'])) == []
     assert skipped([1, 2, 4, 2, 3]) == [4] and not skipped([1, 2, 3, 2])
     assert pictures('![a](https://x.org/a.png) <img src="b.png">') == ['https://x.org/a.png', 'b.png']
+    assert linked_pictures('[![Open in Colab](https://x.org/badge.svg)](https://x.org)') and not linked_pictures('[Colab](https://x.org) ![a](b.png)')
+    for bad in ('#| fig-cap: Left: a\nplot()', "#| fig-cap: how='add': a\nplot()", '#| fig-alt: "a\nplot()'):
+        with pytest.raises(yaml.YAMLError): directives(bad)
+    assert directives('#| export\n#| fig-cap: "Left: a"\n#| code-fold: true\nx') == {'fig-cap': 'Left: a', 'code-fold': True}
+    with pytest.raises(yaml.YAMLError): front_matter([md('# A\n\n> a\n\n- order: 1: 2')])
+    assert front_matter([md('# A\n\n> a\n\n- order: 1')]) == dict(title='A', description='a', order=1)
+    html = dict(cell_type='code', source=['x'], outputs=[dict(data={'text/html': '<img alt="10% of it">'})])
+    assert any('%' in o for o in alts(html)) and '%' in alts(dict(cell_type='code', source=['#| fig-alt: "5 % of"\nx']))[0]
     shows = lambda code: dict(cell_type='code', source=[code], outputs=[dict(data={'image/png': ''})])
     assert mute(shows('plot()')) and mute(shows('#| fig-alt: ""\nplot()')) and not mute(shows('#| fig-alt: "A line."\nplot()'))
 
@@ -97,6 +126,28 @@ def test_page_has_title_and_purpose(name):
     first = next(source(c) for c in cells(name) if c['cell_type'] == 'markdown')
     assert re.match(r'# \S.*\n+> \S', first), f'{name} lacks "# Title" and "> purpose" in its first cell of text'
     assert sum(level == 1 for level, _ in headings(cells(name))) == 1, f'{name} has more than one title'
+
+@pytest.mark.parametrize('name', PAGES)
+def test_directives_and_front_matter_are_yaml(name, pages):
+    front_matter(pages[name])
+    for c in pages[name]:
+        if c['cell_type'] == 'code':
+            for k, v in directives(source(c)).items(): assert isinstance(v, bool if k in ('eval', 'echo') else (bool, str, int)), (name, k, v)
+
+def test_titles_and_descriptions_are_unique(pages):
+    heads = {name: front_matter(c) for name, c in pages.items()}
+    for key in ('title', 'description'):
+        found = [h[key] for h in heads.values()]
+        assert all(found) and len({o.lower() for o in found}) == len(found), sorted(o for o in found if found.count(o) > 1)
+
+@pytest.mark.parametrize('name', PAGES)
+def test_alt_texts_have_no_percent_sign(name, pages):
+    "Quarto takes it for the start of an escape in an address, and warns"
+    wrong = [o for c in pages[name] for o in alts(c) if '%' in o]
+    assert not wrong, f'{name}: write "percent" in {wrong}'
+
+@pytest.mark.parametrize('name', PAGES)
+def test_pictures_are_no_links(name, pages): assert not linked_pictures(prose(pages[name]))
 
 @pytest.mark.parametrize('name', PAGES)
 def test_links_lead_somewhere(name, pages):
@@ -114,13 +165,13 @@ def test_figures_have_alt_text(name, pages):
 
 @pytest.mark.parametrize('name', PAGES)
 def test_no_picture_from_the_network(name, pages):
-    far = [o for o in pictures(prose(pages[name])) if re.match(r'https?:|//', o) and not o.startswith(BADGES)]
+    far = [o for o in pictures(prose(pages[name])) if re.match(r'https?:|//', o)]
     assert not far, f'{name} fetches {far}'
 
 @pytest.mark.parametrize('name', TUTORIALS)
 def test_tutorial_opens_in_colab(name, pages):
     head = source(pages[name][1])
-    assert BADGES[0] in head and f'](https://colab.research.google.com/github/synthrob/synthrob/blob/main/nbs/{name})' in head
+    assert f'](https://colab.research.google.com/github/synthrob/synthrob/blob/main/nbs/{name})' in head
     install = next(source(c) for c in pages[name] if c['cell_type'] == 'code')
     assert '#| eval: false' in install and 'pip install' in install, f'{name} does not install synthrob first'
 
@@ -128,3 +179,7 @@ def test_readme_leads_to_notebooks():
     found = [o.partition('#')[0] for o in links((ROOT/'README.md').read_text(encoding='utf-8')) if not re.match('https?:', o)]
     assert any(o.startswith('nbs/') for o in found)
     assert not [o for o in found if not (ROOT/o).is_file()]
+
+def test_formulas_stay_tex_in_markdown():
+    "Quarto's commonmark, without this extension, warns about each formula"
+    assert 'tex_math_dollars' in yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))['format']['commonmark']['variant']

@@ -1,8 +1,8 @@
 "A sweep on a real Slurm: eval \"$(.ci/slurm start)\" starts one, as root start --install installs it"
 from __future__ import annotations
-import json, shutil, signal, subprocess, sys, time
+import json, re, shlex, shutil, signal, subprocess, sys, time
 from pathlib import Path
-import pytest
+import pytest, yaml
 from conftest import TOY
 from synthrob.sweep.command import sweep
 
@@ -49,6 +49,16 @@ def test_ctrl_c_cancels_the_jobs(faces, tmp_path):
     end = time.monotonic() + 30
     while jobs() and time.monotonic() < end: time.sleep(.5)
     assert not jobs(), 'no job is left'
+
+def test_the_tutorials_command(faces, tmp_path):
+    "The command of the tutorial, word for word, on a small sweep.yaml: as many of its eight jobs run as fit on the node"
+    page = json.loads((Path(__file__).parents[1]/'nbs/tutorials/04_slurm.ipynb').read_text())
+    line, = re.findall(r'^synthrob_sweep (sweep.yaml --engine slurm .*)$', '\n'.join(''.join(c['source']) for c in page['cells']), re.M)
+    (tmp_path/'sweep.yaml').write_text(yaml.safe_dump({**TOY, 'path': str(faces), 'ratio': [0, .4], 'cnn_seed': 2}))
+    p = subprocess.run([sys.executable, '-W', 'ignore', '-c', 'import sys; from synthrob.sweep.command import main; sys.exit(main())', *shlex.split(line)],
+                       cwd=tmp_path, capture_output=True, text=True, timeout=900)
+    assert p.returncode == 0 and '4 of 4 cells are done' in p.stdout, p.stdout + p.stderr
+    assert list(tmp_path.glob('runs/sweep/*/slurm/*')) and not jobs()
 
 def test_refused(faces, tmp_path):
     p = start(faces, tmp_path, ratio=0, partition='nowhere')

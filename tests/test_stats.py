@@ -9,8 +9,9 @@ import numpy as np, pytest
 from scipy import stats
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import ttost_paired
-from simulate import simulated
-from synthrob.sweep.stats import decide, hierarchical_bootstrap, image_se, mde, min_seeds, power, seeds_needed, verdict, verdicts
+from simulate import cross_validated, simulated
+from synthrob.sweep.stats import (corrected, decide, hierarchical_bootstrap, image_se, joint_p, mcnemar, mde, min_seeds, power, seeds_needed,
+                                  verdict, verdicts)
 
 ALIKE = ('normal', 'counts', 'heavy', 'failures')   # the arms are alike: differences are symmetric
 KS = (6, 8, 11, 20)
@@ -159,6 +160,92 @@ def test_power_of_several_comparisons():
     N = simulated(160, k, 0., .012, seed=3).reshape(40, 4, k)
     for d, rest in zip(D, N): found.append(verdicts({'true': d, **dict(enumerate(rest))})['true'].kind == 'better')
     assert np.mean(found) >= .7
+
+# --- what went wrong once ---
+
+def test_ties_do_not_depend_on_rounding():
+    "The exact p is .094; sums rounded differently made it .047, and moved the ends of BCa"
+    d = np.array([0, 3, -2, 1, 2, 2, 2, 3, 0])
+    signs = np.array(np.meshgrid(*[[-1, 1]]*9)).reshape(9, -1)
+    assert verdict(d/3118).p == verdict(d/4096).p == (abs(d @ signs) >= d.sum()).mean() == .09375
+    a, b = verdict(d/3118), verdict(d/4096)                                   # 4096: sums are exact in binary
+    assert (a.low*3118, a.high*3118) == pytest.approx((b.low*4096, b.high*4096), abs=1e-6)
+
+def test_without_spread_there_is_no_verdict():
+    "A constant net is not equivalent to itself, with p = 0"
+    for d, said in ((0., 'both arms make the same predictions'), (.03, 'pairs do not vary')):
+        v = verdict([d]*8)
+        assert (v.kind, v.p_equivalence) == ('undecided', 1) and said in str(v) and verdict([[d]*8]*6).kind == 'undecided'
+        assert verdict([[d]*2]*5, folds=True).kind == 'undecided'
+    assert verdicts({'a': [0.]*8, 'b': [.001*i for i in range(8)]})['a'].kind == 'undecided'
+
+def test_equivalent_needs_its_interval_within_the_margin():
+    v = verdict([0, 0, 0, 0, 0, .03])
+    assert v.p_equivalence <= .05 and v.high > .02 and v.kind == 'undecided'
+    r = decide(simulated(4000, 6, .005, .012, seed=1))
+    assert (r.kind == 'equivalent').any() and r[r.kind == 'equivalent'].high.max() < .02
+
+@pytest.mark.parametrize('shape', [(2,), (3,), (8,), (6, 8)])
+def test_a_further_source_of_variance_never_narrows(shape):
+    "With two seeds, the choice of test images narrowed the interval: more degrees of freedom"
+    D = simulated(200, int(np.prod(shape)), sd=.02, seed=1).reshape(200, *shape)
+    alone = decide(D)
+    for se in (.001, .005, .02, .1):
+        r = decide(D, image_se=se)
+        assert (r.low <= alone.low + 1e-9).all() and (r.high >= alone.high - 1e-9).all()
+
+def test_mcnemar_stays_within_100_points():
+    m = mcnemar([1]*5, [0]*5)
+    assert (m.estimate, m.high) == (1, 1) and mcnemar([0]*5, [1]*5).low == -1
+
+# --- folds ---
+
+@pytest.mark.parametrize('n, noise, S', [(60, .1, 6), (100, .02, 2), (100, .02, 6), (100, .1, 6), (100, .3, 6), (200, .1, 3), (400, .5, 6)])
+@pytest.mark.parametrize('folds', (5, 10))
+def test_cross_validation_without_an_effect(n, noise, S, folds):
+    r = decide(cross_validated(2000, S, folds, n, noise, seed=n+S), folds=True, n_boot=499)
+    assert wrong(r).mean() <= .05 + .01 and covers(r).mean() >= .94
+    assert (r.kind == 'better').mean() <= .035
+
+def test_folds_as_if_independent_and_corrected_over_runs():
+    "Why folds are averaged over seeds first: 30 differences as if independent, or with 29 degrees of freedom, are overconfident"
+    D = cross_validated(2000, 6, noise=.02, seed=1)
+    assert wrong(decide(D.reshape(2000, 30), n_boot=499)).mean() > .4
+    d = D.reshape(2000, 30)
+    t = d.mean(1)/np.sqrt((1/30 + 1/4)*d.var(1, ddof=1))
+    assert (abs(t) > stats.t.ppf(.975, 29)).mean() > .07
+    assert wrong(decide(D, folds=True, n_boot=499)).mean() < .05
+
+def test_cross_validation_finds_an_effect():
+    power = [(decide(cross_validated(1000, 6, 5, n, gain=.5, seed=n), folds=True, n_boot=499).kind == 'better').mean() for n in (100, 400)]
+    assert power[0] < power[1] and power[1] > .8, power
+
+# --- chosen among arms ---
+
+@pytest.mark.slow
+@pytest.mark.parametrize('k', (6, 8, 12))
+def test_the_chosen_of_18_arms(k):
+    "1.2 points of training luck shared by validation and test: alone up to 13 % are better, corrected at most 2.5"
+    rng, alone, joint, n = np.random.default_rng(k), 0, 0, 400
+    for i in range(n):
+        luck = .012*rng.normal(size=(19, k))
+        valid, test = luck + .006*rng.normal(size=(2, 19, k))
+        D, at = test[1:] - test[0], valid[1:].mean(1).argmax()
+        v = verdict(D[at], seed=i)
+        alone += v.kind == 'better'
+        joint += corrected(v, joint_p(D)[at], joint_p(D, .02)[at], 18).kind == 'better'
+    assert joint/n <= .025 and (k < 12 or alone/n > .06)
+
+def test_joint_p():
+    "For one row that of the sign-flip test; for more, larger, and the same for equal rows"
+    for k in (6, 9, 14):
+        d = simulated(1, k, .01, seed=k)
+        assert joint_p(d)[0] == pytest.approx(verdict(d[0]).p, abs=1e-12)
+        assert joint_p(np.repeat(d, 5, 0)) == pytest.approx(joint_p(d)[0])
+        many = np.vstack([d, simulated(9, k, seed=1)])
+        assert joint_p(many)[0] >= joint_p(d)[0] and joint_p(many, .02)[0] >= joint_p(d, .02)[0]
+    holes = np.where(np.arange(9) < 6, many[:, :9], np.nan)
+    assert joint_p(holes) == pytest.approx(joint_p(holes[:, :6]))
 
 # --- against other implementations ---
 

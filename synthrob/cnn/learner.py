@@ -4,14 +4,14 @@
 
 # %% ../../nbs/02_cnn.ipynb #f1f8bf43
 from __future__ import annotations
-import difflib
+import difflib, math
 from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Beta
-from ..core.basics import BadInput, check_name, has_bf16, seeded
+from ..core.basics import BadInput, check_name, generator, has_bf16, seeded
 from fastai.callback.mixup import CutMix, MixHandler, MixUp, reduce_loss
 from fastai.callback.schedule import ParamScheduler, combined_cos
 from fastai.data.core import DataLoaders
@@ -23,6 +23,7 @@ from fastai.optimizer import OptimWrapper
 from fastai.torch_core import TensorCategory, TensorImage
 from fastai.vision.learner import plot_top_losses as show_top_losses
 from fastcore.basics import patch
+from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix
 from torchmetrics.functional.classification import multiclass_calibration_error
 
@@ -31,11 +32,12 @@ from .models import PosterNet, StrongNet, Torchvision, check_net
 from ..core.distributed import DistributedLearner
 from ..core.training import Autocast, Checkpoint, History, SeedEpochs, no_sync
 from ..data.dataset import Dataset
-from ..data.loaders import Augment, DeviceDL, device_dls, to_float
+from ..data.loaders import Augment, DeviceDL, batch_size, device_dls, to_float
 
 # %% auto #0
 __all__ = ['recipes', 'Recipe', 'LinearHead', 'MLPHead', 'recipe', 'WeightedFocal', 'WeightedFocalFlat', 'balanced_weights',
-           'DeviceMixUp', 'DeviceCutMix', 'cnn_learner', 'loss_of', 'predict', 'Evaluation', 'evaluate']
+           'DeviceMixUp', 'DeviceCutMix', 'cnn_learner', 'loss_of', 'predict', 'Evaluation', 'evaluate',
+           'learning_problem']
 
 # %% ../../nbs/02_cnn.ipynb #68adb0c6
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Recipe:
     net: type                  # net(size, channels, n_classes) for images, net(dim, n_classes) for vectors
     lr: float                  # (peak) learning rate
     epochs: int                # passes over a training set of the usual size
-    bs: int = 256              # batch size
+    bs: int = 256              # batch size; `batch_size` limits it where images are few
+    min_steps: int = 300       # optimisation steps, at least: on few images, epochs are added
     wd: float = 0.             # decoupled weight decay
     one_cycle: bool = False    # else a constant learning rate
     smooth: float = 0.         # label smoothing, for loss 'ce'
@@ -124,8 +127,9 @@ def recipe(name, # one of `recipes`, a classifier of torchvision such as 'torchv
     "Return a recipe by name, with `changes`; raises `BadInput` for unknown names"
     known = [f.name for f in fields(Recipe)]
     for k in changes: check_name(k, known, f"A recipe has no {k!r}")
-    r = name if isinstance(name, Recipe) else _by_name(name)
-    return replace(r, **{k: v for k, v in changes.items() if v is not None})
+    r, changes = name if isinstance(name, Recipe) else _by_name(name), {k: v for k, v in changes.items() if v is not None}
+    if 'epochs' in changes: changes = {'min_steps': 0, **changes}                       # exactly these
+    return replace(r, **changes)
 
 def _by_name(name):
     name = str(name)
@@ -213,7 +217,8 @@ def cnn_learner(data,              # training `Dataset`, or `DataLoaders`
                ) -> Learner:       # train it with `fit_recipe`; in bf16 where the chip has it
     "Return a `Learner` with the net, loss and optimizer of a recipe; raises `BadInput` for data that do not fit"
     r = recipe(arch)
-    dls = data if isinstance(data, DataLoaders) else device_dls(data, valid, bs=r.bs, seed=seed, device=device)
+    bs = lambda: batch_size(r.bs, data.epoch_len or len(data))
+    dls = data if isinstance(data, DataLoaders) else device_dls(data, valid, bs=bs(), seed=seed, device=device)
     with seeded('cnn', seed): net = r.build(dls.one_batch()[0].shape[1:], dls.c).to(memory_format=torch.channels_last)
     dls.train.seed, dls.train.augment = seed, r.augment
     opt_func = lambda params, lr: OptimWrapper(params, torch.optim.AdamW, lr=lr, weight_decay=r.wd, fused=True)
@@ -221,7 +226,8 @@ def cnn_learner(data,              # training `Dataset`, or `DataLoaders`
     mix = [] if mix is None else [mix() if r.alpha is None else mix(r.alpha)]
     learn = DistributedLearner(dls, net, loss_of(r, _weights(class_weights, dls)), opt_func, lr=r.lr, wd=r.wd,
                     wd_bn_bias=True, metrics=accuracy, cbs=[SeedEpochs(seed), Autocast(), History(), *mix])
-    learn.recipe = r
+    epochs = max(r.epochs, math.ceil(r.min_steps/max(1, len(dls.train))))
+    learn.recipe = replace(r, bs=dls.train.bs, epochs=epochs)
     return no_sync(learn).add_cbs(cbs)
 
 # %% ../../nbs/02_cnn.ipynb #8c8e35bd
@@ -309,6 +315,34 @@ def evaluate(learn,          # a `Learner` from `cnn_learner`, or a model
     flip = getattr(getattr(learn, 'recipe', None), 'flip', False) if flip is None else flip
     model = learn.model if isinstance(learn, Learner) else learn
     return Evaluation(predict(model, data.x, flip), data.y.cpu(), data.vocab)
+
+# %% ../../nbs/02_cnn.ipynb #d761c2c0
+def learning_problem(learn,     # a trained `Learner` from `cnn_learner`
+                     valid=None # its `Evaluation` on validation items; None: judge by the training items alone
+                    ) -> str:   # a sentence with the remedy; '' if it learned
+    "Return why the result of a training must not be counted"
+    ds, losses = learn.dls.train.dataset, [row['train_loss'] for row in learn.history]
+    steps = len(losses)*len(learn.dls.train)
+    fix = f"train for longer than {steps} steps (min_steps, cnn_epochs), or check labels and learning rate"
+    train = evaluate(learn, ds.subset(torch.randperm(len(ds), generator=generator('learned'))[:2000]))
+    for what, ev in dict(training=train, validation=valid).items():
+        if ev is None: continue
+        if not ev.probs.isfinite().all(): return f"The classifier diverged: its probabilities are not finite; {fix}."
+        most = ev.y.bincount(minlength=len(ev.vocab))
+        name, share = ev.vocab[most.argmax()], most.max().item()/ev.n
+        if len(ev.pred.unique()) == 1:
+            return f"The classifier calls every {what} item {ev.vocab[ev.pred[0]]!r}, so it did not learn: {fix}."
+        guess = f"naming always {name!r} is right for {share:.1%}"
+        if what == 'training' and ev.accuracy < share + .1*(1 - share):
+            return f"The classifier is right for {ev.accuracy:.1%} of its training items, and {guess}: {fix}."
+        chance = (most*ev.pred.bincount(minlength=len(ev.vocab))).sum().item()/ev.n**2
+        if what == 'validation' and binomtest(round(ev.accuracy*ev.n), ev.n, chance, 'greater').pvalue > .01:
+            return (f"The classifier is right for {train.accuracy:.1%} of its training items and {ev.accuracy:.1%} of "
+                    f"{ev.n} validation items, no better than chance ({guess}): check the labels, or add images.")
+    if steps < 20 or (len(losses) > 1 and losses[-1] > .99*losses[0] and train.accuracy < .9):
+        return f"The loss of the classifier did not fall in {steps} steps: {fix}."
+    return ''
+
 
 # %% ../../nbs/02_cnn.ipynb #08b95434
 @patch

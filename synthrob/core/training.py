@@ -4,7 +4,7 @@
 
 # %% ../../nbs/core/03_training.ipynb #0be85169
 from __future__ import annotations
-import json, time
+import json, sys, time
 from pathlib import Path
 
 import torch
@@ -13,7 +13,8 @@ from .basics import BadInput, generator, has_bf16, read_tensors, write_tensors
 from fastai.callback.core import Callback, CancelEpochException
 from fastai.callback.progress import ProgressCallback
 from fastai.learner import AvgSmoothLoss, Learner
-from fastcore.basics import patch
+from fastcore.basics import IN_NOTEBOOK, patch
+from fastprogress import fastprogress
 from safetensors import safe_open
 
 # %% auto #0
@@ -184,3 +185,18 @@ def no_sync(learn:Learner) -> Learner: # the same learner
     learn.recorder.smooth_loss = DeviceSmoothLoss()
     if hasattr(learn, 'progress'): learn.remove_cb(learn.progress).add_cb(QuietProgress())
     return learn
+
+# %% ../../nbs/core/03_training.ipynb #a1b0c702
+_last_line = [time.monotonic()]                     # when a bar last wrote one
+def _log_line(bar, val, text):
+    "Write the state of a bar as a line, at most once a minute"
+    if not bar.display or time.monotonic() - _last_line[0] < 60: return
+    _last_line[0] = time.monotonic()
+    print(f'{bar.prefix} {text}'.strip(), flush=True)
+
+def _bars_as_lines():
+    "Turn the bars of a console into lines"
+    bar = fastprogress.ConsoleProgressBar
+    fastprogress.NO_BAR, bar.fill, bar.on_update = True, '', _log_line
+
+if not (IN_NOTEBOOK or getattr(sys.stdout, 'isatty', bool)()): _bars_as_lines()

@@ -4,24 +4,26 @@
 
 # %% ../../nbs/00_data.ipynb #9d6cea9f
 from __future__ import annotations
-import argparse, hashlib, inspect, os, shlex, sys, zipfile
+import argparse, contextlib, inspect, os, re, shlex, sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
-from ..core.basics import BadInput, check_name, hash_file, hash_of, replacing, write_array, write_parquet
+from ..core.basics import (BadInput, check_name, hash_file, hash_of, read_json, replacing, write_array, write_json,
+                                  write_parquet)
 from ..core.stages import Stage
 from .dataset import Dataset
 from .duplicates import duplicate_groups
 from .faces import draw_faces, emotions
-from .files import (FER_CLASSES, FER_USAGES, IMAGE_TYPES, decode_files, existing, has_colour, list_images,
-                                 read_fer_csv, torchvision_images)
+from .files import (DAMAGE, FER_CLASSES, FER_USAGES, IMAGE_TYPES, decode_files, existing, has_colour, is_tar,
+                                 list_files, list_images, open_tar, read_fer_csv, survey, torchvision_images)
 from .rows import DiskImages, blocks, hash_images, read_images
 from .sources import list_shards, lmdb_size, lsun_databases, lsun_images, parquet_columns, parquet_images
 from .splits import Splits, splits
 
 # %% auto #0
-__all__ = ['sources', 'FER_FIVE', 'Source', 'source', 'content_key', 'faces', 'fer2013', 'folder', 'lsun', 'parquet',
+__all__ = ['sources', 'FER_FIVE', 'Source', 'source', 'content_key', 'faces', 'fer2013', 'folder', 'own_size', 'lsun', 'parquet',
            'torchvision', 'data_stage', 'prepare', 'describe', 'decisions', 'parser', 'main', 'fer2013_path']
 
 # %% ../../nbs/00_data.ipynb #66b1a1c3
@@ -29,9 +31,11 @@ __all__ = ['sources', 'FER_FIVE', 'Source', 'source', 'content_key', 'faces', 'f
 class Source:
     "Where images come from"
     params: dict          # what determines the images: it names the folder under `runs/data`
-    read: callable        # read(out) writes uint8 (n,c,h,w) to `out`; returns (name, label, part) and the broken files
+    read: callable        # read(out) writes uint8 (n,c,h,w) to `out`; returns (name, label, part), the broken files
+                          # and, if there is more to report, a dict: left_out, notes, sides
     vocab: list = None    # the default classes; None: all, sorted
     part: callable = None # part(table) -> 'train', 'valid', 'test', '' or 'out' (left out); None: as in the table
+    content: list = None  # the files and folders whose content determines the images too
 
 sources = {} # name -> function(path, size, channels, **options) -> Source
 
@@ -43,18 +47,25 @@ def source(
     return f
 
 def content_key(
-    path # a file or a folder
+    path,      # a file or a folder
+    keep=None, # folder for the file of keys: nothing is read again that has the same names, sizes and times; None: none
+    links=False# follow links
 ) -> str:
-    "Return the hash of a file's bytes, or of the names, sizes and times of the files in a folder"
+    "Return the hash of a file's bytes, or of the names and bytes of the files in a folder, wherever it lies"
     path = existing(path)
-    if path.is_file(): return hash_file(path)
-    h = hashlib.sha256()
-    for folder, dirs, files in os.walk(path):
-        dirs[:] = sorted(o for o in dirs if not o.startswith('.'))
-        for o in sorted(files):
-            f = os.path.join(folder, o); st = os.lstat(f)
-            h.update(f'{os.path.relpath(f, path)}\0{st.st_size}\0{st.st_mtime_ns}\n'.encode(errors='surrogateescape'))
-    return h.hexdigest()[:16]
+    listed, _, raw, _ = ({'': 0}, [], {'': path}, None) if path.is_file() else list_files(path, links)
+    files = {k: raw[k] for k, size in listed.items() if size is not None}
+    stats = {k: os.stat(p) for k,p in sorted(files.items())}
+    state = hash_of([[k, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for k,s in stats.items()])
+    at, kept = str(path.resolve()), Path(keep)/'content.json' if keep else None
+    try: known = read_json(kept) if kept else {}
+    except (OSError, ValueError): known = {}
+    if known.get(at, [None])[0] == state: return known[at][1]
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as ex: hashes = [*ex.map(lambda k: hash_file(files[k]), stats)]
+    key = hash_of([*zip(stats, hashes)]) if path.is_dir() else hashes[0]
+    if kept:
+        with contextlib.suppress(OSError): write_json(kept, known | {at: [state, key]})   # a read-only disk
+    return key
 
 # %% ../../nbs/00_data.ipynb #7150d7d2
 @source
@@ -86,13 +97,18 @@ def faces(
 FER_FIVE = 'fear angry happy sad neutral'.split()  # the classes of the source study, in its order
 
 def _holds_images(path):
-    "Whether a folder or zip holds images"
+    "Whether a folder or archive holds images"
     is_image = lambda o: os.path.splitext(o)[1].lower() in IMAGE_TYPES
-    if path.is_dir(): return any(is_image(o) for _,_,files in os.walk(path) for o in files)
-    if path.suffix.lower() != '.zip': return False
-    if not zipfile.is_zipfile(path): return True  # `list_images` reports what is wrong
-    with zipfile.ZipFile(path) as z: files = z.namelist()
-    return any(map(is_image, files)) or not any(o.lower().endswith('.csv') for o in files)
+    is_csv = lambda o: o.lower().endswith(('.csv', '.csv.gz'))
+    if is_csv(path.name): return False
+    if not is_tar(path): return any(map(is_image, files := list_files(path)[0])) or not any(map(is_csv, files))
+    with contextlib.suppress(*DAMAGE), open_tar(path) as t:  # the first image or table decides
+        return next((is_image(m.name) for m in t if m.isfile() and (is_image(m.name) or is_csv(m.name))), False)
+    return False
+
+def _found(files, **more):
+    "What a record says of the files that were listed"
+    return dict(left_out=files.left_out, notes=files.notes, **more)
 
 @source
 def fer2013(
@@ -110,29 +126,59 @@ def fer2013(
     def read(out):
         if not _holds_images(path): return read_fer_csv(path, out, size, channels)
         files = list_images(path)
-        if bad := sorted(set(files.table.label.str.lower()) - set(FER_CLASSES)):
+        if bad := sorted(set(files.table.label.str.lower()) - {*FER_CLASSES, 'contempt'}):
             raise BadInput(f"{path} has the class {bad[0]!r}, which is not in FER-2013: use data='folder'.")
         table, broken = decode_files(files, out, size, channels, strict=(48, 48, 'L'))
-        usage = table.name.str.extract(f"/({'|'.join(FER_USAGES)})[^/]*$")[0]
-        return table.assign(label=table.label.str.lower(), part=usage.fillna(table.part)), broken
+        usage = table.name.str.extract(f"(?:^|/)({'|'.join(FER_USAGES)})(?:/|[^/]*$)")[0]
+        return table.assign(label=table.label.str.lower(), part=usage.fillna(table.part)), broken, _found(files)
     parts = {'Training': 'train', 'PublicTest': 'out', 'PrivateTest': 'out', test: 'test'}
     def part(t): return t.part.replace(parts)
-    return Source(dict(source='fer2013', content=content_key(path), size=size, channels=channels), read, FER_FIVE, part)
+    return Source(dict(source='fer2013', size=size, channels=channels), read, FER_FIVE, part, [path])
 
 # %% ../../nbs/00_data.ipynb #72f61b9f
 @source
 def folder(
-    path=None,    # folder or zip; required
-    size=None,    # height and width in pixels; None: 48
-    channels=None # 1 grey, 3 colour; None: colour if there is any
+    path=None,    # folder, zip or tar; required
+    size=None,    # height and width in pixels; None: `own_size`, or 48
+    channels=None,# 1 grey, 3 colour; None: colour if there is any
+    name:str=None # 'links': follow links
 ) -> Source:
-    "Read images from a folder or zip, `[part/]class/image`; raises `BadInput` without a path"
+    "Read images from a folder or archive, `[part/]class/image`; raises `BadInput` without a path"
     if path is None:
         raise BadInput("data='folder' needs a path: give a folder or zip with one folder of images per class.")
+    if name not in (None, 'links'): raise BadInput(f"data='folder:{name}' is unknown: use 'folder', or 'folder:links'.")
+    links = name == 'links'
+    size = size or own_size('folder', path, links) or 48
     def read(out):
-        files = list_images(path)
-        return decode_files(files, out, size or 48, channels or (3 if has_colour(files) else 1))
-    return Source(dict(source='folder', content=content_key(path), size=size or 48, channels=channels), read)
+        files = list_images(path, links)
+        _check_classes(files)
+        about = survey(files)
+        if about['bits']: files.notes.append(f"deep grey images are read as {about['bits']} bits, the same for all classes.")
+        more = decode_files(files, out, size, channels or (3 if has_colour(files) else 1), bits=about['bits'] or 16)
+        return *more, _found(files, sides=about['sides'])
+    return Source(dict(source='folder', size=size, channels=channels), read, content=[path])
+
+def _check_classes(files):
+    "Raise `BadInput` if the files show one class only"
+    if files.table.label.nunique() > 1: return
+    tables = [o['name'] for o in files.left_out if o['name'].lower().endswith(('.csv', '.tsv', '.txt', '.xlsx', '.json'))]
+    hint = f"; {tables[0]} may hold the labels, which are read from folders only" if tables else ''
+    raise BadInput(f"{files.path} has one class only, {files.table.label[0]!r}{hint}: make one folder of images per class.")
+
+_own_sizes = {}
+
+def own_size(
+    data:str,   # name of a source
+    path,       # its path
+    links=False # follow links
+) -> int|None: # a multiple of 16 from 32 to 64
+    "Return the common size of a folder's images in pixels; None if they are larger than 64, or if the source has its own"
+    if data != 'folder' or path is None: return None
+    path = existing(path)
+    if (key := (path.resolve(), path.stat().st_mtime_ns)) not in _own_sizes:
+        sides = survey(list_images(path, links), 100)['sides']
+        _own_sizes[key] = max(32, sides[1]//16*16) if sides and sides[1] <= 64 else None
+    return _own_sizes[key]
 
 @source
 def lsun(
@@ -148,9 +194,8 @@ def lsun(
     if n is not None and n < 1: raise BadInput(f"n={n} is out of range: read at least 1 image of each category.")
     dbs, size, channels = lsun_databases(path, categories), size or 64, channels or 3
     for _,_,f in dbs: lmdb_size(f)                    # a bad database is refused before any work
-    content = {f.name: [(st := (f/'data.mdb').stat()).st_size, st.st_mtime_ns] for _,_,f in dbs}
     read = partial(lsun_images, path, categories=categories, size=size, channels=channels, n=n)
-    return Source(dict(source='lsun', content=content, size=size, channels=channels, n=n), read)
+    return Source(dict(source='lsun', size=size, channels=channels, n=n), read, content=[f/'data.mdb' for _,_,f in dbs])
 
 # %% ../../nbs/00_data.ipynb #0113c962
 @source
@@ -165,7 +210,7 @@ def parquet(
     for f in list_shards(path): parquet_columns(f, name)
     size = size or 48
     read = partial(parquet_images, path, label=name, size=size, channels=channels)
-    return Source(dict(source='parquet', content=content_key(path), name=name, size=size, channels=channels), read)
+    return Source(dict(source='parquet', name=name, size=size, channels=channels), read, content=[path])
 
 @source
 def torchvision(
@@ -193,14 +238,24 @@ def _grey(x, table):
           "and a classifier may recognise a class by that; channels=1 makes all images grey.")
     return dict(n=n, names=t.name[:3].tolist(), classes=t.label.value_counts().to_dict())
 
+def _notes(x, found):
+    "Return what the reader left out or changed, as lines of text"
+    lines, size = [f"{o['label'] or 'outside the classes'}: {o['n']:,} files left out, {o['reason']} ({o['name']}"
+                   f"{', ...' if o['n'] > 1 else ''})" for o in found['left_out']], x.shape[-1]
+    if (s := found['sides']) and s != [size]*3:
+        lines.append(f"the images have {s[0]} to {s[2]} pixels (half of them at most {s[1]}) and are resized to {size} x {size}")
+    return lines + found['notes']
+
 def _decode(source, stage):
     "Write `images.npy` and `meta.parquet`; return their description for the record"
-    table, broken = source.read(stage.file('images.npy'))
+    table, broken, *more = source.read(stage.file('images.npy'))
+    found = dict(left_out=[], notes=[], sides=None) | (more[0] if more else {})
     x = DiskImages.open(stage.file('images.npy'))
     table = table[['name','label','part']].assign(group=duplicate_groups(x).numpy())
     write_parquet(stage.file('meta.parquet'), table)
     counts = table.groupby(['part','label']).size()
-    return dict(n=len(x), shape=list(x.shape[1:]), content=hash_images(x), broken=broken, grey=_grey(x, table),
+    for line in _notes(x, found): print(line)
+    return dict(n=len(x), shape=list(x.shape[1:]), content=hash_images(x), broken=broken, grey=_grey(x, table), **found,
                 counts={p: counts[p].to_dict() for p in counts.index.levels[0]})
 
 def _source(data, path, size, channels, options):
@@ -220,7 +275,7 @@ def data_stage(
     data:str='faces',  # name of a source: 'faces', 'fer2013', 'folder', 'lsun', 'parquet', 'torchvision'
     path=None,         # file or folder of the source
     vocab=None,        # classes, in the order of their labels; None: the source's default; 'all': all
-    size:int=None,     # height and width; None: 48, with torchvision 32, with LSUN 64
+    size:int=None,     # height and width; None: 48, with torchvision 32, with LSUN 64, with a folder `own_size`
     channels:int=None, # 1 grey, 3 colour; None: as in the source
     root='runs',       # folder of all stages
     **options          # of the source
@@ -229,7 +284,9 @@ def data_stage(
     if data == 'lsun' and vocab not in (None, 'all'):                # the other categories are not even read
         options = dict(categories=[vocab] if isinstance(vocab, str) else list(vocab)) | options
     src = _source(data, path or None, size, channels, options)
-    stage = Stage('data', src.params, partial(_decode, src), out=root, device='cpu')
+    links = options.get('name') == 'links'
+    if src.content: src.params['content'] = [content_key(o, Path(root)/'data', links) for o in src.content]
+    stage = Stage('data', src.params, partial(_decode, src), out=root, device='cpu', version=2)
     return stage, partial(_open, src, stage, data, vocab)
 
 def _open(source, stage, data, vocab):
@@ -240,7 +297,7 @@ def _open(source, stage, data, vocab):
     y = meta.label.map({c: i for i,c in enumerate(every)}).to_numpy(dtype=np.int64, copy=True)
     left_out = int((part == 'out').sum())
     about = dict(data=data, path=str(stage.path), hash=stage.hash, left_out=left_out, broken=record['broken'],
-                 grey=record['grey'])
+                 grey=record['grey'], found={k: record[k] for k in ('left_out', 'notes', 'sides')})
     items = dict(name=meta.name.to_numpy(), part=part, group=meta.group.to_numpy(copy=True))
     images = Dataset(read_images(stage.file('images.npy')), y, every, items, about)
     if left_out: images = images.subset(part != 'out')
@@ -258,6 +315,11 @@ def prepare(
     return read()
 
 # %% ../../nbs/00_data.ipynb #9a39fbda
+def _by_class(broken):
+    "The number of broken images, and of each class"
+    n = pd.Series([o.get('label', '') for o in broken], dtype=str).value_counts()
+    return f"{len(broken):,}" + (f" ({', '.join(f'{v:,} {k}' for k,v in n.items() if k)})" if n.index.any() else '')
+
 def describe(
     images:Dataset,     # as returned by `prepare`
     splits:Splits=None, # from `splits`; None: made with the defaults
@@ -276,11 +338,13 @@ def describe(
           f"more than one label; {r['test_with_copy_outside']:,} of {r['test']:,} test images "
           "have a copy outside the test part")
     grey = (g := a.get('grey')) and ', '.join(f'{v:,} {k}' for k,v in g['classes'].items())
-    print(f"nearly flat: {r['flat']:,}; broken: {len(a.get('broken', []))}; left out: {a.get('left_out', 0):,}"
+    print(f"nearly flat: {r['flat']:,}; broken: {_by_class(a.get('broken', []))}; left out: {a.get('left_out', 0):,}"
           + (f'; grey among colour ones: {grey}' if grey else ''))
     print(f"removed from training and validation: {', '.join(f'{v:,} {k}' for k,v in r['removed'].items())}")
     print(f"left in the test part: {r['test_conflict']} with conflicting labels, {r['test_flat']} flat, "
           f"{r['test_leaked']} with a copy in training")
+    found = dict(left_out=[], notes=[], sides=None) | a.get('found', {})
+    for line in _notes(images.x, found): print(line)
     if plot: _describe_plot(images, table)
     return table
 
@@ -315,11 +379,11 @@ def parser() -> argparse.ArgumentParser:
                     "and what a split removes so that no copy of a test image is in training.",
         epilog="examples:\n  synthrob_data faces\n  synthrob_data folder my_images --size 64 --sheet sheet.png\n"
                "  synthrob_data fer2013 fer2013.zip --table decisions.parquet")
-    known = f"source: {', '.join(sources)}, or torchvision:NAME (faces)"
+    known = f"source: {', '.join(sources)}; or torchvision:NAME, parquet:COLUMN, folder:links (faces)"
     p.add_argument('data', nargs='?', default='faces', help=known)
     p.add_argument('path', nargs='?', help='folder, archive or file; none for faces')
     p.add_argument('--vocab', metavar='A,B,...', help="classes, in this order (default: the source's)")
-    p.add_argument('--size', type=int, metavar='N', help="side of the images in pixels (default: the source's)")
+    p.add_argument('--size', type=int, metavar='N', help="side in pixels (default: the images' own up to 64, else 48)")
     p.add_argument('--channels', type=int, metavar='N', help='1 grey, 3 colour (default: as in the source)')
     p.add_argument('--seed', type=int, default=42, metavar='N', help='of the validation part (42)')
     p.add_argument('--sheet', metavar='FILE', help='write counts and a sheet of images as a picture (.png, .svg, .pdf)')
@@ -333,9 +397,13 @@ def main(
 ) -> int:     # 0; 2 for bad input
     "Run the command `synthrob_data`"
     a = parser().parse_args(args)
+    for f in (sys.stdout, sys.stderr):       # a terminal that cannot show a character shows its number
+        if hasattr(f, 'reconfigure'): f.reconfigure(errors='backslashreplace')
     try: _run(a)
-    except BadInput as e:
-        print(f'synthrob_data: {e}', file=sys.stderr)
+    except (BadInput, OSError) as e:
+        print(f'synthrob_data: {e}' if isinstance(e, BadInput) else
+              f"synthrob_data: {e.filename or 'a file'} cannot be read or written ({e.strerror}): check its rights, the space "
+              "left and ulimit -f.", file=sys.stderr)
         return 2
     return 0
 
@@ -356,8 +424,11 @@ def _run(a):
         df = decisions(images, s)
         with replacing(a.table) as t: df.to_parquet(t) if a.table.endswith('.parquet') else df.to_csv(t, index=False)
     for broken in images.about['broken'][:5]: print(f"broken: {broken['name']} {broken['reason']}")
-    given = dict(data=a.data, path=a.path, vocab=a.vocab, size=a.size, channels=a.channels)
-    given = ''.join(f' -p {k} {shlex.quote(str(v))}' for k, v in given.items() if v and v != 'faces')
+    size = a.size or (images.x.shape[-1] if source == 'folder' else None)    # the run sees what was described
+    given = dict(data=a.data if a.data != 'faces' else None, path=a.path, vocab=a.vocab, size=size, channels=a.channels,
+                 split_seed=a.seed if a.seed != 42 else None, out=a.out if a.out != 'runs' else None)
+    odd = lambda v: isinstance(v, str) and re.fullmatch(r'True|False|None|[-+]?[\d._]+(e[-+]?\d+)?|[-+]?(nan|inf(inity)?)', v, re.I)
+    given = ''.join(f" -{'r' if odd(v) else 'p'} {k} {shlex.quote(str(v))}" for k,v in given.items() if v is not None)
     print(f"\nNext: papermill nbs/03_split.ipynb runs/split_0.3.ipynb -p ratio 0.3{given}")
 
 # %% ../../nbs/00_data.ipynb #33f21881

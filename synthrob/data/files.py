@@ -4,152 +4,334 @@
 
 # %% ../../nbs/data/03_files.ipynb #09e19da0
 from __future__ import annotations
-import csv, inspect, io, json, math, os, re, stat, tarfile, zipfile, zlib
+import csv, gzip, inspect, io, json, lzma, math, os, re, shutil, stat, tarfile, tempfile, unicodedata, zipfile, zlib
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from contextlib import nullcontext
+from functools import lru_cache, partial
 from pathlib import Path
+from threading import Lock
 import numpy as np, pandas as pd, torchvision
 from fastprogress.fastprogress import progress_bar
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 from ..core.basics import BadInput, check_name
 
 # %% auto #0
-__all__ = ['IMAGE_TYPES', 'PARTS', 'MAX_BYTES', 'FORMATS', 'FER_CLASSES', 'FER_USAGES', 'ImageFiles', 'existing', 'list_images',
-           'BrokenImage', 'fit_image', 'decode_image', 'is_colour', 'has_colour', 'decode_blocks', 'decode_files',
-           'read_fer_csv', 'torchvision_sets', 'torchvision_images']
+__all__ = ['IMAGE_TYPES', 'PARTS', 'MAX_BYTES', 'MAX_DEPTH', 'DAMAGE', 'FORMATS', 'MAX_PIXELS', 'FER_CLASSES', 'FER_USAGES',
+           'MAX_LINE', 'shown', 'open_tar', 'is_tar', 'list_files', 'part_of', 'ImageFiles', 'existing', 'list_images',
+           'BrokenImage', 'fit_image', 'decode_image', 'is_colour', 'has_colour', 'survey', 'decode_blocks',
+           'decode_files', 'read_fer_csv', 'torchvision_sets', 'torchvision_images']
 
 # %% ../../nbs/data/03_files.ipynb #adbd229c
-IMAGE_TYPES = set('.jpg .jpeg .png .bmp .gif .tif .tiff .webp .pgm .ppm'.split())
-PARTS = dict(train='train', training='train', valid='valid', val='valid', validation='valid',
-             test='test', testing='test')
+IMAGE_TYPES = set('.jpg .jpeg .jpe .jfif .png .bmp .gif .tif .tiff .webp .pgm .ppm'.split())
+if features.check('avif'): IMAGE_TYPES.add('.avif')
+PARTS = dict(train='train', training='train', valid='valid', val='valid', validation='valid', dev='valid',
+             test='test', testing='test', publictest='valid', privatetest='test')
 
 def _check_entry(path, name):
     "Raise `BadInput` if the entry `name` of the archive `path` points out of it"
-    if name.startswith('/') or '\\' in name or '\0' in name or re.match(r'[A-Za-z]:', name) or '..' in name.split('/'):
-        raise BadInput(f"{path} holds the entry {name!r}, which points out of the archive: do not trust this file, "
+    parts = name.replace('\\', '/').split('/')
+    if parts[0] == '' or '\0' in name or re.match(r'[A-Za-z]:', name) or '..' in parts:
+        raise BadInput(f"{path} holds the entry {name[:200]!r}, which points out of the archive: do not trust this file, "
                        "download it from its original source.")
 
 def _hidden(name): return any(o.startswith('.') or o == '__MACOSX' for o in name.split('/'))
 
+def shown(
+    name # of a file, as the system has it
+) -> str:
+    "Return `name` as text that can be printed and stored: bytes that are not UTF-8 as `\\xe9`"
+    return os.fsencode(name).decode('utf-8', 'backslashreplace')
+
+def _zip_names(infos):
+    "Return the names of zip entries: UTF-8 if they say so or can be, else the code page that gives more Latin letters"
+    old = [i.orig_filename.encode('cp437') for i in infos if not i.flag_bits & 0x800]
+    latin = lambda page: sum(unicodedata.name(c, '').startswith('LATIN') for c in b'\n'.join(old).decode(page, 'replace'))
+    try: b'\n'.join(old).decode(); page = 'utf-8'
+    except UnicodeDecodeError: page = max('cp437', 'cp1252', key=latin)
+    return [(i.orig_filename if i.flag_bits & 0x800 else i.orig_filename.encode('cp437').decode(page, 'replace'))
+            .replace('\\', '/') for i in infos]
+
 # %% ../../nbs/data/03_files.ipynb #0ecdb003
-def _list_zip(path):
-    "Return (files, folders, open zip) of the zip `path`, or raise `BadInput`"
-    try: z = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError, ValueError) as e:
+MAX_BYTES = 1<<26  # of one image file: a larger one is a bomb or a mistake
+MAX_DEPTH = 40     # folders inside each other
+
+def _list_zip(path, file=None):
+    "Return (files with sizes, folders, stored names, open zip) of the zip `path`, or raise `BadInput`"
+    try: z = zipfile.ZipFile(file or path)
+    except Exception as e:                     # zipfile raises anything for a damaged file
         with open(path, 'rb') as f: is_zip = f.read(4) == b'PK\3\4'
-        if not is_zip: raise BadInput(f"{path} is neither a folder nor a zip: give a folder or zip.") from None
+        if not is_zip: raise BadInput(f"{path} is neither a folder nor a zip or tar: give one of these.") from None
         raise BadInput(f"{path} is a truncated or damaged zip ({e}): download it again.") from None
-    for i in z.infolist():
+    files, folders, raw = {}, set(), {}
+    for i, name in zip(z.infolist(), _zip_names(z.infolist())):
         _check_entry(path, i.orig_filename)
         if i.flag_bits & 1: raise BadInput(f"{path} is locked with a password ({i.filename}): unpack it first.")
         if stat.S_ISLNK(i.external_attr >> 16):
             raise BadInput(f"{path} holds the link {i.filename}: put the image itself into the zip.")
         if i.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
             raise BadInput(f"{path} uses a compression that Python cannot read ({i.filename}): unpack it first.")
-    names = [i.filename for i in z.infolist() if not _hidden(i.filename)]
-    files = [o for o in names if not o.endswith('/')]
-    above = {o.rsplit('/', k)[0] for o in files for k in range(1, o.count('/')+1)}
-    return files, sorted(above | {o.rstrip('/') for o in names if o.endswith('/')}), z
+        if _hidden(name): continue
+        if name.count('/') > MAX_DEPTH: raise BadInput(f"{path} has more than {MAX_DEPTH} folders inside each other.")
+        if name.endswith('/'): folders.add(name.rstrip('/'))
+        else: files[name] = i.file_size; raw[name] = i.filename
+        folders |= {name.rsplit('/', k)[0] for k in range(1, name.count('/') + 1)}
+    return files, sorted(folders), raw, z
 
 # %% ../../nbs/data/03_files.ipynb #f9e36e51
-def _list_folder(path):
-    "Return (files, folders, None) of a folder, or raise `BadInput` for a link to a folder or out of it"
-    top, files, folders = path.resolve(), [], []
-    def walk(folder, at):
-        for e in sorted(os.scandir(folder), key=lambda e: e.name):
-            name = f'{at}{e.name}'
-            if _hidden(e.name): continue
-            if e.is_symlink() and (e.is_dir() or not Path(e.path).resolve().is_relative_to(top)):
-                raise BadInput(f"{e.path} is a link to {os.readlink(e.path)}: replace it by a copy.")
-            if e.is_dir():
-                folders.append(name); walk(e.path, name + '/')
-            elif e.is_file(): files.append(name)  # no pipes or sockets
-    walk(path, '')
-    return files, folders, None
+def _list_folder(path, links=False):
+    "Return (files with sizes, folders, stored names, None) of a folder; raise `BadInput` for a link that leads out of it"
+    top = path.resolve()
+    files, folders, raw, todo, been = {}, [], {}, [(str(path), '')], {top}
+    while todo:
+        folder, at = todo.pop()
+        if at.count('/') > MAX_DEPTH:
+            raise BadInput(f"{path} has more than {MAX_DEPTH} folders inside each other: give the folder of the classes.")
+        try: entries = list(os.scandir(folder))
+        except OSError as e: raise BadInput(f"{shown(folder)} cannot be read ({e.strerror}): check its rights.") from None
+        for e in entries:
+            name = at + shown(e.name)
+            if _hidden(name): continue
+            if e.is_symlink():
+                to = Path(os.path.realpath(e.path))
+                if not links and (e.is_dir() or not to.is_relative_to(top)):
+                    raise BadInput(f"{shown(e.path)} is a link to {shown(os.readlink(e.path))}: replace it by a copy, or "
+                                   "follow links with data='folder:links'.")
+                if e.is_dir() and (to in been or been.add(to)): continue       # a circle
+            raw[name] = e.path
+            if e.is_dir(): folders.append(name); todo.append((e.path, name + '/'))
+            else: files[name] = e.stat().st_size if e.is_file() else None      # None: a pipe, a device, a broken link
+    return files, sorted(folders), raw, None
+
+# %% ../../nbs/data/03_files.ipynb #a1438c9e
+class _TarInfo(tarfile.TarInfo):
+    "A member whose extra headers, such as a long name, are bounded: a name of 3 GB is no name"
+    def _proc_member(self, tar):
+        if self.type in b'LKxgX' and self.size > 1<<16:
+            raise BadInput(f"{tar.name} holds a name or header of {self.size:,} bytes: do not trust this file.")
+        return super()._proc_member(tar)
+
+def open_tar(path):
+    "Open a tar, however compressed, as a stream; its members come in the order of the file"
+    return tarfile.open(path, 'r|*', tarinfo=_TarInfo)
+
+def is_tar(path): return bool(re.search(r'\.(tar(\.\w+)?|tgz|tbz2?|txz)$', Path(path).name.lower()))
+
+DAMAGE = (EOFError, OSError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, csv.Error,
+          NotImplementedError, RuntimeError, OverflowError)   # what Python's readers raise for damaged archives
+
+@lru_cache(1)
+def _tar_images(path, stamp):
+    "Return a temporary zip of the images in a tar; other members are only named there"
+    out = tempfile.TemporaryFile()
+    left = shutil.disk_usage(tempfile.gettempdir()).free//2
+    try:
+        with open_tar(path) as t, zipfile.ZipFile(out, 'w') as z:
+            for m in t:
+                _check_entry(path, m.name)
+                name = m.name.removeprefix('./')
+                if _hidden(name) or name == '.': continue
+                if m.issym() or m.islnk():
+                    raise BadInput(f"{path} holds the link {shown(m.name)}: put the image itself into the tar.")
+                is_image = m.isfile() and Path(name).suffix.lower() in IMAGE_TYPES and m.size <= MAX_BYTES
+                if is_image and (left := left - m.size) < 0:
+                    raise BadInput(f"{path} holds more than fits into {tempfile.gettempdir()}: unpack it, and give the folder.")
+                z.writestr(shown(name) + '/'*m.isdir(), t.extractfile(m).read() if is_image else b'')
+    except DAMAGE as e: raise BadInput(f"{path} is truncated or damaged ({e}): download it again.") from None
+    return out
+
+def _list_tar(path):
+    s = path.stat()
+    return _list_zip(path, _tar_images(path, (s.st_size, s.st_mtime_ns)))
+
+def list_files(
+    path,       # a folder, zip or tar, a `Path`
+    links=False # follow links in a folder
+) -> tuple: # {name: size}, folders, {name: stored name}, the open zip or None
+    "List what is there, hidden files left out; raise `BadInput` for what cannot be read or points out of it"
+    if path.is_dir(): return _list_folder(path, links)
+    return (_list_tar if is_tar(path) else _list_zip)(path)
+
+# %% ../../nbs/data/03_files.ipynb #1dcb3baf
+_system = {o.lower() for o in ('@eaDir', '#recycle', '#snapshot', '@Recycle', 'lost+found', '$RECYCLE.BIN',
+                               'System Volume Information', 'Thumbs.db', 'desktop.ini', 'ehthumbs.db')}
+_masks = re.compile(r'(.*?)[ _-]*(masks?|seg|segmentations?|annotations?|ground_?truths?|gt|labels?)([ _-]*\d+)?')
+_pictures = ('images', 'image', 'imgs', 'img')
+_again = re.compile(r'(.+?)[ _-]*(\(\d+\)|copy|kopie)( \(?\d+\)?)?')   # what systems append to a second copy
+
+def _paths(name):
+    "Yield (folder above, last part) of `name` without its type, and of each folder in it"
+    rest = os.path.splitext(name)[0].lower()
+    while rest:
+        rest, _, last = rest.rpartition('/')
+        yield rest, last
+
+def _left_out(files, same):
+    "Return {name: why} of the files that are no samples; `same(a, b)` tells whether two files have the same content"
+    why = {}
+    def drop(names, reason): why.update((o, reason(o)) for o in names if o not in why and reason(o))
+    drop(files, lambda o: next((f"{p} is made by the system" for p in o.split('/') if p.lower() in _system), ''))
+    drop(files, lambda o: 'no regular file' if files[o] is None else '')
+    is_image = lambda o: os.path.splitext(o)[1].lower() in IMAGE_TYPES
+    drop(files, lambda o: '' if is_image(o) else f"{os.path.splitext(o)[1].lower() or 'a file without a type'} is not read")
+    seen = {f'{d}/{p}' for o in files if o not in why for d, p in _paths(o)}
+    def is_mask(o):
+        for d, p in _paths(o):
+            if (m := _masks.fullmatch(p)) and any(f'{d}/{q}' in seen for q in ([m[1]] if m[1] else _pictures)): return True
+    drop(files, lambda o: 'a mask of another image' if is_mask(o) else '')
+    below = {}
+    for o in sorted(files):
+        if o not in why:
+            for k in range(1, o.count('/') + 1): below.setdefault(o.rsplit('/', k)[0], []).append(o)
+    for f, names in sorted(below.items()):
+        above, _, last = f.rpartition('/')
+        for first in {above, f'{above}/{m[1]}'.strip('/') if (m := _again.fullmatch(last)) else above}:
+            pairs = [(o, f'{first}/{o[len(f) + 1:]}'.strip('/')) for o in names]
+            if all(q in files and q != o and files[q] == files[o] for o, q in pairs) and all(
+                    same(*o) for o in pairs[::max(1, len(pairs)//16)]):
+                drop(names, lambda o: f"{f} is a second copy of what is beside it")
+    return why
 
 # %% ../../nbs/data/03_files.ipynb #d1215d1e
+_filler = {'', 'set', 'data', 'dataset', 'images', 'image', 'imgs', 'img', 'split', 'seg', 'part', 'folder'}
+
+def part_of(
+    name # of a folder, such as 'train', 'Test2', 'training_set', 'dev' or 'PublicTest'
+) -> str|None:
+    "Return the part that a folder names; None if it names none"
+    words = [o for o in re.split(r'[\s_.\-\d]+', name.lower()) if o not in _filler]
+    return PARTS.get(words[0]) if len(words) == 1 else None
+
 def _part_at(dirs):
     "Return the position in `dirs` of the folder that names a part and holds a class folder, or None"
-    return next((i for i,d in enumerate(dirs[:-1]) if d.lower() in PARTS), None)
+    at = [i for i, d in enumerate(dirs[:-1]) if part_of(d)]
+    return next((i for i in at if dirs[i+1] != dirs[i] or i + 1 not in at), None)   # not the outer of train/train
+
+def _above(names):
+    "Return all folders above the files `names`"
+    return {o.rsplit('/', k)[0] for o in names for k in range(1, o.count('/') + 1)}
 
 def _layout(path, images, folders):
-    "Return (part, label) of each image, taken from its folders"
+    "Return (part, label, folder above the class) of each image, taken from its folders, or from its name: cat.0.png"
     dirs = [tuple(o.split('/')[:-1]) for o in images]
+    stems = [re.fullmatch(r'(.+)\.\d+\.\w+', o.rpartition('/')[2]) for o in images]
+    if len(set(dirs)) == 1 and all(stems) and len({m[1] for m in stems}) > 1: return [('', m[1], '') for m in stems]
     if any(_part_at(d) is not None for d in dirs):
-        key = lambda d: None if (i := _part_at(d)) is None else (PARTS[d[i].lower()], d[i+1])
-        at_class = lambda d: _part_at(d) == len(d) - 2
+        at_label = lambda d: None if (i := _part_at(d)) is None else i + 1
         bad = "is not in a part, and other images are: move it to train/<class>/ or test/<class>/."
     else:
         n = min(len(os.path.commonprefix(dirs)), min(map(len, dirs)) - 1)
-        key = lambda d: ('', d[n]) if 0 <= n < len(d) else None
-        at_class = lambda d: len(d) == n + 1 and d[:n] == dirs[0][:n]
+        at_label = lambda d: n if 0 <= n < len(d) and tuple(d[:n]) == dirs[0][:n] else None
         bad = "is not in a class folder: the layout is <class>/<image> or train/<class>/<image>."
+    def key(d):
+        k = at_label(d)
+        return None if k is None else (part_of(d[k-1]) if k and _part_at(d) is not None else '', d[k], '/'.join(d[:k]))
     out = [key(d) for d in dirs]
     if None in out: raise BadInput(f"in {path}, {images[out.index(None)]} {bad}")
+    full = _above(images)
     for f in folders:
-        d = tuple(f.split('/'))
-        if at_class(d) and key(d) not in out:
-            raise BadInput(f"in {path}, the class folder {f} holds no image: fill it or delete it.")
+        if f not in full and at_label(f.split('/')) == f.count('/'):
+            raise BadInput(f"in {path}, the class folder {f} holds no image that can be read: fill it or delete it.")
     return out
 
-# %% ../../nbs/data/03_files.ipynb #2c1fcbee
-MAX_BYTES = 1<<28  # of one image file: a larger one is a bomb or a mistake
+def _same_labels(path, keys):
+    "Return the labels of (part, label, folder above) as Unicode's form C, with one spelling across folders, and notes"
+    forms, notes = {}, []
+    plain = lambda o: unicodedata.normalize('NFC', o).casefold().strip()
+    for part, label, above in keys: forms.setdefault(plain(label), []).append((above, label, part in ('', 'train')))
+    names = {}
+    for same, found in forms.items():
+        pairs = sorted({o[:2] for o in found})
+        if len({above for above, _ in pairs}) < len(pairs):
+            a, b = next((a, b) for (f, a), (g, b) in zip(pairs, pairs[1:]) if f == g)
+            raise BadInput(f"{path} has the classes {a!r} and {b!r}, which differ only in case or Unicode form: rename or "
+                           "merge them.")
+        one = {o: sum(f[2] for f in found if f[1] == o) for _, o in pairs}      # the spelling of the training part
+        names[same] = unicodedata.normalize('NFC', max(one, key=one.get)).strip()
+        if len(one) > 1: notes.append(f"class {names[same]!r} has other spellings in other parts, read as one class.")
+    return [names[plain(o)] for _, o, _ in keys], notes
 
+# %% ../../nbs/data/03_files.ipynb #2c1fcbee
 class ImageFiles:
-    "Images in a folder or a zip"
+    "Images in a folder, a zip or a tar"
     def __init__(self,
-        path,   # the folder or zip, a `Path`
-        table,  # name (relative to `path`), label and part of each image, a DataFrame
-        zf,     # the open `ZipFile`; None: a folder
-        ignored # number of files that are not images
-    ): self.path,self.table,self.zf,self.ignored = path,table,zf,ignored
+        path,      # the folder or archive, a `Path`
+        table,     # name (relative to `path`), label and part of each image, a DataFrame
+        zf,        # the open `ZipFile`; None: a folder
+        raw,       # name -> name in the zip, or path in the folder
+        left_out,  # what is no sample: [{label, reason, n, name of the first}]
+        notes      # sentences on what was put right
+    ): self.path,self.table,self.zf,self.raw,self.left_out,self.notes = path,table,zf,raw,left_out,notes
 
     def __len__(self): return len(self.table)
     def __repr__(self): return f"ImageFiles({self.path}, {len(self)} images, {self.table.label.nunique()} classes)"
 
     def read(self,
-        name # as in `table`
+        name,          # as in `table`
+        head:bool=False# in a folder, only the first 64 kB
     ) -> bytes:
         "Return the content of a file; thread-safe. Raises `OSError` above `MAX_BYTES`"
-        f = self.path/name
-        size = self.zf.getinfo(name).file_size if self.zf else f.stat().st_size
-        if size > MAX_BYTES: raise OSError(f"it takes {size>>20:,} MiB")
-        return self.zf.read(name) if self.zf else f.read_bytes()
+        f = self.raw[name]
+        size = self.zf.getinfo(f).file_size if self.zf else os.stat(f).st_size
+        if size > MAX_BYTES: raise OSError(f"it takes {size>>20:,} MiB, more than {MAX_BYTES>>20}")
+        if self.zf: return self.zf.read(f)
+        with open(f, 'rb') as o: return o.read(1<<16 if head else MAX_BYTES)
 
 # %% ../../nbs/data/03_files.ipynb #fe1d6ef1
 def existing(
     path # file or folder; `~` is the home folder
 ) -> Path:
-    "Return `path`; raise `BadInput` if it does not exist"
+    "Return `path`; raise `BadInput` if it does not exist, or is a pipe or device"
     path = Path(path).expanduser()
     if not path.exists(): raise BadInput(f"there is no file or folder {path} (seen from {Path.cwd()}): check the path.")
+    if not (path.is_file() or path.is_dir()): raise BadInput(f"{path} is a pipe or device: give a file or folder.")
     return path
 
 def list_images(
-    path # folder or zip of `[part/]class/image`, inside any folders
+    path,       # folder, zip or tar of `[part/]class/image`, inside any folders
+    links=False # follow links in a folder
 ) -> ImageFiles: # sorted by name; part is 'train', 'valid', 'test' or ''
-    "List images without extracting or decoding any; raise `BadInput` if `path` cannot be used"
+    "List images without decoding any; raise `BadInput` if `path` cannot be used"
     path = existing(path)
-    files, folders, zf = (_list_folder if path.is_dir() else _list_zip)(path)
-    images = sorted(o for o in files if os.path.splitext(o)[1].lower() in IMAGE_TYPES)
-    if not images: raise BadInput(f"{path} holds no images ({', '.join(sorted(IMAGE_TYPES))}): check the path.")
-    part, label = zip(*_layout(path, images, folders))
-    return ImageFiles(path, pd.DataFrame(dict(name=images, label=label, part=part)), zf, len(files) - len(images))
+    files, folders, raw, zf = list_files(path, links)
+    read = lambda o: zf.getinfo(raw[o]).CRC if zf else Path(raw[o]).read_bytes()
+    why = _left_out(files, lambda a, b: read(a) == read(b))
+    images = sorted(o for o in files if o not in why)
+    if not images:
+        found = ', '.join(sorted(set(why.values()))[:3])
+        raise BadInput(f"{path} holds no images ({found or ', '.join(sorted(IMAGE_TYPES))}): check the path.")
+    no_class = _above(o for o in why if 'mask' in why[o] or 'copy' in why[o]) - _above(images)
+    system = lambda o: any(p.lower() in _system for p in o.split('/'))
+    keys = _layout(path, images, [o for o in folders if o not in no_class and not system(o)])
+    label, notes = _same_labels(path, keys)
+    part = [k[0] for k in keys]
+    for p in ('train', 'valid', 'test'):
+        names = sorted({k[2].rpartition('/')[2] for k in keys if k[0] == p})
+        if len(names) > 1: notes.append(f"the folders {', '.join(names)} are all read as the part {p!r}.")
+    of = {tuple(o.split('/')[:-1]): k for o, k in zip(images, label)}
+    lost = {}
+    for o, reason in sorted(why.items()):
+        dirs = tuple(o.split('/')[:-1])
+        k = next((of[dirs[:i]] for i in range(len(dirs), 0, -1) if dirs[:i] in of), '')
+        lost.setdefault((k, reason), []).append(o)
+    left_out = [dict(label=k, reason=reason, n=len(o), name=o[0]) for (k, reason), o in lost.items()]
+    return ImageFiles(path, pd.DataFrame(dict(name=images, label=label, part=part)), zf, raw, left_out, notes)
 
 # %% ../../nbs/data/03_files.ipynb #9a5b8e06
 class BrokenImage(Exception):
     "An image that cannot be used; the message says why"
 
-FORMATS = 'JPEG PNG BMP GIF TIFF WEBP PPM'.split()  # none of them starts another program
+FORMATS = 'JPEG PNG BMP GIF TIFF WEBP PPM AVIF'.split()  # none of them starts another program
+MAX_PIXELS = 1<<26                                       # of one image: 8,192 x 8,192
+_large, _alone = 1<<23, Lock()                           # images of more pixels are decoded one at a time
 
-def _flatten(im, mode):
-    "Return `im` as 8 bits in `mode`: 16 bits scaled down, transparent parts on white"
+def _flatten(im, mode, bits=16):
+    "Return `im` as 8 bits in `mode`: deep grey of `bits` scaled down, transparent parts on white"
     wide = BrokenImage("has 32-bit pixels: save it with 8 or 16 bits")
     if im.mode == 'F': raise wide
     if im.mode.startswith('I'):
         x = np.asarray(im)
         if x.min() < 0 or x.max() > 65535: raise wide
-        im = Image.fromarray((x//257).astype(np.uint8))
+        im = Image.fromarray((x.astype(np.int64)*255//(2**bits - 1)).clip(0, 255).astype(np.uint8))
     if im.has_transparency_data:
         im = im.convert('RGBA')
         im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
@@ -158,47 +340,78 @@ def _flatten(im, mode):
 def fit_image(
     im,            # PIL image
     size:int,      # height and width of the result
-    channels:int=1 # 1 grey, 3 colour
+    channels:int=1,# 1 grey, 3 colour
+    bits:int=16    # of deep grey images: their brightest value is 2**bits - 1
 ) -> np.ndarray:   # uint8, (channels,size,size)
     "Turn `im` upright, resize it to cover the square (antialiased) and crop the centre"
-    im = _flatten(ImageOps.exif_transpose(im), {1: 'L', 3: 'RGB'}[channels])
+    im = _flatten(ImageOps.exif_transpose(im), {1: 'L', 3: 'RGB'}[channels], bits)
     if im.size != (size, size): im = ImageOps.fit(im, (size, size), Image.Resampling.BILINEAR)
     x = np.asarray(im)
     return x[None] if channels == 1 else x.transpose(2, 0, 1)
 
 # %% ../../nbs/data/03_files.ipynb #88cb6ff2
+def _open_image(b):
+    "Open an image file given as bytes, its pixels not yet decoded; raise `BrokenImage`"
+    if not b: raise BrokenImage("is empty (0 bytes)")
+    try: im = Image.open(io.BytesIO(b), formats=FORMATS)
+    except UnidentifiedImageError: raise BrokenImage("is not an image") from None
+    if im.width*im.height > MAX_PIXELS:
+        raise BrokenImage(f"is too large ({im.width}x{im.height}, more than {MAX_PIXELS>>20} million pixels)")
+    return im
+
 def decode_image(
     b:bytes,          # the content of an image file
     size:int=48,      # height and width of the result
     channels:int=1,   # 1 grey, 3 colour
-    strict:tuple=None # required (width, height, mode); None: any
+    strict:tuple=None,# required (width, height, mode); None: any
+    bits:int=16       # see `fit_image`
 ) -> np.ndarray:      # uint8, (channels,size,size)
     "Decode one image and fit it to `size`; raise `BrokenImage` if it cannot be used"
-    if not b: raise BrokenImage("is empty (0 bytes)")
-    try: im = Image.open(io.BytesIO(b), formats=FORMATS)
-    except UnidentifiedImageError: raise BrokenImage("is not an image") from None
+    im = _open_image(b)
     if strict and (*im.size, im.mode) != tuple(strict):
         forms = "is {}x{} {} instead of {}x{} {}".format(*im.size, im.mode, *strict)
         raise BrokenImage(f"{forms}: data='folder' converts it")
-    if im.width*im.height > Image.MAX_IMAGE_PIXELS: raise BrokenImage(f"is too large ({im.width}x{im.height})")
     im.draft(None, (2*size, 2*size))  # decode a large JPEG at 1/2, 1/4 or 1/8 of its size: enough, and much faster
-    return fit_image(im, size, channels)
+    with _alone if im.width*im.height > _large else nullcontext(): return fit_image(im, size, channels, bits)
 
 # %% ../../nbs/data/03_files.ipynb #e0d2a96b
 def is_colour(
     read # function that returns the content of an image file
 ) -> bool:
-    "Return whether an image is in colour; False if it cannot be opened"
-    try: mode = Image.open(io.BytesIO(read()), formats=FORMATS).mode
+    "Return whether an image shows colour, not only has three channels; False if it cannot be opened"
+    try:
+        b = read()
+        if (mode := _open_image(b).mode) in ('1', 'L', 'LA', 'F') or mode.startswith('I'): return False
+        x = decode_image(b, 64, 3)
     except Exception: return False
-    return mode not in ('1', 'L', 'LA', 'F') and not mode.startswith('I')
+    return int((x.max(0) - x.min(0)).max()) > 4
+
+def _spread(names, n): return names[::max(1, len(names)//n)]
 
 def has_colour(
     files:ImageFiles, # from `list_images`
-    n:int=32          # images to check, spread over all
+    n:int=1000        # images to check, spread over all
 ) -> bool:
     "Return whether any of `n` images is in colour"
-    return any(is_colour(partial(files.read, o)) for o in files.table.name[::max(1, len(files)//n)])
+    return any(is_colour(partial(files.read, o)) for o in _spread(files.table.name, n))
+
+def survey(
+    files:ImageFiles, # from `list_images`
+    n:int=None        # images to look at, spread over all; None: all
+) -> dict: # sides: shortest, median and longest of the shorter sides; bits: of deep grey images, None if there are none
+    "Look at the heads of the images: how large are they, and how deep?"
+    def look(name):
+        try:
+            im = _open_image(files.read(name, head=True))
+            side, deep = min(im.size), im.mode.startswith('I')
+            if deep:
+                with _alone: return side, int(np.asarray(_open_image(files.read(name))).max())
+            return side, 0
+        except Exception: return 0, 0
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as ex: found = [*ex.map(look, _spread(files.table.name, n or len(files)))]
+    sides, top = sorted(s for s, _ in found if s), max(d for _, d in found)
+    sides = [sides[0], sides[len(sides)//2], sides[-1]] if sides else None
+    return dict(sides=sides, bits=next((b for b in (8, 10, 12, 14) if top < 2**b), 16) if top else None)
 
 # %% ../../nbs/data/03_files.ipynb #4c6b863a
 class _ResumableNpy:
@@ -229,11 +442,15 @@ class _ResumableNpy:
         return self.rows.tell()
 
     def append(self, x, at, kept, broken):
-        "Append rows `x` and log the position `at`, (name, label, part) of the rows and (name, reason) of broken images"
+        "Append rows `x` and log the position `at`, (name, label, part) of the rows and (name, reason, label) of broken images"
         self.blocks.append(dict(shape=self.shape, at=at, kept=kept, broken=broken))
         line = json.dumps(self.blocks[-1]).encode() + b'\n'
-        for f,b in ((self.rows, np.ascontiguousarray(x, np.uint8).data), (self.log, line)):
-            f.write(b); f.flush(); os.fsync(f.fileno())
+        try:
+            for f,b in ((self.rows, np.ascontiguousarray(x, np.uint8).data), (self.log, line)):
+                f.write(b); f.flush(); os.fsync(f.fileno())
+        except OSError as e:
+            raise BadInput(f"{self.out} cannot be written ({e.strerror}): free space or raise the limit (ulimit -f), and "
+                           "start again; it continues where it stopped.") from None
 
     def close(self, finished):
         "Move the array to `out` if `finished`, and delete the rest"
@@ -262,39 +479,44 @@ def decode_blocks(
     size:int,         # height and width
     channels:int,     # 1 grey, 3 colour
     strict:tuple=None,# see `decode_image`
-    threads:int=None  # None: one for each core, at most 8
-) -> tuple[pd.DataFrame, list]: # name, label and part of each row; [{name, reason}] of the broken images
-    "Decode images (bytes, PIL, `BrokenImage`, or a function for one) to `out`; `BadInput` if over 1 % are broken"
+    threads:int=None, # None: one for each core, at most 8
+    bits:int=16       # see `fit_image`
+) -> tuple[pd.DataFrame, list]: # name, label and part of each row; [{name, reason, label}] of the broken images
+    "Decode images (bytes, PIL, `BrokenImage`, or a function for one) to `out`; `BadInput` if too many are broken"
     npy, broken = _ResumableNpy(out, (channels, size, size)), []
-    few = lambda: '; '.join(' '.join(o) for o in broken[:3])
+    few = lambda names: '; '.join(f'{o[0]} {o[1]}' for o in names[:3])
     def decode(item):
         try:
             image = item[3]() if callable(item[3]) else item[3]
             if isinstance(image, BrokenImage): raise image
-            if isinstance(image, Image.Image): return fit_image(image, size, channels)
-            return decode_image(image, size, channels, strict)
+            if isinstance(image, Image.Image): return fit_image(image, size, channels, bits)
+            return decode_image(image, size, channels, strict, bits)
         except BrokenImage as e: return str(e)
         except Exception as e: return f"is damaged ({e})"  # PIL raises anything for a damaged image
+    def refuse(what, names):
+        npy.close(False)
+        raise BadInput(f"{path} is too damaged: {what}, cannot be used ({few(names)}): repair or remove them.")
     def skip(bad):
         broken.extend(bad)
-        if len(broken) > .01*total:
-            npy.close(False)
-            raise BadInput(f"{path} is too damaged: {len(broken):,} images, more than 1 % of all {total:,}, "
-                           f"cannot be used ({few()}): repair or remove them.")
+        if len(broken) > max(5, .01*total):
+            refuse(f"{len(broken):,} images, more than 5 and more than 1 % of all {total:,}", broken)
     if npy.blocks: print(f"{path}: {npy.n:,} images were decoded before, continuing after them")
     skip([o for b in npy.blocks for o in b['broken']])
     with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as ex:
         for at, items in _sized_bar(blocks(npy.blocks[-1]['at'] if npy.blocks else None), total):
             few_each = [items[i:i+16] for i in range(0, len(items), 16)]    # fewer, larger jobs
             xs = [x for o in ex.map(lambda o: [*map(decode, o)], few_each) for x in o]
-            bad = [[o[0], x] for o,x in zip(items, xs) if isinstance(x, str)]
+            bad = [[o[0], x, o[1]] for o,x in zip(items, xs) if isinstance(x, str)]
             skip(bad)
             kept = [(x, o[:3]) for o,x in zip(items, xs) if not isinstance(x, str)]
             npy.append(np.array([x for x,_ in kept], np.uint8).reshape(-1, *npy.shape), at, [o for _,o in kept], bad)
-    npy.close(True)
-    if broken: print(f"{path}: {len(broken)} of {total:,} images skipped ({few()}{'; ...' if len(broken) > 3 else ''})")
     table = pd.DataFrame([o for b in npy.blocks for o in b['kept']], columns=['name','label','part'])
-    return table, [dict(name=name, reason=reason) for name,reason in broken]
+    for k in sorted({o[2] for o in broken} - {*table.label, ''}):
+        bad = [o for o in broken if o[2] == k]
+        refuse(f"the class {k!r} is lost, since all its images, {len(bad)}", bad)
+    npy.close(True)
+    if broken: print(f"{path}: {len(broken)} of {total:,} images skipped ({few(broken)}{'; ...' if len(broken) > 3 else ''})")
+    return table, [dict(name=name, reason=reason, label=label) for name,reason,label in broken]
 
 # %% ../../nbs/data/03_files.ipynb #121bb4fa
 def decode_files(
@@ -303,57 +525,72 @@ def decode_files(
     size:int=48,       # height and width
     channels:int=1,    # 1 grey, 3 colour
     strict:tuple=None, # see `decode_image`
-    threads:int=None   # None: one for each core, at most 8
-) -> tuple[pd.DataFrame, list]: # name, label and part of each row; [{name, reason}] of the broken images
+    threads:int=None,  # None: one for each core, at most 8
+    bits:int=16        # see `fit_image`
+) -> tuple[pd.DataFrame, list]: # name, label and part of each row; [{name, reason, label}] of the broken images
     "Decode `files` as `decode_blocks` does"
     rows = list(files.table[['name','label','part']].itertuples(index=False, name=None))
     def blocks(at):
         for a in range(at or 0, len(rows), 512):
             items = [(*o, partial(files.read, o[0])) for o in rows[a:a+512]]
             yield a + len(items), a + len(items), items
-    return decode_blocks(files.path, blocks, len(rows), out, size, channels, strict, threads)
+    return decode_blocks(files.path, blocks, len(rows), out, size, channels, strict, threads, bits)
 
 # %% ../../nbs/data/03_files.ipynb #cceb8eb3
 FER_CLASSES = 'angry disgust fear happy sad surprise neutral'.split()  # in the order of the CSV's numbers
 FER_USAGES = 'Training PublicTest PrivateTest'.split()
+_emotions = [*FER_CLASSES, 'contempt']                                 # FER+ and CK+ have an eighth
 
 def _fer_image(row):
     "Return (class, usage, PIL image) of a row, a dict of text; raise `BrokenImage` if it cannot be used"
     if row is None: raise BrokenImage("has too few columns")
-    emotion, usage = row['emotion'].strip(), row['usage'].strip()
-    if emotion not in {*'0123456'}: raise BrokenImage(f"has the emotion {emotion!r} instead of 0 to 6")
-    if usage not in FER_USAGES: raise BrokenImage(f"has the Usage {usage!r} instead of {', '.join(FER_USAGES)}")
+    emotion, usage = row['emotion'].strip(), row.get('usage', '').strip()
+    if not re.fullmatch(r'[0-7](\.0*)?', emotion): raise BrokenImage(f"has the emotion {emotion[:20]!r} instead of 0 to 7")
+    if usage not in ('', *FER_USAGES): usage = part_of(usage) or usage
+    if usage not in ('', *FER_USAGES, 'train', 'valid', 'test'):
+        raise BrokenImage(f"has the Usage {usage[:20]!r} instead of {', '.join(FER_USAGES)}")
     bad = re.search(r'[^0-9\s]', row['pixels'])
     x = np.fromstring('' if bad else row['pixels'], dtype=np.int64, sep=' ')
     if bad or (x > 255).any(): raise BrokenImage("has pixels that are not whole numbers from 0 to 255")
     if len(x) != 48*48: raise BrokenImage(f"has {len(x):,} pixels instead of 2,304")
-    return FER_CLASSES[int(emotion)], usage, Image.fromarray(x.astype(np.uint8).reshape(48, 48))
+    return _emotions[int(emotion[0])], usage, Image.fromarray(x.astype(np.uint8).reshape(48, 48))
 
 # %% ../../nbs/data/03_files.ipynb #8e51e190
+MAX_LINE = 1<<16  # bytes; a row of FER-2013 has 10,000
+
 def _csv_streams(path):
-    "Yield a binary stream of each CSV at `path`: a CSV, or a folder, zip or tar that holds some"
-    if path.is_dir() or path.suffix.lower() == '.csv':
-        for f in sorted(path.rglob('*.csv')) if path.is_dir() else [path]:
-            with f.open('rb') as s: yield s
-    elif path.suffix.lower() == '.zip':
-        files, _, z = _list_zip(path)
-        for o in sorted(o for o in files if o.lower().endswith('.csv')):
-            with z.open(o) as s: yield s
+    "Yield a binary stream of each CSV at `path`: a CSV (or .csv.gz), or a folder, zip or tar that holds some"
+    ends = ('.csv', '.csv.gz')
+    unpack = lambda s, name: gzip.open(s) if name.lower().endswith('.gz') else s
+    if path.is_file() and path.name.lower().endswith(ends): files, raw, z = [path.name], {path.name: path}, None
+    elif path.is_dir() or not is_tar(path): files, _, raw, z = list_files(path)
     else:
-        with tarfile.open(path, 'r|*') as t:  # a stream: members come in the order of the file
+        with open_tar(path) as t:
             for m in t:
                 _check_entry(path, m.name)
-                if m.isfile() and m.name.lower().endswith('.csv') and not _hidden(m.name): yield t.extractfile(m)
+                if m.isfile() and m.name.lower().endswith(ends) and not _hidden(m.name):
+                    yield unpack(t.extractfile(m), m.name)
+        return
+    for o in sorted(o for o in files if o.lower().endswith(ends)):
+        with (z.open(raw[o]) if z else open(raw[o], 'rb')) as s: yield unpack(s, o)
 
 def _fer_rows(stream):
     "Return (name, class, usage, image or `BrokenImage`) of each row of a CSV; [] if the columns are others"
-    lines = csv.reader(line.decode('utf-8', 'replace') for line in stream)
-    head, rows = [o.strip('\ufeff ').lower() for o in next(lines, [])], []
-    for i,line in enumerate(lines if {'emotion', 'pixels', 'usage'} <= set(head) else ()):
+    def short():
+        while line := stream.readline(MAX_LINE + 1):
+            if len(line) > MAX_LINE: raise csv.Error(f"a line has more than {MAX_LINE:,} bytes")
+            yield line.decode('utf-8', 'replace')
+    head = [o.strip('\ufeff ').lower() for o in next(csv.reader([stream.readline(MAX_LINE).decode('utf-8', 'replace')]), [])]
+    if {'usage', 'image name', 'contempt'} <= set(head):
+        raise BadInput("This CSV holds the labels of FER+ only, without pixels: give fer2013.csv, which has both.")
+    rows, bad = [], 0
+    for i,line in enumerate(csv.reader(short()) if {'emotion', 'pixels'} <= set(head) else ()):
         try:
             label, usage, im = _fer_image(dict(zip(head, line)) if len(line) >= len(head) else None)
-            rows.append((f'{usage}_{i}', label, usage, im))
-        except BrokenImage as e: rows.append((f'row {i+1:,}', '', '', e))
+            rows.append((f'{usage or "row"}_{i}', label, usage, im))
+        except BrokenImage as e: rows.append((f'row {i+1:,}', '', '', e)); bad += 1
+        if bad > max(1000, .01*len(rows)): raise csv.Error(f"{bad:,} of the first {len(rows):,} rows: row {i+1:,} {rows[-1][3]}")
+        if len(rows) > 2_000_000: raise csv.Error("it has more than 2 million rows")
     return rows
 
 # %% ../../nbs/data/03_files.ipynb #48730739
@@ -362,12 +599,17 @@ def read_fer_csv(
     out,           # the `.npy` to write: uint8, (n,channels,size,size)
     size:int=48,   # height and width; 48 as in the file
     channels:int=1 # 1 grey, 3 three times the same
-) -> tuple[pd.DataFrame, list]: # name, label and part (usage) of each row; [{name, reason}] of the broken rows
-    "Read FER-2013 from its official CSV, skipping broken rows; raise `BadInput` if over 1 % are broken"
-    path = existing(path)
-    try: rows = next(filter(None, map(_fer_rows, _csv_streams(path))), [])
-    except (EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, csv.Error) as e:
-        raise BadInput(f"{path} is truncated or damaged ({e}): download it again.") from None
+) -> tuple[pd.DataFrame, list]: # name, label and part (usage) of each row; [{name, reason, label}] of the broken rows
+    "Read FER-2013 from its official CSV, skipping broken rows; raise `BadInput` if too many are broken"
+    path, labels_only = existing(path), None
+    try:
+        rows = []
+        for s in _csv_streams(path):
+            try: rows = _fer_rows(s)
+            except BadInput as e: labels_only = e
+            if rows: break
+    except DAMAGE as e: raise BadInput(f"{path} is truncated or damaged ({e}): download it again.") from None
+    if not rows and labels_only: raise labels_only
     if not rows: raise BadInput(f"{path} holds no CSV with the columns emotion, pixels and Usage: check the path.")
     def blocks(at):
         for a in range(at or 0, len(rows), 512): yield a + 512, a + 512, rows[a:a+512]
@@ -391,7 +633,7 @@ def torchvision_images(
     size:int=32,        # height and width
     channels:int=None,  # 1 grey, 3 colour; None: as the data set has it
     download:bool=False # download it if it is missing
-) -> tuple[pd.DataFrame, list]: # name, label and part of each row; [{name, reason}] of the broken images
+) -> tuple[pd.DataFrame, list]: # name, label and part of each row; [{name, reason, label}] of the broken images
     "Read both parts of a torchvision data set; raise `BadInput` if it is unknown or missing"
     sets = torchvision_sets()
     check_name(name, sets, f"torchvision has no data set {name!r} of this kind")

@@ -18,7 +18,8 @@ from fastai.data.transforms import CategoryMap
 from fastcore.basics import patch
 
 # %% auto #0
-__all__ = ['to_float', 'to_uint8', 'stream', 'balanced_stream', 'Augment', 'affine_grid', 'relight', 'DeviceDL', 'device_dls']
+__all__ = ['to_float', 'to_uint8', 'stream', 'balanced_stream', 'Augment', 'affine_grid', 'relight', 'DeviceDL', 'batch_size',
+           'device_dls']
 
 # %% ../../nbs/data/06_loaders.ipynb #bce69845
 def to_float(x:Tensor # images, uint8, (n,c,h,w)
@@ -209,6 +210,12 @@ def __iter__(self:DeviceDL):
         yield (self.augment(xb, rng) if self.augment else xb), self.dataset.y.index_select(0, i)
 
 # %% ../../nbs/data/06_loaders.ipynb #686756ef
+def batch_size(bs:int, # of a recipe
+               n:int   # training items
+              ) -> int:
+    "Return `bs`, but at most about an eighth of `n`, so that an epoch has eight steps or more, and at least 8"
+    return min(bs, max(8, n//64*8))
+
 def device_dls(train:Dataset,     # training data
                valid:Dataset=None,# validation data; None: the training data, unshuffled
                bs:int=256,        # batch size, at most the number of training items

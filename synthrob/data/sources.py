@@ -4,14 +4,14 @@
 
 # %% ../../nbs/data/04_sources.ipynb #c6e66bb9
 from __future__ import annotations
-import importlib, json, re
+import json, re, signal, struct, subprocess, sys, tempfile
 from contextlib import contextmanager
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
+import numpy as np, pandas as pd, pyarrow as pa, pyarrow.compute as pc, pyarrow.parquet as pq
 from ..core.basics import BadInput
-from .files import PARTS, BrokenImage, decode_blocks, existing, is_colour
+from .files import MAX_BYTES, BrokenImage, decode_blocks, existing, is_colour, part_of
 
 # %% auto #0
 __all__ = ['LSUN_PARTS', 'lmdb_size', 'lsun_databases', 'lsun_images', 'list_shards', 'parquet_columns', 'parquet_images']
@@ -19,24 +19,60 @@ __all__ = ['LSUN_PARTS', 'lmdb_size', 'lsun_databases', 'lsun_images', 'list_sha
 # %% ../../nbs/data/04_sources.ipynb #c49ff77b
 LSUN_PARTS = dict(train='train', val='valid')  # LSUN's part `test` has no labels
 
+# LMDB maps its file into memory and believes it: one changed byte can kill the process that reads, so another one does
+_lmdb_reader = r"""
+import itertools, lmdb, os, struct, sys
+folder, first, n, limit = sys.argv[1], bytes.fromhex(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+out = sys.stdout.buffer
+try:
+    with lmdb.open(folder, readonly=True, lock=False, readahead=False, meminit=False, create=False) as env:
+        have, s = os.stat(os.path.join(folder, 'data.mdb')).st_size, env.stat()
+        want = (env.info()['last_pgno'] + 1)*s['psize']
+        if have < want: sys.exit(f'it is truncated, {have:,} of {want:,} bytes')
+        if s['entries'] > have: sys.exit(f"it claims {s['entries']:,} entries")
+        out.write(struct.pack('<Q', s['entries']))
+        with env.begin(buffers=True) as txn, txn.cursor() as cursor:
+            for k, v in itertools.islice(cursor.iternext() if n and cursor.set_range(first) else (), n):
+                if len(v) > limit: v = b''
+                out.write(struct.pack('<IQ', len(k), len(v))); out.write(k); out.write(v)
+        out.flush()
+except lmdb.Error as e: sys.exit(str(e))
+"""
+
 @contextmanager
-def _open_lmdb(folder):
-    "Open an LMDB database; raise `BadInput` if it is damaged (reading past the end of a truncated one crashes Python)"
+def _read_lmdb(folder, first=b'', n=0):
+    "Open a database in a child process; yield (number of entries, its first `n` (key, value) from `first` on)"
     if find_spec('lmdb') is None: raise BadInput("data='lsun' needs the package lmdb: pip install lmdb.")
-    lmdb, file, again = importlib.import_module('lmdb'), folder/'data.mdb', "download and unpack it again."
+    file, again = folder/'data.mdb', "download and unpack it again."
     if not file.is_file(): raise BadInput(f"{folder} is not an LMDB database, it has no data.mdb: {again}")
-    try:
-        with lmdb.open(str(folder), readonly=True, lock=False, readahead=False, meminit=False, create=False) as env:
-            have, want = file.stat().st_size, (env.info()['last_pgno'] + 1)*env.stat()['psize']
-            if have < want: raise BadInput(f"{file} is truncated ({have:,} of {want:,} bytes): {again}")
-            yield env
-    except lmdb.Error as e: raise BadInput(f"{file} is not an LMDB database or is damaged ({e}): {again}") from None
+    with tempfile.TemporaryFile() as errors:
+        p = subprocess.Popen([sys.executable, '-c', _lmdb_reader, str(folder), first.hex(), str(min(n, 1<<62)), str(MAX_BYTES)],
+                             stdout=subprocess.PIPE, stderr=errors)
+        def damaged(why): return BadInput(f"{file} is not an LMDB database or is damaged ({why}): {again}")
+        def take(k):
+            if len(b := p.stdout.read(k)) == k: return b
+            rc = p.wait(); errors.seek(0)
+            why = errors.read().decode('utf-8', 'replace').strip().rpartition('\n')[2]
+            if rc < 0: why = f"reading it ends with {signal.Signals(-rc).name}"
+            if rc or b: raise damaged(why or 'it ends early')
+        def rows():
+            last = None
+            for _ in range(n):
+                if (b := take(12)) is None: return
+                nk, nv = struct.unpack('<IQ', b)
+                if nk > 511 or nv > MAX_BYTES: raise damaged("a key or value is too long")
+                k, v = take(nk), take(nv)
+                if last is not None and k <= last: raise damaged("its keys are not sorted")
+                last = k
+                yield k, v
+        try: yield struct.unpack('<Q', take(8))[0], rows()
+        finally: p.kill(); p.wait(); p.stdout.close()
 
 def lmdb_size(
     folder # an LMDB database, the folder of `data.mdb`
 ) -> int:
     "Return the number of entries of a database; raise `BadInput` if it is damaged"
-    with _open_lmdb(folder) as env: return env.stat()['entries']
+    with _read_lmdb(folder) as (n, _): return n
 
 # %% ../../nbs/data/04_sources.ipynb #8c7f620f
 def lsun_databases(
@@ -77,21 +113,18 @@ def lsun_images(
         first, done, key = at or (0, 0, '')
         for i in range(first, len(dbs)):
             c, p, f = dbs[i]
-            while done < sizes[i]:
-                with _open_lmdb(f) as env, env.begin() as txn, txn.cursor() as cursor:
-                    if not cursor.set_range(key.encode('latin-1') + b'\0'*bool(key)): break
-                    rows = [(k.decode('latin-1'), v) for k,v in islice(cursor.iternext(), min(bs, sizes[i] - done))]
-                done, key = done + len(rows), rows[-1][0]
-                items = [(f'{f.name.removesuffix("_lmdb")}/{k}', c, p, v) for k,v in rows]
-                yield ends[i] - sizes[i] + done, [i, done, key], items
+            with _read_lmdb(f, key.encode('latin-1') + b'\0'*bool(key), sizes[i] - done) as (_, values):
+                while rows := [(k.decode('latin-1'), v) for k,v in islice(values, bs)]:
+                    done, key = done + len(rows), rows[-1][0]
+                    items = [(f'{f.name.removesuffix("_lmdb")}/{k}', c, p, v) for k,v in rows]
+                    yield ends[i] - sizes[i] + done, [i, done, key], items
             done, key = 0, ''
     return decode_blocks(path, blocks, ends[-1], out, size, channels)
 
 # %% ../../nbs/data/04_sources.ipynb #0186b1c0
 def _part_of(file):
     "Return the part named by a shard or its folder; '' if none"
-    words = [w for s in (file.stem, file.parent.name) for w in re.split(r'[-_.]', s.lower())]
-    return next((PARTS[w] for w in words if w in PARTS), '')
+    return next((p for s in (file.stem, file.parent.name) for w in re.split(r'[-_.]', s) if (p := part_of(w))), '')
 
 def list_shards(
     path # a parquet file, or a folder of some
@@ -163,8 +196,10 @@ def parquet_columns(
 
 # %% ../../nbs/data/04_sources.ipynb #69335c8e
 def _bytes(column):
-    "Return the image files of an arrow column, structs or bytes, as a list of bytes"
-    return [o.get('bytes') if isinstance(o, dict) else o for o in column.to_pylist()]
+    "Return the image files of an arrow column, structs or bytes, as a list of bytes, too large ones as `BrokenImage`"
+    if pa.types.is_struct(column.type): column = pc.struct_field(column, 'bytes')
+    large = BrokenImage(f"takes more than {MAX_BYTES>>20} MiB")
+    return [large if o is not None and len(o) > MAX_BYTES else o for o in column.to_pylist()]
 
 def _batches(file, done, bs, columns):
     "Yield (rows so far, record batch) of a shard from row `done` on, skipping the row groups before it"
@@ -178,6 +213,8 @@ def _batches(file, done, bs, columns):
                 if here > done: yield here, b.slice(max(0, len(b) - (here - done)))
 
 # %% ../../nbs/data/04_sources.ipynb #49fa9b53
+_few = 8  # rows read at once: a dictionary of 30 MB images would unfold to gigabytes in larger batches
+
 def parquet_images(
     path,              # a parquet file, or a folder of shards
     out,               # the `.npy` to write: uint8, (n,channels,size,size)
@@ -195,7 +232,7 @@ def parquet_images(
     for f in files:
         with _open_shard(f) as p:
             counts.append(p.metadata.num_rows)
-            first = islice(p.iter_batches(32, columns=[image]), 0 if channels or colour else 1)
+            first = islice(p.iter_batches(_few, columns=[image]), 0 if channels or colour else 32//_few)
             colour = colour or any(is_colour(lambda: b) for o in first for b in _bytes(o[image]))
     def item(name, part, b, k):
         if k is None or (names and not 0 <= int(k) < len(names)): return name, '', part, BrokenImage("has no label")
@@ -205,8 +242,13 @@ def parquet_images(
         first, done = at or (0, 0)
         for i in range(first, len(files)):
             f, part = files[i], _part_of(files[i])
-            for end, batch in _batches(f, done, bs, [image, label]):
-                rows = enumerate(zip(_bytes(batch[image]), batch[label].to_pylist()), end - len(batch))
-                yield sum(counts[:i]) + end, [i, end], [item(f'{f.parent.name}/{f.stem}/{j}', part, *o) for j,o in rows]
+            rows, size = [], 0
+            for end, batch in _batches(f, done, _few, [image, label]):
+                for j,(b,k) in enumerate(zip(_bytes(batch[image]), batch[label].to_pylist()), end - len(batch)):
+                    rows.append(item(f'{f.parent.name}/{f.stem}/{j}', part, b, k))
+                    size += len(b) if isinstance(b, bytes) else 0
+                if len(rows) >= bs or size > MAX_BYTES or end == counts[i]:
+                    yield sum(counts[:i]) + end, [i, end], rows
+                    rows, size = [], 0
             done = 0
     return decode_blocks(path, blocks, sum(counts), out, size, channels or (3 if colour else 1))

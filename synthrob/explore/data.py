@@ -52,7 +52,8 @@ def image_groups(images, # `Dataset` of all parts
 
 # %% ../../nbs/explore/02_explore_data.ipynb #397cdd31
 class DataExplorer(Explorer):
-    "The images of a data set by class, as copies, conflicting labels and leaks, and what a split removes and why"
+    "See the images of a data set by class, as copies, conflicting labels and leaks, and what a split removes and why."
+    title = 'Explore images'
     most = 30 # images on a page
     def __init__(self,
                  images=None, # `Dataset`; None: some of the embedded faces
@@ -136,7 +137,8 @@ def finished_run(folder=None, # `runs/split/<hash>`; None: the newest in `out`
 
 # %% ../../nbs/explore/02_explore_data.ipynb #69f8ca7f
 class CorruptionExplorer(Explorer):
-    "An image, a corruption and its severity, and the prediction of a classifier if there is one"
+    "Corrupt an image and see how the prediction of a classifier, if there is one, changes."
+    title = 'Explore corruptions'
     def __init__(self,
                  images=None, # `Dataset`; None: test images and classifier of the newest run, else embedded faces
                  model=None,  # with `images`: a classifier, from images in [0,1] to logits; None: images only

@@ -53,7 +53,8 @@ def read_gan(folder # `runs/gan/<hash>`
 
 # %% ../../nbs/explore/03_explore_gan.ipynb #3876e462
 class GANExplorer(Explorer):
-    "Faces of a GAN by class, seeds, position between them and noise, and its sample sheets by epoch"
+    "See faces of a GAN by class, between two seeds, with more or less noise, and through its training."
+    title = 'Explore a GAN'
     steps = 7    # faces along the way
     def __init__(self,
                  gan=None,   # a `GAN`, or `runs/gan/<hash>`; None: the newest in `out`, else an untrained one

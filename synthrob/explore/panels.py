@@ -10,7 +10,7 @@ from io import BytesIO
 
 import ipywidgets as W, numpy as np
 from fastcore.basics import patch
-from fastcore.xml import Div, Figcaption, Figure, H4, Img, P, Safe, Section, Style, to_xml
+from fastcore.xml import Div, Figcaption, Figure, H3, H4, Img, P, Safe, Section, Style, to_xml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Drawing
 from PIL import Image
@@ -31,7 +31,7 @@ def picture(image,      # a PIL image
     image.save(buf := BytesIO(), 'png')
     w, h = size or image.size
     url = 'data:image/png;base64,' + base64.b64encode(buf.getvalue()).decode()
-    img = Img(src=url, alt=alt, width=w, height=h)
+    img = Img(src=url, alt=alt.replace('%', ' percent'), width=w, height=h)      # Quarto takes % for an escape
     return Figure(img, Figcaption(caption) if caption else '', cls=cls, style=f'width:{w}px')
 
 def chart(draw,            # function of matplotlib axes
@@ -77,6 +77,7 @@ CSS = """
 .synthrob-view .warning{border-left:.3rem solid #c0392b;padding-left:.6rem}
 .synthrob-view .row{display:flex;flex-wrap:wrap;gap:.6rem;align-items:flex-start}
 .synthrob-view>.row{gap:1rem 1.4rem}
+.synthrob-view>.row:has(>figure:nth-of-type(4)){max-width:50rem}
 .synthrob-view .group{margin:0;max-width:100%}
 .synthrob-view h4{font-size:13px;font-weight:600;line-height:1.4;margin:.2rem 0 .3rem}
 .synthrob-view figure{margin:0;max-width:100%;display:block;text-align:left}
@@ -123,12 +124,14 @@ def set_options(c,      # a control with options
 
 # %% ../../nbs/explore/01_explore.ipynb #3484b6b4
 class Explorer:
-    "Controls with a view below them; subclasses define `_draw`"
+    "Controls with a view below them; subclasses define `title`, `_draw` and, by their first line, the purpose"
+    title = 'Explore'
     def __init__(self, **controls): # name -> control; one that depends on others comes after them
         self.controls, self.busy = controls, False
         self.page = W.HTML(layout=W.Layout(max_width='100%', overflow='auto'))
         row = W.Box(list(controls.values()), layout=W.Layout(flex_flow='row wrap', width='100%'))
-        self.box = W.VBox([row, self.page], layout=W.Layout(width='100%', margin='0 0 1.2rem 0'))
+        head = W.HTML(to_xml((H3(self.title), P(type(self).__doc__ or '')), indent=False))
+        self.box = W.VBox([head, row, self.page], layout=W.Layout(width='100%', margin='0 0 1.2rem 0'))
         self._update()
         for c in controls.values(): c.observe(lambda _: self._update(), 'value')
 

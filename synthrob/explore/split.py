@@ -99,10 +99,12 @@ def _plot_curve(self:SweepTables, arm, ratio):
     def draw(ax):
         plot_ratio(t, 'accuracy', self.margin, legend=False, ax=ax)
         ax.axvline(ratio, color=BLUE, lw=7, alpha=.3, zorder=0)
+        ax.set_ylim(*np.clip(ax.get_ylim(), 0, 100))
+        ax.legend(loc='best', fontsize=7)
     alt = 'Accuracy in per cent against the ratio: ' + ', '.join(
         f'{100*v:.1f} at {r:g}' for r, v in [(0, row.baseline), *zip(own.ratio, own.value)])
     caption = (f'Accuracy against the ratio, intervals of the paired difference. Blue: this ratio; grey: within '
-               f'{100*self.margin:g} points of ratio 0.{" Without dots: controls."*(len(t) > len(own))}')
+               f'{100*self.margin:g} points of ratio 0.')
     return chart(draw, alt, caption=caption, left=.6)
 
 @patch
@@ -138,9 +140,10 @@ def _plot_recall(self:SweepTables, arm, ratio):
         ax.plot(base, at - .13*bool(ratio), 'o', mfc='w', mec=INK, ms=5)
         if ratio:
             ax.plot(now, at + .13, 'o', color=BLUE, ms=5)
-            ax.hlines(at + .13, base + low, base + high, color=BLUE, lw=1.6)
+            ax.hlines(at + .13, (base + low).clip(0, 100), (base + high).clip(0, 100), color=BLUE, lw=1.6)
         ax.set(yticks=at, yticklabels=self.vocab, xlabel='recall (%)', ylim=(len(at) - .5, -.5))
         ax.grid(axis='x', alpha=.25)
+        ax.set_xlim(*np.clip(ax.get_xlim(), -2, 102))
     values = (f'{c} {b:.1f}' + f' to {n:.1f}'*bool(ratio) for c, b, n in zip(self.vocab, base, now))
     dots = '; dots: this ratio, with 95 % intervals of the paired difference'*bool(ratio)
     alt, caption = f"Recall in per cent: {', '.join(values)}", f'Recall by class; rings: ratio 0{dots}.'
@@ -161,13 +164,15 @@ def _plot_severity(self:SweepTables, arm, ratio, corruption):
             ax.fill_between(t.columns, v.min(), v.max(), color=color, alpha=.15, lw=0)
         ax.set(xticks=t.columns, xlabel='severity', ylabel='accuracy (%)')
         ax.legend(loc='lower left')
+        ax.set_ylim(*np.clip(ax.get_ylim(), 0, 100))
     means = '; '.join(f"{label} {', '.join(f'{o:.1f}' for o in v.mean())}" for label, v, *_ in lines)
     alt = f'Accuracy in per cent, {name}, severities {", ".join(map(str, t.columns))}: {means}'
     return chart(draw, alt, (3.5, 2.5), f'{name.capitalize()}: means and range over {len(lines[0][1])} runs.', left=.6)
 
 # %% ../../nbs/explore/04_explore_split.ipynb #17650c99
 class SplitExplorer(Explorer):
-    "A sweep by arm and ratio: the verdict, accuracy, confusion, recall, and accuracy under corruption"
+    "See what the ratio changes in a sweep: the verdict, accuracy, confusion, recall, and accuracy under corruption."
+    title = 'Explore a sweep'
     def __init__(self,
                  runs='runs', # folder of all stages, or a table from `results`
                  margin=None, # equivalence margin, a fraction; None: as declared by the runs

@@ -5,6 +5,7 @@
 # %% ../../nbs/01_gan.ipynb #23f4e8b5
 from __future__ import annotations
 import json, math, time
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt, pandas as pd
@@ -24,7 +25,7 @@ from safetensors import safe_open
 from ..core.distributed import DistributedLearner
 from ..core.training import Checkpoint, History, SeedEpochs, no_sync
 from ..data.dataset import Dataset
-from ..data.loaders import device_dls, to_uint8
+from ..data.loaders import batch_size, device_dls, to_uint8
 from .nets import GAN
 from .trainer import GANTrainer, StopOnCollapse, TrainStat, gan_recipe
 
@@ -42,7 +43,9 @@ def gan_learner(data,           # training `Dataset`, or `DataLoaders` of which 
                ) -> Learner:    # train it with `fit_gan`, sample from it with `sample_pool`
     "Return a `Learner` that trains a conditional GAN; raises `BadInput` for settings or a size that do not work"
     r = gan_recipe(arch, **changes)
-    dls = data if isinstance(data, DataLoaders) else device_dls(data, bs=r.bs, seed=seed, device=device)
+    dls = data
+    if not isinstance(data, DataLoaders):
+        dls = device_dls(data, bs=batch_size(r.bs, len(data)), seed=seed, device=device)
     xb, yb = dls.one_batch()
     shape = (xb.shape[-1], xb.shape[1]) if xb.ndim == 4 else (xb.shape[1], 0)
     model = GAN(*shape, dls.c, r.nz, r.nf, seed, net=r.net, attention=r.attention, per_class=r.per_class)
@@ -55,7 +58,7 @@ def gan_learner(data,           # training `Dataset`, or `DataLoaders` of which 
                                cbs=[SeedEpochs(seed), trainer, StopOnCollapse(), History()],
                                splitter=lambda m: list(m.generator.parameters()))
     learn.recorder.train_metrics, learn.recorder.valid_metrics = True, False
-    learn.recipe = r
+    learn.recipe = replace(r, bs=dls.train.bs)
     return no_sync(learn).add_cbs(cbs)
 
 # %% ../../nbs/01_gan.ipynb #618bbc87

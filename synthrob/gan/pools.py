@@ -19,13 +19,14 @@ from ..data.core import prepare
 from ..data.dataset import Dataset
 from ..data.duplicates import duplicate_groups
 from ..data.loaders import to_float
-from ..data.rows import DiskImages
+from ..data.rows import DiskImages, take
 from .learner import class_noise, generate, per_class, shape_noise
 from .nets import GAN
+from .trainer import diversity
 
 # %% auto #0
 __all__ = ['BLOCK', 'label_confidence', 'confidence_thresholds', 'filter_pool', 'acceptance', 'sample_pool', 'RefreshSynthetic',
-           'as_pool', 'pool_from_folder']
+           'as_pool', 'pool_from_folder', 'pool_problem']
 
 # %% ../../nbs/gan/06_pools.ipynb #f65f5b87
 @contextmanager
@@ -262,3 +263,18 @@ def _refuse_copies(pool, real):
     if len(copies):
         raise BadInput(f"{len(copies)} of the {len(pool):,} images of the pool are copies of real ones (the first: "
                        f"{pool.names[int(copies[0])]}): remove them, a pool is synthetic.")
+
+# %% ../../nbs/gan/06_pools.ipynb #ae87bf87
+def pool_problem(pool:Dataset, # synthetic items
+                 real:Dataset  # real training items of the same classes
+                ) -> str:      # a sentence with the remedy; '' if the classes vary enough
+    "Return whether the items of a class hardly differ from each other, less than a twentieth as much as real ones"
+    def spread(ds, c):
+        x = take(ds.x, (ds.y == c).nonzero()[:64, 0]).float()
+        return diversity(x, torch.zeros(len(x), dtype=torch.int64), 1).nan_to_num(1.).item()   # nan: fewer than two items
+    for c, name in enumerate(pool.vocab):
+        if (share := spread(pool, c)/max(spread(real, c), 1e-6)) < .05:
+            return (f"The synthetic items of class {name!r} hardly differ from each other ({share:.1%} of the spread of "
+                    "real ones): the GAN collapsed or the pool is flat; try another gan_seed, more gan_images or another pool.")
+    return ''
+

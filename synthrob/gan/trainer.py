@@ -4,7 +4,7 @@
 
 # %% ../../nbs/gan/05_trainer.ipynb #2c2c0080
 from __future__ import annotations
-import warnings
+import math, warnings
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -303,7 +303,7 @@ class StopOnCollapse(Callback):
         ds, self.k = self.dls.train.dataset, self.dls.c
         few = torch.cat([(ds.y == c).nonzero()[:64, 0] for c in range(self.k)])
         x = ds.x[few].float()/127.5 if ds.is_images else ds.x[few]
-        self.real = diversity(x, ds.y[few], self.k).item()
+        self.real = diversity(x, ds.y[few], self.k).nan_to_num(float('inf')).item()    # nan: no class has two items
         self.y = torch.arange(self.k, device=self.dls.device).repeat_interleave(16)
         self.z = torch.randn(len(self.y), self.model.params['nz'], generator=generator('watch')).to(self.dls.device)
         self.learn.failure, self.shares, self.good = None, [], None
@@ -318,9 +318,9 @@ class StopOnCollapse(Callback):
     @torch.no_grad()
     def after_epoch(self):
         if self.epoch < self.start_at: return
-        share = (diversity(self.model.ema(self.z, self.y), self.y, self.k)/self.real).item()
+        share = (diversity(self.model.ema(self.z, self.y), self.y, self.k)/max(self.real, 1e-6)).item()
         finite = torch.stack([t.isfinite().all() for t in self.model.state_dict().values()]).all().item()
-        fell = share < self.low and (self.peak.share > self.up or self.epoch + 1 == self.n_epoch)
+        fell = 0 < self.real < math.inf and share < self.low and (self.peak.share > self.up or self.epoch + 1 == self.n_epoch)
         self.shares.append(share)
         self.peak.share.clamp_(min=share)
         if not finite or share != share: self._fail('diverged', 'weights that are not finite')

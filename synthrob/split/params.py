@@ -10,11 +10,12 @@ from functools import cache, partial
 from importlib.util import find_spec
 
 from ..core.basics import BadInput, check_name, default_device
+from ..data.splits import check_metric
 
 # %% auto #0
-__all__ = ['presets', 'vector_presets', 'param', 'MixParams', 'DataParams', 'FeatureParams', 'GANParams', 'PoolParams',
-           'CNNParams', 'EvalParams', 'RunParams', 'SplitParams', 'check_value', 'conditions', 'idle_params',
-           'params_of', 'names_by_role', 'check_params', 'parameters_cell', 'given_params']
+__all__ = ['fixed_test', 'presets', 'vector_presets', 'param', 'MixParams', 'DataParams', 'FeatureParams', 'GANParams',
+           'PoolParams', 'CNNParams', 'EvalParams', 'RunParams', 'SplitParams', 'check_value', 'conditions',
+           'idle_params', 'params_of', 'names_by_role', 'check_params', 'parameters_cell', 'given_params']
 
 # %% ../../nbs/split/01_params.ipynb #737e4bb2
 def param(default,     # None: the preset or the data decide
@@ -47,13 +48,16 @@ class MixParams:
 @dataclass
 class DataParams:
     "The data and their split"
-    data: str = param('faces', "'faces', 'fer2013', 'folder', 'lsun', 'parquet[:COLUMN]' or 'torchvision:NAME'")
+    data: str = param('faces', "'faces', 'fer2013', 'folder[:links]', 'lsun', 'parquet[:COLUMN]' or 'torchvision:NAME'")
     path: str = param(None, "the data: a zip, folder, CSV or tar.gz; none for faces", role='run')
     vocab: str = param(None, "class names, in order, comma separated; None: those of the data")
-    size: int = param(None, "side of the images in pixels; None: the preset's", 16, 128)
+    size: int = param(None, "side of the images in pixels; None: a folder's own up to 64, else the preset's", 16, 128)
     channels: int = param(None, "1 or 3; None: as in the data", options=(1, 3))
     real_share: float = param(1., "share of the real training images that is used: 0.1 simulates scarcity", .001, 1)
     split_seed: int = param(42, "seed of the validation part and of the order in which real images leave", 0, 2**31)
+    groups: str = param(None, "subjects that stay in one part: pattern on file names '(p[0-9]+)_', 'folder', 'column:NAME'")
+    folds: int = param(None, "folds of a cross-validation; 1: one test part; None: 5 if a class has few test images", 0, 100)
+    fold: int = param(0, "which fold is tested, 0 to folds - 1", 0, 99, role='seed')
 
 @dataclass
 class FeatureParams:
@@ -70,7 +74,7 @@ class FeatureParams:
 class GANParams:
     "The GAN"
     gan_arch: str = _gan(None, "recipe of the GAN: 'default', 'sngan', 'r3gan' or 'study'; None: the preset's")
-    gan_images: int = _gan(None, "real images shown to the discriminator; None: the preset's", 1, 10**10)
+    gan_images: int = _gan(None, "real images shown to the discriminator; None: the preset's", 1, 10**9)
     gan_bs: int = _gan(None, "batch size of the GAN; None: the preset's", 2, 2**16)
     gan_width: int = _gan(None, "width of the GAN's nets; None: the preset's", 4, 512)
     gan_pick: str = _gan(None, "'last': the GAN at the end; 'best': at its best on validation; None: the preset's",
@@ -92,6 +96,8 @@ class CNNParams:
     cnn_epochs: int = _cnn(None, "epochs of the classifier; None: the preset's", 1, 100_000)
     head: str = _head(None, "classifier of vectors: 'linear' or 'mlp'; None: the preset's", options=('linear', 'mlp'))
     head_epochs: int = _head(None, "epochs of the head; None: the preset's", 1, 100_000)
+    min_steps: int = param(None, "steps of the classifier or head, at least; None: 300, or 0 where epochs are given",
+                           0, 10**9, role='classifier')
     cnn_seed: int = param(0, "seed of the classifier's training", 0, 2**31, role='seed')
 
 # %% ../../nbs/split/01_params.ipynb #c2e5b07e
@@ -102,6 +108,7 @@ class EvalParams:
                          options=('none', 'fast'), when='pool', role='report')
     robustness: str = param('fast', "extent of the robustness evaluation: 'none', 'fast' or 'full'",
                             options=('none', 'fast', 'full'), role='report')
+    metric: str = param(None, "what is decided on: accuracy, balanced_accuracy, macro_f1, recall:CLASS; None: by balance", role='run')
     margin: float = param(.02, "accuracies closer than this are equivalent; declared in advance", 1e-4, .5, role='run')
 
 @dataclass
@@ -117,6 +124,8 @@ class SplitParams(RunParams, EvalParams, CNNParams, PoolParams, GANParams, Featu
     "All parameters of a split experiment: those of its stages, under unique names"
 
 # %% ../../nbs/split/01_params.ipynb #47d618d4
+fixed_test = 'faces', 'fer2013', 'torchvision'    # sources with a test part of their own
+
 presets = dict(
     quick=dict(size=32, gan_arch='default', gan_images=30_000, gan_bs=64, gan_width=32, gan_pick='last',
                cnn='poster', cnn_epochs=20),
@@ -139,7 +148,11 @@ def check_value(name, # of a parameter
     "Return a valid value of the parameter `name`, or raise `BadInput`"
     f = _fields[name]; m = f.metadata
     if v is None and f.default is None: return v
-    if name == 'vocab' and isinstance(v, (list, tuple)): v = ','.join(map(str, v))
+    several = isinstance(v, (list, tuple))
+    if f.type == 'str' and any(isinstance(o, bool) for o in (v if several else [v])):
+        raise BadInput(f"{name}={v!r}: YAML reads yes, no, on and off as true and false; write them in quotes.")
+    if name == 'vocab' and several: v = ','.join(map(str, v))
+    if f.type == 'str' and isinstance(v, numbers.Real): v = str(v)              # a folder 2013 is a number in YAML
     if isinstance(v, os.PathLike): v = os.fspath(v)
     if f.type == 'int' and isinstance(v, float) and v.is_integer(): v = int(v)
     if f.type == 'str': right, want = isinstance(v, str), 'a text'
@@ -184,11 +197,24 @@ def check_params(given:dict      # parameters by name; missing ones have their d
     for name in given: check_name(name, list(_fields), f"There is no parameter {name!r}")
     p = SplitParams(**{k: check_value(k, v) for k, v in given.items()})
     vectors = p.space == 'feature'
+    if p.size is None and p.preset != 'study': p.size = _own_size(p)
     for k, v in (presets[p.preset] | (vector_presets.get(p.preset, {}) if vectors else {})).items():
         if getattr(p, k) is None: setattr(p, k, v)
+    if p.min_steps is None: p.min_steps = 300 if given.get('head_epochs' if vectors else 'cnn_epochs') is None else 0
     if p.how == 'add' and p.ratio == 1:
         raise BadInput("ratio=1 does not go with how='add': no finite number of synthetic images reaches that share; "
                        "choose a smaller ratio or how='replace'.")
+    if p.how == 'add' and p.ratio > .99:
+        raise BadInput(f"ratio={p.ratio:.10g} with how='add' means {p.ratio/(1 - p.ratio):,.0f} synthetic images for each real one: "
+                       "choose a ratio up to 0.99.")
+    if (p.metric or 'accuracy').partition(':')[0] not in ('accuracy', 'balanced_accuracy', 'macro_f1', 'recall'):
+        raise BadInput(f"metric={p.metric!r} is unknown: choose accuracy, balanced_accuracy, macro_f1 or recall:CLASS.")
+    if p.metric and p.vocab: check_metric(p.metric, [o.strip() for o in p.vocab.split(',')])
+    if p.folds == 0: p.folds = 1
+    if p.fold >= (p.folds or 5): raise BadInput(f"fold={p.fold} is out of range: with {p.folds or 5} folds choose 0 to {(p.folds or 5)-1}.")
+    if (p.folds or 1) > 1 and (p.data.partition(':')[0] in fixed_test or p.preset == 'study'):
+        raise BadInput(f"folds={p.folds} does not go with {'preset' if p.preset == 'study' else 'data'}="
+                       f"{'study' if p.preset == 'study' else p.data!r}, which has a test part of its own: leave it out.")
     if p.how == 'replace' and p.ratio == 1 and p.treatment != 'synthetic':
         raise BadInput(f"ratio=1 does not go with treatment={p.treatment!r}: no real image would be left; choose a "
                        "smaller ratio.")
@@ -198,11 +224,18 @@ def check_params(given:dict      # parameters by name; missing ones have their d
     if p.robustness != 'none' and p.size < 32:
         raise BadInput(f"size={p.size} does not go with robustness={p.robustness!r}: corruptions need 32 pixels; "
                        "choose a larger size or robustness='none'.")
+    if p.groups and p.preset == 'study': raise BadInput("groups does not go with preset='study', which splits at random: leave it out.")
     if vectors: _check_vectors(p)
     _check_nets(p.cnn, p.gan_arch, p.size, p.channels or 1, vectors)
     if p.processes > 1: _check_processes(p)
     default_device(p.device)
     return replace(p, **{k: _fields[k].default for k in idle_params(p)})
+
+def _own_size(p):
+    "The side of a folder's images, None if they are large"
+    from synthrob.data.core import own_size
+    source, _, name = p.data.partition(':')
+    return own_size(source, p.path, name == 'links')
 
 @cache
 def _check_nets(cnn, gan, size, channels, vectors):

@@ -17,22 +17,23 @@ from ..core.basics import (BadInput, default_device, hash_file, read_array, read
                                   write_array, write_parquet, write_tensors)
 from ..core.distributed import distributed, launch, process_rank
 from ..core.stages import CHECKPOINT, Stage
-from ..cnn.learner import Evaluation, cnn_learner, evaluate, recipe as cnn_recipe
+from ..cnn.learner import Evaluation, cnn_learner, evaluate, learning_problem, recipe as cnn_recipe
 from ..cnn.robustness import Robustness, evaluate_robustness, robustness_level
 from ..data.core import content_key, data_stage
 from ..data.dataset import Dataset
 from ..data.rows import take
-from ..data.splits import Splits, check_held_out, check_no_leak, splits as split_data
+from ..data.splits import (Splits, check_held_out, check_metric, check_no_leak, default_folds, default_metric,
+                                   splits as split_data, subjects)
 from ..gan.learner import SampleSheet, gan_learner, load_gan, save_gan
 from ..gan.memorization import evaluate_pool
 from ..gan.metrics import SaveBestGAN
 from ..gan.pools import (RefreshSynthetic, confidence_thresholds, filter_pool, label_confidence,
-                                pool_from_folder, sample_pool)
+                                pool_from_folder, pool_problem, sample_pool)
 from ..gan.trainer import gan_recipe
 from .features import Extractor, Scale, extract, pretrained
 from .mixture import mix, nested_order, plan, pool_multiple
 from .params import (DataParams, GANParams, MixParams, PoolParams, RunParams, SplitParams, check_params,
-                                   conditions, params_of)
+                                   conditions, fixed_test, params_of)
 
 # %% auto #0
 __all__ = ['SplitRun', 'predictions_frame', 'evaluation_from', 'leak_worth']
@@ -54,10 +55,15 @@ class SplitRun:
         vocab = [o.strip() for o in p.vocab.split(',')] if p.vocab else None
         return data_stage(source, p.path, vocab, p.size, p.channels, p.out, **(dict(name=name) if name else {}))
 
+    @property
+    def _folds(self):
+        "The number of folds, None if the data decide"
+        return 1 if self.leak or self.p.data.partition(':')[0] in fixed_test else self.p.folds
+
     @cached_property
     def judge(self) -> SplitRun:
         "The experiment on images at ratio 0 with seed 0: its classifier is the judge, and the extractor of vectors"
-        keep = params_of(self.p, DataParams, RunParams) | dict(cnn=self.p.cnn, cnn_epochs=self.p.cnn_epochs)
+        keep = params_of(self.p, DataParams, RunParams) | dict(cnn=self.p.cnn, cnn_epochs=self.p.cnn_epochs, min_steps=self.p.min_steps)
         return SplitRun(check_params(keep | dict(ratio=0, robustness='none', cnn_seed=0)))
 
     def __repr__(self):
@@ -76,6 +82,8 @@ def stages(self:SplitRun) -> dict: # kind -> `Stage`, in the order in which they
     p, c = self.p, self.cond
     vector, s = c['feature'], dict(data=self._source[0])
     own = dict(vocab=p.vocab, split_seed=p.split_seed, real_share=p.real_share, leak=self.leak)
+    if p.groups: own['groups'] = p.groups
+    if self._folds != 1: own |= dict(folds=self._folds or 'auto', fold=p.fold)
     s['parts'] = self._stage('parts', own, self._split, data=s['data'])
     if vector: s['features'] = self._features_stage(s['parts'])
     train, many = s['features'] if vector else s['parts'], dict(processes=p.processes) if p.processes > 1 else {}
@@ -83,7 +91,7 @@ def stages(self:SplitRun) -> dict: # kind -> `Stage`, in the order in which they
     if best or p.reject or (p.quality != 'none' and c['pool']): judge = self.judge.stages['split']
     if c['gan']:
         own = params_of(p, GANParams) | dict(gan_arch=_recipe(p).params)
-        s['gan'] = self._stage('gan', own | many, self._train_gan, train=train, judge=judge if best else None)
+        s['gan'] = self._stage('gan', own | many, self._train_gan, 2, train=train, judge=judge if best else None)
     if c['pool']:
         own = dict(params_of(p, PoolParams), pool=p.pool and content_key(p.pool),
                    multiple=pool_multiple(p.ratio, p.how, p.classes) if c['gan'] else None)
@@ -103,7 +111,8 @@ def stages(self:SplitRun) -> dict: # kind -> `Stage`, in the order in which they
 def recipe(self:SplitRun):
     "The recipe of the classifier, or of the head"
     p = self.p
-    return cnn_recipe(p.head, epochs=p.head_epochs) if self.cond['feature'] else cnn_recipe(p.cnn, epochs=p.cnn_epochs)
+    name, epochs = (p.head, p.head_epochs) if self.cond['feature'] else (p.cnn, p.cnn_epochs)
+    return cnn_recipe(name, epochs=epochs, min_steps=p.min_steps)
 
 # %% ../../nbs/split/04_run.ipynb #45de31d7
 @patch
@@ -138,11 +147,27 @@ def _share(images, train, share, seed):
 @patch
 def _split(self:SplitRun, stage):
     "Work of the stage 'parts'"
-    s = split_data(self.images, seed=self.p.split_seed, leak=self.leak)
+    p, subject = self.p, None
+    self.metric_of(self.images.y)
+    if p.groups: subject = subjects(self.images, p.groups, p.path)
+    s = split_data(self.images, seed=p.split_seed, leak=self.leak, subject=subject, folds=self.folds, fold=p.fold)
     if not self.leak: check_no_leak(self.images, s)
     used = _share(self.images, s.train, self.p.real_share, self.p.split_seed)
     write_parquet(stage.file('parts.parquet'), s.table.assign(used=np.isin(np.arange(len(s.table)), used)))
     return dict(report=s.report, n_used=len(used))
+
+@patch(as_prop=True)
+def folds(self:SplitRun) -> int: # 1: one test part
+    "The number of folds; those of the data if it is left to them"
+    return self._folds or default_folds(self.images)
+
+@patch
+def metric_of(self:SplitRun,
+    y # labels that decide on the default
+) -> str:
+    "Return the metric that is decided on; raises `BadInput` for the recall of an unknown class"
+    if self.p.metric: check_metric(self.p.metric, self.images.vocab)
+    return self.p.metric or default_metric(y.bincount(minlength=self.images.c).tolist())
 
 @patch(as_prop=True)
 def images(self:SplitRun) -> Dataset:
@@ -233,7 +258,8 @@ def _train_gan(self:SplitRun, stage):
     self._launch('_fit_gan', stage, 30)
     learn, best = self._fit_gan(stage.path)                # after several processes, it is found finished
     save_gan(learn.model, stage.file('gan.safetensors'))
-    return dict(history=learn.history, n_train=len(learn.dls.train.dataset), failure=learn.failure,
+    more = dict(problem=f"{learn.failure['sentence']} Try another gan_seed, gan_arch or more gan_images.") if learn.failure else {}
+    return dict(history=learn.history, n_train=len(learn.dls.train.dataset), failure=learn.failure, **more,
                 vocab=self.images.vocab, curve=best and best.curve.to_dict('list'))
 
 @patch
@@ -260,7 +286,8 @@ def _make_pool(self:SplitRun, stage):
         if how: pool = filter_pool(pool, label_confidence(how['model'], pool), how['threshold'])
         pool = pool.subset(nested_order(pool.y, pool.c, p.pool_seed))
     pool.save(stage.path)
-    return pool.about | dict(n=dict(zip(pool.vocab, pool.y.bincount(minlength=pool.c).tolist())), content=pool.hash)
+    more = dict(problem=o) if (o := pool_problem(pool, self.items('train'))) else {}
+    return pool.about | more | dict(n=dict(zip(pool.vocab, pool.y.bincount(minlength=pool.c).tolist())), content=pool.hash)
 
 @patch(as_prop=True)
 def pool(self:SplitRun) -> Dataset|None:
@@ -329,9 +356,11 @@ def _train_classifier(self:SplitRun, stage):
     write_parquet(stage.file('predictions.parquet'), predictions_frame(parts))
     kept = real.y[a.keep].bincount(minlength=real.c).tolist()
     counts = {c: dict(real=r, added=int(n)) for c, r, n in zip(real.vocab, kept, a.add)}
+    problem = learning_problem(learn, evs['valid'] if p.ratio == 0 else None)  # on real items, an arm may be bad
     leak = leak_worth(evs['test'], s.table.leaked.to_numpy()[s.test.numpy()])
     return dict(**{k: ev.to_dict() for k, ev in evs.items()}, history=learn.history, counts=counts,
-                steps=len(learn.dls.train)*self.recipe.epochs, given=asdict(p), splits=s.report, leak=leak,
+                steps=len(learn.dls.train)*learn.recipe.epochs, bs=learn.recipe.bs, epochs=learn.recipe.epochs,
+                given=asdict(p), splits=s.report, leak=leak, **(dict(problem=problem) if problem else {}),
                 broken=self.images.about['broken'], pool=self.pool and self.stages['pool'].record)
 
 @patch
@@ -379,6 +408,13 @@ def record(self:SplitRun) -> dict:
     "The record of the classifier, with those of `robustness` and `quality`, or None"
     more = {k: self._need(k).record if k in self.stages else None for k in ('robustness', 'quality')}
     return self._need('split').record | more
+
+@patch(as_prop=True)
+def problems(self:SplitRun) -> dict: # kind of stage, or 'judge' -> sentence
+    "Why results of the finished stages must not be counted: trainings that did not learn, a GAN that failed"
+    made = {o.hash: o for s in self.stages.values() for o in s.upstream()}.values()
+    name = lambda s: s.kind if self.stages.get(s.kind, s).hash == s.hash else 'judge'
+    return {name(s): r['problem'] for s in made if (r := s.record) and r.get('problem')}
 
 @patch
 def fit(self:SplitRun) -> SplitRun:

@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from ..core.basics import BadInput, check_name
 from ..split.params import SplitParams
 from .cluster import run_cells
-from .grid import _common, Sweep, axes
+from .grid import _common, Sweep, axes, default_grid
 
 # %% auto #0
 __all__ = ['grids_of', 'read_spec', 'sweep', 'parser', 'main']
@@ -65,17 +65,26 @@ def _check_settings(o):
             raise BadInput(f"{k}={v!r} is out of range: choose a {want}.")
 
 # %% ../../nbs/sweep/04_command.ipynb #0ac88c8e
+_aliases = dict(ratio=['ratios'], cnn_seed=['seeds'], gan_seed=['gan_seeds'])
+_names = {o: k for k, v in _aliases.items() for o in v}     # a file may use the names of the command line
+
 def grids_of(spec,            # a grid; a dict with `grids` and what they have in common; or a list of grids
              what='The sweep' # its name in messages
             ) -> tuple:       # list of grids; settings
     "Separate grids, what they have in common, and settings; raises `BadInput`"
     spec = dict(grids=spec) if isinstance(spec, (list, tuple)) else spec
+    if isinstance(spec, dict): spec = {_names.get(k, k): v for k, v in spec.items()}
     if not isinstance(spec, dict) or not all(isinstance(k, str) for k in spec):
         raise BadInput(f"{what} must hold names with values, as in ratio: [0, .5].")
     for k in spec: check_name(k, [*axes(), *_settings, *_switches, 'grids'], f"There is no parameter {k!r}")
     grids = spec.get('grids', [{}])
     if not isinstance(grids, (list, tuple)) or not grids or not all(isinstance(g, dict) for g in grids):
         raise BadInput(f"{what} has grids={grids!r}: write a list of grids, each with names and values.")
+    grids = [{_names.get(k, k): v for k, v in g.items()} for g in grids]
+    for k in _switches:
+        if isinstance(v := spec.get(k, False), bool): continue
+        if v not in ('yes', 'no', 'on', 'off'): raise BadInput(f"{k}={v!r} is out of range: choose true or false.")
+        spec[k] = v in ('yes', 'on')
     common = {k: v for k, v in spec.items() if k in axes()}
     for k in itertools.chain(*grids): check_name(k, axes(), f"There is no axis {k!r}")
     return [{**common, **g} for g in grids], {k: v for k, v in spec.items() if k not in common and k != 'grids'}
@@ -89,6 +98,15 @@ def _check_unique(node, path):
     items = node.value if isinstance(node, yaml.SequenceNode) else []
     for o in [v for _, v in pairs] + items: _check_unique(o, path)
 
+class _Loader(yaml.SafeLoader):
+    "YAML 1.2: only true and false are booleans, 010 is ten; `yes` and `no` are text, as names of classes may be"
+
+_Loader.yaml_implicit_resolvers = {k: [o for o in v if o[0] not in ('tag:yaml.org,2002:bool', 'tag:yaml.org,2002:int')]
+                                   for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver('tag:yaml.org,2002:bool', re.compile('true|True|TRUE|false|False|FALSE'), list('tTfF'))
+_Loader.add_implicit_resolver('decimal', re.compile('[-+]?[0-9]+'), list('-+0123456789'))
+_Loader.add_constructor('decimal', lambda loader, node: int(node.value))
+
 def read_spec(path # a YAML file, see `grids_of`
              ) -> tuple: # list of grids; settings
     "Read the file of a sweep; raises `BadInput`"
@@ -96,15 +114,15 @@ def read_spec(path # a YAML file, see `grids_of`
     except (OSError, UnicodeDecodeError) as e:
         raise BadInput(f"The file {path} cannot be read: {getattr(e, 'strerror', None) or 'it is not text'}.") from None
     try:
-        _check_unique(yaml.compose(text, yaml.SafeLoader), path)
-        spec = yaml.safe_load(text)
+        _check_unique(yaml.compose(text, _Loader), path)
+        spec = yaml.load(text, _Loader)
     except (yaml.YAMLError, RecursionError) as e:
         mark, why = getattr(e, 'problem_mark', None), (getattr(e, 'problem', None) or str(e)).splitlines()[0]
         raise BadInput(f"{path} is not YAML: {why}{f' in line {mark.line + 1}' if mark else ''}.") from None
     return grids_of(spec, f'{path}')
 
 # %% ../../nbs/sweep/04_command.ipynb #17a0d13a
-def sweep(spec=None,     # a YAML file, a grid, or a list of grids; None: the grid below is all
+def sweep(spec=None,     # a YAML file, a grid, or a list of grids; without ratios: see `default_grid`
           dry_run=False, # only print the plan
           retry=False,   # try failed cells again
           **given        # a grid, `ratio=[0, .1, ..., 1], cnn_seed=6`, and settings: see `synthrob_sweep --help`
@@ -116,14 +134,15 @@ def sweep(spec=None,     # a YAML file, a grid, or a list of grids; None: the gr
     o = {k: v[0] for k, v in _settings.items()} | dict(dry_run=dry_run, retry=retry, kernel=False) | settings | {
         k: v for k, v in given.items() if k not in own and v is not None}
     _check_settings(o)
-    s = Sweep([{**g, **own} for g in grids], o.pop('margin'), o.pop('out'), o.pop('device'), o.pop('kernel'))
+    grids = [{**g, **own} for g in grids]
+    grids = [one for g in grids for one in ([g] if 'ratio' in g else default_grid(g, o['out']))]
+    s = Sweep(grids, **{k: o.pop(k) for k in ('margin', 'metric', 'out', 'device', 'kernel')})
     plan, retry = {k: o.pop(k) for k in _plan}, o.pop('retry')
     if not o.pop('dry_run'): return s.run(retry, **o)
     print(s.plan(**plan, slots=o['slots'] or 1))
     return s
 
 # %% ../../nbs/sweep/04_command.ipynb #6c6c2320
-_aliases = dict(ratio=['ratios'], cnn_seed=['seeds'], gan_seed=['gan_seeds'])
 _about = """Run a grid of split experiments: a cell for every combination of the values below. Each cell executes the
 notebook 03_split. Data, GANs and pools are made once and shared. After an interruption start the same sweep again: what
 is finished is found, what was interrupted continues, what failed waits for --retry."""

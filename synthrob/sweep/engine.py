@@ -87,7 +87,7 @@ class SynthrobEngine:
         return Engine.execute_notebook.__func__(cls, nb, kernel_name, **kwargs)
 
     @staticmethod
-    def nb_kernel_name(nb, name=None): return name or nb.metadata.kernelspec.name
+    def nb_kernel_name(nb, name=None): return name or nb.metadata.get('kernelspec', {}).get('name', 'python3')
     @staticmethod
     def nb_language(nb, language=None): return language or 'python'
 

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/sweep/01_grid.ipynb #d967b984
 from __future__ import annotations
-import contextlib, itertools, re, statistics
+import contextlib, itertools, math, re, statistics
 from collections import Counter, defaultdict
 from dataclasses import asdict, fields
 from decimal import Decimal
@@ -14,16 +14,17 @@ from fastcore.basics import patch
 import synthrob
 from ..core.basics import BadInput, check_name, hash_of, read_json, write_json
 from ..core.stages import Stage, now, versions
+from ..data.splits import default_metric, detectable
 from ..split.params import SplitParams, check_params, check_value, idle_params, names_by_role
 from ..split.run import SplitRun
 from .engine import SynthrobEngine
 from .stats import seeds_needed
 
 # %% auto #0
-__all__ = ['NOTEBOOK', 'axes', 'values', 'combinations', 'execute', 'Cell', 'Sweep', 'Costs']
+__all__ = ['MOST', 'NOTEBOOK', 'axes', 'values', 'combinations', 'execute', 'Cell', 'default_grid', 'Sweep', 'Costs']
 
 # %% ../../nbs/sweep/01_grid.ipynb #e6ee387f
-_common = 'margin', 'device', 'out'     # one value for all cells
+_common = 'margin', 'metric', 'device', 'out'     # one value for all cells
 
 def axes() -> dict: # name -> dataclass field
     "Return the parameters that a grid can vary"
@@ -50,9 +51,16 @@ def _number(o):
         with contextlib.suppress(ValueError): return kind(o)
     return o
 
-def _spread(o):
+MOST = 100_000    # values of an axis, and cells of a grid
+
+def _spread(o, name):
     m = re.fullmatch(r'(\d+) *\.\. *(\d+)', o) if isinstance(o, str) else None
+    if m: _check_number(int(m[2]) - int(m[1]) + 1, 'values', f'{name}={o}')
     return range(int(m[1]), int(m[2]) + 1) if m else [o]
+
+def _check_number(n, what, of):
+    "Raise `BadInput` for more values or cells than can be planned"
+    if n > MOST: raise BadInput(f"{of} means {n:,} {what}: choose at most {MOST:,}.")
 
 def values(name:str, # a parameter
            v         # a value; or several: a list, a range, text with commas, `...` for equal steps, '0..5'
@@ -63,11 +71,12 @@ def values(name:str, # a parameter
     if name.endswith('_seed') and not several and re.fullmatch(r'-?\d+', str(v)):
         if (n := check_value(name, int(v))) == 0:
             raise BadInput(f"{name}=0 is no seed at all: give how many (1), or which ([0]).")
+        _check_number(n, 'seeds', f'{name}={n}')
         return list(range(n))
     if name == 'vocab' or name == 'path' and not several: items = [v]           # may contain commas
     else: items = list(v) if several else v.split(',') if isinstance(v, str) else [v]
     items = [o.strip() if isinstance(o, str) else o for o in items]
-    if known[name].type != 'str': items = map(_number, _fill_steps([o for i in items for o in _spread(i)], name))
+    if known[name].type != 'str': items = map(_number, _fill_steps([o for i in items for o in _spread(i, name)], name))
     if not (items := list(items)): raise BadInput(f"{name} has no value: give one, or leave it out.")
     return list(dict.fromkeys(check_value(name, o) for o in items))
 
@@ -76,6 +85,7 @@ def combinations(grid:dict # parameter -> value or values, see `values`
                 ) -> tuple: # list of (combination, `SplitParams`); `Counter` of reasons why others were left out
     "Write out a grid; raises `BadInput` for a wrong value, or if no combination is possible"
     grid = {k: values(k, v) for k, v in grid.items()}
+    _check_number(math.prod(map(len, grid.values())), 'cells', 'This grid')
     first = {k: v[0] for k, v in grid.items() if k in names_by_role('setting', 'classifier', 'report', 'run')}
     for k, vs in grid.items():
         for v in vs: check_params({**first, k: v})
@@ -100,7 +110,8 @@ def execute(params:dict, # of the experiment
     nb = next((f for f in (here/NOTEBOOK, here.parent/'nbs'/NOTEBOOK) if f.is_file()), None)
     if not nb: raise BadInput(f"{NOTEBOOK} is neither in {here} nor in {here.parent/'nbs'}: install synthrob again.")
     papermill_engines.register('synthrob', SynthrobEngine)          # the entry point does so for an installed synthrob
-    execute_notebook(nb, dest, params, None if kernel else 'synthrob', False, progress_bar=False)
+    execute_notebook(nb, dest, params, None if kernel else 'synthrob', False, progress_bar=False,
+                     kernel_name='python3', language='python')          # whatever kernel the notebook was saved with
 
 # %% ../../nbs/sweep/01_grid.ipynb #f7d658f5
 class Cell:
@@ -168,28 +179,59 @@ def fail(self:Cell,
     with contextlib.suppress(OSError): write_json(self.stage.file('error.json'), said)
 
 # %% ../../nbs/sweep/01_grid.ipynb #96a22c14
+def _first(grid, out):
+    "The experiment of a grid's first values, and whether it has one test part whatever its data"
+    run = SplitRun(check_params({k: values(k, v)[0] for k, v in grid.items()} | dict(out=str(out))))
+    return run, run._folds == 1
+
+def _all_folds(grid, out):
+    "`grid` with all folds, if it does not choose any; the data are decoded where they decide on the number"
+    if 'fold' in grid: return grid
+    run, one = _first(grid, out)
+    if not one and not run._folds: run.make('data')
+    return grid if one or run.folds == 1 else {**grid, 'fold': list(range(run.folds))}
+
+def default_grid(
+    given:dict, # parameters but for ratio
+    out='runs'  # folder of all stages
+) -> list:      # of grids
+    "Return ratios of synthetic images, and controls of equal ratios: repeated images, and class weights if classes differ"
+    run, _ = _first(given, out)
+    run.make('data')
+    n = run.images.y.bincount(minlength=run.images.c).tolist()
+    ratios, seeds = [.3, .5], 6 if run.folds == 1 else 2
+    base = dict(how='add', classes='balance', cnn_seed=seeds) | given
+    if 'treatment' in given: return [dict(ratio=[0, *ratios]) | base]
+    controls = ['oversample'] + ['class_weights']*(default_metric(n) != 'accuracy')
+    return [dict(ratio=[0, *ratios]) | base, dict(ratio=ratios, treatment=controls) | base]
+
 class Sweep:
     "The cells of one or several grids, and the equivalence margin declared for them; raises `BadInput`"
     def __init__(self,
                  grids,            # a dict, parameter -> value(s), or a list of them
                  margin:float=.02, # accuracies that differ by less are called equivalent
                  out='runs',       # folder of all stages
+                 metric:str=None,  # what is decided on, see `EvalParams`
                  device=None,      # of all cells: 'cpu', 'cuda'; None: the GPU if there is one
                  kernel=False      # execute notebooks in Jupyter kernels
                 ):
-        check_params(dict(margin=margin))
+        check_params(dict(margin=margin, metric=metric))
         grids = [grids] if isinstance(grids, dict) else list(grids)
-        self.margin, self.out, self.device, self.left_out, self.combos = margin, Path(out), device, Counter(), []
-        cells, seen = {}, {}
+        self.margin, self.metric, self.out, self.device = margin, metric, Path(out), device
+        self.left_out, self.combos = Counter(), []
+        cells, seen, grids = {}, {}, [_all_folds(g, out) for g in grids]
         for good, bad in map(combinations, grids):
             self.left_out += bad
             for one, p in good:
-                p.out, p.device, p.margin = str(out), device, margin
+                p.out, p.device, p.margin, p.metric = str(out), device, margin, metric
                 c = Cell(p, kernel, seen)
                 self.combos.append(({**asdict(p), **one}, cells.setdefault(c.hash, c)))   # all parameters, the cell
         self.grids = [{k: values(k, v) for k, v in g.items()} for g in grids]
+        names = dict.fromkeys(k for g in self.grids for k in g)
+        self.varying = [k for k in names if len({one[k] for one, _ in self.combos}) > 1]   # parameters in which cells differ
         self.cells = list(cells.values())
-        self.stage = Stage('sweep', dict(cells=sorted(cells), margin=margin), out=out)
+        own = dict(cells=sorted(cells), margin=margin) | (dict(metric=metric) if metric else {})
+        self.stage = Stage('sweep', own, out=out)
 
     def __len__(self): return len(self.cells)
     def __repr__(self): return f"Sweep of {len(self)} cells, {self.states['done']} done ({self.stage.path})"
@@ -199,11 +241,7 @@ class Sweep:
         return Counter(c.state for c in self.cells)
 
 # %% ../../nbs/sweep/01_grid.ipynb #1cd60b2c
-@patch(as_prop=True)
-def varying(self:Sweep) -> list: # names
-    "The parameters in which cells differ"
-    names = dict.fromkeys(k for g in self.grids for k in g)
-    return [k for k in names if len({one[k] for one, _ in self.combos}) > 1]
+_seeds = names_by_role('seed')
 
 @patch
 def name(self:Sweep, cell:Cell) -> str: # such as 'ratio=0.5 cnn_seed=0'
@@ -223,7 +261,7 @@ def table(self:Sweep) -> pd.DataFrame: # a row per cell: what varies, hash, stat
 @patch
 def overview(self:Sweep) -> pd.DataFrame: # a row per arm, a column per ratio
     "Count done and all cells of each arm; '=' marks those counted in another row"
-    rows = [k for k in self.varying if k != 'ratio' and not k.endswith('_seed')] or ['how']
+    rows = [k for k in self.varying if k != 'ratio' and k not in _seeds] or ['how']
     done, first, arms = {c for c in self.cells if c.state == 'done'}, {}, {}
     ratios = sorted({one['ratio'] for one, _ in self.combos})
     for one, c in self.combos:
@@ -237,8 +275,10 @@ def overview(self:Sweep) -> pd.DataFrame: # a row per arm, a column per ratio
 # %% ../../nbs/sweep/01_grid.ipynb #064aef4d
 _free = names_by_role('arm', 'seed')
 
-def _cost_key(kind, params, inputs):
-    return kind, hash_of({k: v for k, v in params.items() if k not in _free} | {'train': inputs.get('train')})
+def _cost_keys(kind, params, inputs):
+    "What stages of equal cost have in common: also the training part, or only the parameters"
+    own = {k: v for k, v in params.items() if k not in (*_free, 'multiple')}
+    return [(kind, hash_of(own | more)) for more in ({'train': inputs.get('train')}, {})]
 
 class Costs:
     "What finished stages took, and what others will take"
@@ -253,11 +293,12 @@ class Costs:
         "Learn from the record of a finished stage"
         if r['hash'] in self.known or r['resumed']: return
         self.known.add(r['hash']); self.devices.add(r['device'])
-        self.seconds[_cost_key(r['kind'], r['params'], r['inputs'])].append(r['seconds'])
+        for k in _cost_keys(r['kind'], r['params'], r['inputs']): self.seconds[k].append(r['seconds'])
 
     def of(self, stages) -> tuple: # seconds, one stage after the other; `Counter` of kinds of unknown cost
         "Price unfinished stages"
-        took = [(s.kind, self.seconds.get(_cost_key(s.kind, s.params, s.spec['inputs']))) for s in stages]
+        keys = [(s.kind, _cost_keys(s.kind, s.params, s.spec['inputs'])) for s in stages]
+        took = [(kind, next((self.seconds[k] for k in ks if k in self.seconds), None)) for kind, ks in keys]
         return sum(statistics.mean(t) for _, t in took if t), Counter(k for k, t in took if not t)
 
 def _span(seconds:float) -> str: # such as '5 min'
@@ -293,7 +334,7 @@ def price(self:Sweep,
 @patch
 def _spread(self:Sweep) -> tuple: # standard deviation, number of pairs; (None, 0) without pairs
     "Compute how far arms and baselines of the same seed differ in validation accuracy"
-    same, arms, base = names_by_role('setting', 'classifier', 'run'), defaultdict(dict), defaultdict(dict)
+    same, arms, base = names_by_role('setting', 'classifier', 'run') + ('fold',), defaultdict(dict), defaultdict(dict)
     for c in self.cells:
         if not c.stage.done: continue
         setting = tuple(getattr(c.p, k) for k in same)
@@ -310,9 +351,10 @@ def _enough(self:Sweep, effect, sd, power, alpha) -> str:
     found, pairs = (None, 0) if sd else self._spread()
     why = 'as given' if sd else f'that of {pairs} finished pairs' if pairs > 5 else 'a guess, 1 to 1.4 points are usual'
     sd = sd or (found if pairs > 5 else .014)
-    arms = {tuple(one[k] for k in self.varying if not k.endswith('_seed')) for one, _ in self.combos if one['ratio']}
+    arms = {tuple(one[k] for k in self.varying if k not in _seeds) for one, _ in self.combos if one['ratio']}
     have = min(Counter(tuple(one[k] for k in self.varying if k != 'cnn_seed') for one, _ in self.combos).values())
-    need, most = (seeds_needed(effect, sd, power, alpha, comparisons=n) for n in (1, max(1, len(arms))))
+    try: need, most = (seeds_needed(effect, sd, power, alpha, comparisons=n) for n in (1, max(1, len(arms))))
+    except BadInput as e: return f"{e} The remedies are more test images, folds and longer trainings, not seeds."
     any_ = f" ({most} if it may be any of {len(arms)} arms)"*(len(arms) > 1)
     return (f"{_n(need, 'classifier seed')}{any_} will show a difference of {effect:.1%} with a probability of "
             f"{power:.0%}; alpha {alpha:g}, SD of paired differences {sd:.2%}, {why}. The sweep has {have}, "
@@ -330,6 +372,13 @@ def head(self:Sweep) -> str:
                       *(f"Left out {_n(n, 'combination')}: {why}" for why, n in self.left_out.items())])
 
 @patch
+def _test(self:Sweep, sd) -> str:
+    "Say what the test part of the first cell can show; data and parts are made for it"
+    run, seeds = self.cells[0].run, {one['cnn_seed'] for one, _ in self.combos}
+    run.make('parts')
+    return detectable(run.images, run.splits, len(seeds), self.metric, self.margin, sd or .014)
+
+@patch
 def plan(self:Sweep,
          effect:float=.02, # difference in accuracy to show
          sd:float=None,    # of paired differences; None: that of finished pairs, or else .014
@@ -337,10 +386,13 @@ def plan(self:Sweep,
          alpha:float=.05,  # probability of showing one where there is none
          slots:int=1       # cells side by side
         ) -> str:
-    "Describe the sweep, its price, and whether it has enough seeds"
+    "Describe the sweep, its price, whether it has enough seeds, and what its test part can show"
+    test = self._test(sd)
     return '\n'.join([self.head(), '', self.overview().to_string(), '', f"Cost: {self.price(slots)}.",
-                      f"Seeds: {self._enough(effect, sd, power, alpha)}",
-                      f"Margin: accuracies that differ by less than {self.margin:.1%} will be called equivalent."])
+                      f"Seeds: {self._enough(effect, sd, power, alpha)}", f"Test part: {test}",
+                      f"Margin: values of {self.metric or 'the metric'} that differ by less than {self.margin:.1%} will be "
+                      "called equivalent."])
+
 
 # %% ../../nbs/sweep/01_grid.ipynb #b61150ac
 @patch
@@ -349,7 +401,7 @@ def declare(self:Sweep) -> dict: # content of `sweep.json`
     if not (f := self.stage.file('sweep.json')).exists():
         cells = [dict(hash=c.hash, **{k: c.given.get(k) for k in self.varying}) for c in self.cells]
         write_json(f, dict(hash=self.stage.hash, declared=now(), finished_before=self.states['done'],
-                           margin=self.margin, grids=self.grids, varying=self.varying, cells=cells,
+                           margin=self.margin, metric=self.metric, grids=self.grids, varying=self.varying, cells=cells,
                            versions=versions()))
     return read_json(f)
 

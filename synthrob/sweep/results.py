@@ -5,7 +5,7 @@
 # %% ../../nbs/sweep/06_results.ipynb #15e5f346
 from __future__ import annotations
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
 
@@ -14,21 +14,22 @@ from scipy.special import ndtr, ndtri
 from ..core.basics import BadInput, check_name, hash_of, read_json, write_json, write_parquet
 from ..core.stages import Stage, versions
 from ..split.params import SplitParams, idle_params, names_by_role
-from .stats import decide, verdict, verdicts
+from .stats import corrected, decide, joint_p, verdict
 
 # %% auto #0
 __all__ = ['SETTING', 'SYNTHESIS', 'CLASSIFIER', 'ARM', 'SEEDS', 'TREATMENTS', 'RUN_INFO', 'VALUE', 'LOWER_IS_BETTER',
            'RATIO_GROUP', 'current_names', 'simulate_runs', 'results', 'PairedRuns', 'paired_runs', 'differences',
-           'declared_margin', 'conclude']
+           'declared_margin', 'declared_metric', 'conclude', 'metric_name']
 
 # %% ../../nbs/sweep/06_results.ipynb #0635b5e4
 # Parameters by their role in a comparison, from the metadata of `SplitParams`
 SETTING = (*names_by_role('setting'), 'content', 'leak')  # equal in all compared runs; `content`: hash of the images
 SYNTHESIS, CLASSIFIER = names_by_role('synthesis'), names_by_role('classifier')  # no synthesis without synthetic images
-ARM, SEEDS = names_by_role('arm'), names_by_role('seed')  # what is compared (at ratio 0 the ratio alone); repetitions
+ARM = names_by_role('arm')                                # what is compared (at ratio 0 the ratio alone)
+SEEDS = 'fold', 'gan_seed', 'cnn_seed'                     # repetitions; folds of a cross-validation have test images of their own
 _types = {f.name: f.type for f in fields(SplitParams)}
 TREATMENTS = SplitParams.__dataclass_fields__['treatment'].metadata['options']   # the last two are controls
-RUN_INFO = ('margin', 'level', 'simulated', 'features_hash', 'gan_hash', 'pool_hash', 'device', 'versions', 'started',
+RUN_INFO = ('margin', 'declared_metric', 'problem', 'level', 'simulated', 'features_hash', 'gan_hash', 'pool_hash', 'device', 'versions', 'started',
             'finished')                                                          # other columns
 VALUE = ('part', 'metric', 'class', 'corruption', 'severity', 'attack', 'norm', 'eps', 'steps', 'n', 'value')
 
@@ -71,7 +72,7 @@ def _simulate_evaluation(given, effect, vocab, hard):
     "The simulated `Evaluation` on images of difficulty `hard` (n,)"
     from synthrob.cnn.learner import Evaluation
     n, k = len(hard), len(vocab)
-    y, run = np.arange(n) % k, [given[o] for o in ('ratio', 'how', 'classes', 'treatment', 'cnn', *SEEDS)]
+    y, run = np.arange(n) % k, [given[o] for o in ('ratio', 'how', 'classes', 'treatment', 'cnn', *SEEDS) if o in given]
     p = dict(poster=.55, strong=.7).get(given['cnn'], .6) + .012*_normal('cnn', given['cnn_seed'], given['cnn'])()
     if given['ratio'] and given['treatment'] == 'synthetic': p += .004*_normal('gan', given['gan_seed'])()
     p += .003*_normal('run', run)()
@@ -116,11 +117,12 @@ def simulate_runs(root,                           # folder to write to, as `runs
                   cnn_seeds=range(6),             # seeds of the classifier
                   vocab=('fear', 'angry', 'happy', 'sad', 'neutral'), # class names
                   n=1000,                         # test images, and as many validation images
+                  folds=1,                        # of a cross-validation, each with `n` test images of its own
                   **more                          # further parameters of all runs, such as `margin` or `real_share`
                  ) -> int:                        # number of runs
     "Write simulated records, predictions and tables in the form of real runs; nothing is trained"
     vocab, n_runs = list(vocab), 0
-    hard = {part: _normal('difficulty', part, n)(size=n) for part in ('valid', 'test')}
+    hard = {(f, part): _normal('difficulty', part, n, *[f]*bool(f))(size=n) for f in range(folds) for part in ('valid', 'test')}
     common = dict(data='faces', size=32, real_share=1., cnn_epochs=20, split_seed=42, gan_arch='default',
                   gan_images=1000, gan_width=32, margin=.02) | more
     images = _write_record(Stage('data', dict(n=n, vocab=vocab), out=root), 1., content=hash_of(('images', n, vocab)))
@@ -131,9 +133,9 @@ def simulate_runs(root,                           # folder to write to, as `runs
     pools = {g: _write_record(Stage('pool', {}, None, dict(gan=gan), out=root), 2.) for g, gan in gans.items()}
     for cnn, arm in product(cnns, arms):
         made = arm['treatment'] == 'synthetic' and arm['ratio'] > 0
-        for g, s in product(gan_seeds if made else (0,), cnn_seeds):
-            given = common | arm | dict(cnn=cnn, gan_seed=g, cnn_seed=s)
-            evs = {part: _simulate_evaluation(given, effect, vocab, hard[part]) for part in hard}
+        for f, g, s in product(range(folds), gan_seeds if made else (0,), cnn_seeds):
+            given = common | arm | dict(cnn=cnn, gan_seed=g, cnn_seed=s) | (dict(folds=folds, fold=f) if folds > 1 else {})
+            evs = {part: _simulate_evaluation(given, effect, vocab, hard[f, part]) for part in ('valid', 'test')}
             split = Stage('split', given, None, dict(train=images, pool=pools[g] if made else None), out=root)
             write_parquet(split.file('predictions.parquet'), pd.concat(
                 pd.DataFrame(dict(part=k, index=range(n), true=ev.y, predicted=ev.pred)) for k, ev in evs.items()))
@@ -151,6 +153,7 @@ def _params(r, made):
     p = SplitParams(**{k: v for k, v in g.items() if k in _types})
     row = {k: getattr(p, k) for k in (*SETTING, *SYNTHESIS, *CLASSIFIER, *ARM, *SEEDS) if k in _types}
     row |= dict.fromkeys(set(row) & set(idle_params(p)))
+    row['fold'] = g.get('fold')
     of, train = made.get(r['inputs'].get('pool'), {}), r['inputs']['train']
     row |= dict(features_hash=train if made.get(train, {}).get('kind') == 'features' else None,
                 gan_hash=of.get('inputs', {}).get('gan'), pool_hash=r['inputs'].get('pool'))
@@ -158,13 +161,27 @@ def _params(r, made):
     while up(train): train = up(train)                             # vectors, parts, data
     return row | dict(
         run=r['hash'], content=made.get(train, {}).get('content', train), leak=g.get('preset') == 'study',
-        margin=g.get('margin'), simulated=bool(r.get('simulated')), device=r['device'], started=r['started'],
+        margin=g.get('margin'), declared_metric=g.get('metric', 'accuracy'), problem=_problem(r, made), simulated=bool(r.get('simulated')), device=r['device'], started=r['started'],
         finished=r['finished'], versions=', '.join(f'{k} {v}' for k, v in r['versions'].items() if v))
 
+def _problem(r, made):
+    "What keeps the run of the record `r` from counting: the problems of its stages, or a single class predicted"
+    of = dict(r['inputs']) | made.get(r['inputs'].get('pool'), {}).get('inputs', {})
+    found = [o['problem'] for o in (r, *(made[h] for h in of.values() if h in made)) if o.get('problem')]
+    if not found and (m := np.array(r['test'].get('confusion', [[]]))).any(0).sum() == 1 < len(m):
+        found = [f"All test images were called {r['test']['vocab'][m.any(0).argmax()]!r} "
+                 f"({100*r['test']['accuracy']:.1f} %): train for more steps."]
+    return ' '.join(dict.fromkeys(found))
+
 def _values(r):
-    "The results in the record `r` as rows of run, part, metric, class, n, value"
+    "The results in the record `r` as rows of run, part, metric, class, n, value; `ValueError` if they contradict each other"
+    for c, o in (r.get('counts') or {}).items():
+        if not r['given']['ratio']: yield r['hash'], 'train', 'support', c, None, float(o['real'])
     for part in ('valid', 'test'):
         e = r[part]
+        m = np.array(e.get('confusion', [[e['accuracy']]]))
+        if abs(np.trace(m)/m.sum() - e['accuracy']) > 1e-6 and 'confusion' in e:
+            raise ValueError(f"accuracy {e['accuracy']} contradicts its confusion matrix")
         for m in ('accuracy', 'macro_f1', 'ece'): yield r['hash'], part, m, None, e['n'], float(e[m])
         for c, row in e['per_class'].items():
             for m, v in row.items(): yield r['hash'], part, m, c, e['n'], float(v)
@@ -229,6 +246,15 @@ def _long(tables):
         t['class'] = t.metric.str.removeprefix('recall_').where(recall)
         yield t.assign(part='test', metric=('corruption_' + t.metric).where(~recall, 'corruption_recall'))
 
+def _left_out(made):
+    "Content of a data set -> reason -> number of images that no run used"
+    out = {}
+    for r in made.values():
+        n = out.setdefault(made.get(r['inputs'].get('data'), r).get('content'), {})
+        for o in r.get('left_out') or (): n[o['reason']] = n.get(o['reason'], 0) + o['n']
+        for k, v in r.get('report', {}).get('removed', {}).items(): n[k] = max(n.get(k, 0), v)
+    return {k: {reason: v for reason, v in n.items() if v} for k, n in out.items()}
+
 def _stage_seconds(runs, made):
     "Seconds of the stages that each run shares with others; those of vectors include the training of their extractor"
     of, rows = lambda h: made.get(h, {}).get('seconds', 0.), []
@@ -290,7 +316,7 @@ def results(runs='runs', # folder of the runs (`out` of the parameters)
     frame = _typed(pd.concat(rows, ignore_index=True).reindex(columns=['run', *VALUE]), new.assign(level=level))
     skipped |= dict(robustness_damaged=bad['damaged'], robustness_unfinished=bad['unfinished'],
                     superseded=len(params) - len(new), **missing)
-    frame.attrs = dict(root=str(root), errors=errors, declared=declared, skipped=skipped)
+    frame.attrs = dict(root=str(root), errors=errors, declared=declared, skipped=skipped, left_out=_left_out(made))
     return frame
 
 # %% ../../nbs/sweep/06_results.ipynb #1c99eb5e
@@ -321,18 +347,21 @@ def _typed(rows, params):
 class PairedRuns:
     "One arm and its baseline, run by run"
     arm: dict             # its parameters: `SETTING`, `SYNTHESIS`, `CLASSIFIER` and `ARM`
-    value: np.ndarray     # metric of the arm (GAN seeds, classifier seeds)
+    value: np.ndarray     # metric of the arm (GAN seeds, classifier seeds); with folds, columns are folds x seeds
     base: np.ndarray      # metric of the baseline (classifier seeds,)
     gan_seeds: list       # of the rows of `value`; [None] for a control
-    cnn_seeds: list       # of its columns
+    cnn_seeds: list       # of its columns; with folds, pairs (fold, seed)
     runs: np.ndarray      # hashes of the arm's runs, shaped as `value`
     base_runs: np.ndarray # hashes of the baseline's runs, shaped as `base`
     missing: list = field(default_factory=list) # descriptions of missing and dropped runs
+    problem: str = ''     # why there is no verdict
+    folds: int = 1        # of a cross-validation
 
     @property
-    def diffs(self) -> np.ndarray: # (classifier seeds,) for one GAN or none, else (GAN seeds, classifier seeds)
+    def diffs(self) -> np.ndarray: # (seeds,) for one GAN or none, else (GAN seeds, seeds); with folds (folds, seeds)
         "Arm minus baseline"
         d = self.value - self.base
+        if self.folds > 1: return d.mean(0).reshape(self.folds, -1)
         return d[0] if len(d) == 1 else d
 
     def __len__(self): return self.value.size
@@ -354,21 +383,33 @@ def _complete(v):
 def _pair_up(arm, base, gan_seeds, cnn_seeds):
     "`PairedRuns` of the runs `arm` by GAN and classifier seed and `base` by classifier seed"
     of = lambda o, k: getattr(o, k, np.nan if k == 'value' else '')
-    value, runs = (np.array([[of(arm.get((g, s)), k) for s in cnn_seeds] for g in gan_seeds]) for k in ('value', 'run'))
-    zero, base_runs = (np.array([of(base.get(s), k) for s in cnn_seeds]) for k in ('value', 'run'))
-    rows, cols = _complete(value + zero)
+    columns = 'value', 'run', 'problem'
+    value, runs, bad = (np.array([[of(arm.get((g, s)), k) for s in cnn_seeds] for g in gan_seeds]) for k in columns)
+    zero, base_runs, base_bad = (np.array([of(base.get(s), k) for s in cnn_seeds]) for k in columns)
+    folds = len({f for f, _ in cnn_seeds})
+    rows, cols = _complete((value + zero).reshape(len(gan_seeds), folds, -1).sum(1))      # a seed needs all its folds
+    cols = (np.arange(folds)[:, None]*(len(cnn_seeds)//folds) + cols).ravel()
     gan = lambda g: '' if g is None else f'GAN seed {g}, '
-    missing = [f'{gan(gan_seeds[i])}classifier seed {cnn_seeds[j]}' for i, j in zip(*np.isnan(value).nonzero())]
-    missing += [f'baseline with classifier seed {s}' for s, v in zip(cnn_seeds, zero) if np.isnan(v)]
+    seed = lambda o: (f'fold {o[0]}, ' if folds > 1 else '') + f'classifier seed {o[1]}'
+    missing = [f'{gan(gan_seeds[i])}{seed(cnn_seeds[j])}' for i, j in zip(*np.isnan(value).nonzero())]
+    missing += [f'baseline with {seed(s)}' for s, v in zip(cnn_seeds, zero) if np.isnan(v)]
     if gone := value.size - len(rows)*len(cols) - int(np.isnan(value + zero).sum()):
         missing.append(f'{gone} complete pair{"s"*(gone > 1)} dropped to keep the table of seeds complete')
     o, at = next(iter(arm.values())), np.ix_(rows, cols)
     return PairedRuns({k: getattr(o, k) for k in (*SETTING, *SYNTHESIS, *CLASSIFIER, *ARM)}, value[at], zero[cols],
-                      [gan_seeds[i] for i in rows], [cnn_seeds[j] for j in cols], runs[at], base_runs[cols], missing)
+                      [gan_seeds[i] for i in rows], [cnn_seeds[j] if folds > 1 else cnn_seeds[j][1] for j in cols],
+                      runs[at], base_runs[cols], missing, _trouble(base_bad[cols], bad[at]), folds)
+
+def _trouble(base, arm):
+    "Why there is no verdict on these runs, from the problems of each; '' if there are none"
+    for name, o in dict(baselines=base, runs=arm).items():
+        found = o[o != ''].tolist()
+        if found: return f'{len(found)} of {o.size} {name}: {max(found, key=found.count)}'
+    return ''
 
 # %% ../../nbs/sweep/06_results.ipynb #d8863384
 def paired_runs(frame,             # from `results`
-                metric='accuracy', # one of its metrics
+                metric='accuracy', # one of its metrics, 'balanced_accuracy' or 'recall:CLASS'
                 part='test',       # 'valid' or 'test'
                 against=None,      # None: ratio 0; or a control, 'oversample' or 'class_weights', at the same ratio
                 **where            # further columns: `class_='happy'`, `corruption='fog'`, `severity=3`, `attack='pgd'`
@@ -379,9 +420,9 @@ def paired_runs(frame,             # from `results`
     base, arms, seeds = {}, {}, {}
     for o in _per_run(frame, metric, part, where):
         is_base = o.treatment == against if against else not o.ratio
-        if is_base: base.setdefault(key(o, SETTING, CLASSIFIER, like), {})[o.cnn_seed] = o
+        if is_base: base.setdefault(key(o, SETTING, CLASSIFIER, like), {})[o.fold, o.cnn_seed] = o
         elif o.ratio:
-            arms.setdefault(key(o, SETTING, SYNTHESIS, CLASSIFIER, ARM), {})[o.gan_seed, o.cnn_seed] = o
+            arms.setdefault(key(o, SETTING, SYNTHESIS, CLASSIFIER, ARM), {})[o.gan_seed, (o.fold, o.cnn_seed)] = o
             for k in SEEDS: seeds.setdefault((key(o, SETTING, SYNTHESIS, CLASSIFIER), k), set()).add(getattr(o, k))
     if not base:
         raise BadInput(f"There is no run with treatment={against!r}: add that control to the sweep." if against else
@@ -391,22 +432,27 @@ def paired_runs(frame,             # from `results`
     for found in arms.values():
         o = next(iter(found.values()))
         own = base.get(key(o, SETTING, CLASSIFIER, like), {})
-        g, s = (seeds[key(o, SETTING, SYNTHESIS, CLASSIFIER), k] for k in SEEDS)
-        out.append(_pair_up(found, own, sorted(g, key=first), sorted(s | set(own))))
+        f, g, s = (seeds[key(o, SETTING, SYNTHESIS, CLASSIFIER), k] for k in SEEDS)
+        f, s = f | {k for k, _ in own}, s | {k for _, k in own}
+        out.append(_pair_up(found, own, sorted(g, key=first), list(product(sorted(f, key=first), sorted(s)))))
     order = (*SETTING, *CLASSIFIER, 'treatment', 'how', 'classes', *SYNTHESIS, 'ratio')
     return sorted(out, key=lambda p: [first(p.arm[k]) for k in order])
 
 # %% ../../nbs/sweep/06_results.ipynb #c0021f3b
 def _per_run(frame, metric, part, where):
     "One tuple per run with its mean `value` of `metric`; None for parameters that do not apply"
-    keep = (frame.metric == metric) & (frame.part == part)
+    name, _, c = metric.partition(':')                           # balanced accuracy is the mean recall
+    keep = (frame.metric == dict(balanced_accuracy='recall').get(name, name)) & (frame.part == part)
+    where = where | (dict(class_=c) if c else {})
     for k, v in where.items(): keep &= frame[k.rstrip('_')] == v
     f = frame[keep]
     if not len(f):
         more = ''.join(f', {k}={v!r}' for k, v in where.items())
         raise BadInput(f"metric={metric!r} has no values for part={part!r}{more}: "
                        f"choose from {', '.join(map(str, frame.metric.unique()))}.")
-    runs = f.drop_duplicates('run')[['run', *SETTING, *SYNTHESIS, *CLASSIFIER, *ARM, *SEEDS]].astype(object)
+    runs = f.drop_duplicates('run')
+    runs = runs.assign(**{k: d for k, d in dict(fold=None, problem='').items() if k not in runs})      # older tables
+    runs = runs[['run', 'problem', *SETTING, *SYNTHESIS, *CLASSIFIER, *ARM, *SEEDS]].astype(object)
     runs = runs.where(runs.notna(), None)
     return list(runs.assign(value=runs.run.map(f.groupby('run', observed=True).value.mean())).itertuples(index=False))
 
@@ -428,18 +474,24 @@ def _judge(pairs, margin, alpha, lower=False):
     "The table of `differences`"
     rows, by_shape = [], {}
     for i, p in enumerate(pairs):
-        row = p.arm | dict(gan_seeds=len(p.gan_seeds), cnn_seeds=len(p.cnn_seeds), pairs=len(p), missing=len(p.missing))
-        rows.append(row | (dict(baseline=p.base.mean(), value=p.value.mean(), diff=p.diffs.mean()) if len(p) else {}))
-        if len(p.cnn_seeds) > 1: by_shape.setdefault(p.diffs.shape, []).append(i)
+        row = p.arm | dict(gan_seeds=len(p.gan_seeds), cnn_seeds=len(p.cnn_seeds), pairs=len(p), missing=len(p.missing),
+                           folds=p.folds, problem=p.problem)
+        if len(p):
+            d = p.value.ravel()[:, None] - p.base
+            row |= dict(baseline=p.base.mean(), value=p.value.mean(), diff=p.diffs.mean(),
+                        improvement=((d > 0) + (d == 0)/2).mean(), singles=(p.value - p.base).ravel().round(6).tolist())
+        rows.append(row)
+        if len(p.cnn_seeds) > 1 and not p.problem: by_shape.setdefault((p.folds > 1, p.diffs.shape), []).append(i)
     tests = ['low', 'high', 'p', 'p_equivalence']
-    t = pd.DataFrame(rows).reindex(columns=(*SETTING, *CLASSIFIER, *ARM, 'gan_seeds', 'cnn_seeds', 'pairs', 'missing',
-                                            'baseline', 'value', 'diff', *tests, 'verdict', *SYNTHESIS))
-    t = t.astype(dict(verdict=object))
+    t = pd.DataFrame(rows).reindex(columns=(
+        *SETTING, *CLASSIFIER, *ARM, 'folds', 'gan_seeds', 'cnn_seeds', 'pairs', 'missing', 'problem', 'baseline', 'value',
+        'diff', 'improvement', 'singles', *tests, 'verdict', *SYNTHESIS)).astype(dict(verdict=object))
     turned = dict(better='worse', worse='better') if lower else {}
-    for at in by_shape.values():                             # arms with as many seeds in one call, for speed
-        d = decide(np.stack([pairs[i].diffs for i in at]), margin, alpha, n_boot=9999).set_index(pd.Index(at))
+    for (folds, _), at in by_shape.items():                  # arms with as many seeds in one call, for speed
+        d = decide(np.stack([pairs[i].diffs for i in at]), margin, alpha, n_boot=9999, folds=folds).set_index(pd.Index(at))
         t.loc[at, tests] = d[tests]
         t.loc[at, 'verdict'] = [turned.get(k, k) for k in d.kind]
+    t.loc[t.problem != '', 'verdict'] = 'none'
     return t
 
 # %% ../../nbs/sweep/06_results.ipynb #e28bfc1c
@@ -457,32 +509,85 @@ def declared_margin(frame,      # from `results`
     if 0 < margin < 1: return float(margin)
     raise BadInput(f"margin={margin} is out of range: choose a difference in accuracy, such as .02 for 2 points.")
 
+def declared_metric(frame,      # from `results`
+                    metric=None # overrides the records
+                   ) -> str:    # 'accuracy', 'balanced_accuracy', 'macro_f1' or 'recall:CLASS'
+    "Return the metric declared by the sweep or else by the runs; undeclared, balanced accuracy if classes are uneven"
+    metric = metric or frame.attrs.get('declared', {}).get('metric')
+    if metric is None:
+        declared = frame.declared_metric if 'declared_metric' in frame else pd.Series(['accuracy'])     # an older table
+        found = sorted(declared.dropna().unique().tolist())
+        if len(found) > 1:
+            raise BadInput(f"The runs declare different metrics ({', '.join(found)}): give the one declared for this "
+                           f"comparison, such as metric={found[0]!r}.")
+        if found: return found[0]
+        f = frame[frame.metric == 'support']
+        n = f[f.part == ('train' if (f.part == 'train').any() else 'test')].groupby('class', observed=True).value.max()
+        return 'balanced_accuracy' if len(n) and n.max() > 1.5*n.min() else 'accuracy'
+    name, _, c = metric.partition(':')
+    check_name(name, ['accuracy', 'balanced_accuracy', 'macro_f1', 'recall'], f"There is no metric {name!r} to declare")
+    if name == 'recall': check_name(c, frame['class'].dropna().unique().tolist(), f"There is no class {c!r}")
+    return metric
+
 # %% ../../nbs/sweep/06_results.ipynb #624d19bf
 RATIO_GROUP = (*SETTING, *SYNTHESIS, *CLASSIFIER, 'how', 'classes', 'treatment')   # arms equal but for the ratio
 
 def conclude(frame,       # from `results`
              margin=None, # equivalence margin; None: as declared
-             alpha=.05    # level of the tests
-            ) -> pd.DataFrame: # `differences` with `valid_diff`, `chosen`, `headline`, `effect`, `mde`, `sentence`
-    "Judge every arm's test accuracy; mark the arms `chosen` on validation and, among them, the `headline`"
-    margin = declared_margin(frame, margin)
-    pairs, valid = paired_runs(frame, 'accuracy', 'test'), paired_runs(frame, 'accuracy', 'valid')
+             alpha=.05,   # level of the tests
+             metric=None, # that the choice and the verdicts are about; None: as declared
+             confirm=None # first of the fresh classifier seeds that judge the headline; the others choose it
+            ) -> pd.DataFrame: # `differences` with `valid_diff`, `chosen`, `headline`, `among`, `effect`, `mde`, `sentence`
+    "Judge every arm on the test images; mark the arms `chosen` on validation and, among them, the `headline`"
+    margin, metric = declared_margin(frame, margin), declared_metric(frame, metric)
+    key = lambda p: tuple(p.arm.values())
+    pairs, early = paired_runs(frame, metric), frame if confirm is None else frame[frame.cnn_seed < confirm]
+    valid = {key(p): p for p in paired_runs(early, metric, 'valid')}
+    valid = [valid.get(key(p), replace(p, value=p.value[:0], problem='')) for p in pairs]
     t = _judge(pairs, margin, alpha).rename(columns=dict(p='p_alone'))
     t['valid_diff'] = [p.diffs.mean() if len(p) else np.nan for p in valid]
     t['chosen'] = t['headline'] = False
-    t['p'] = t['effect'] = t['mde'] = np.nan
-    t['sentence'] = None
+    t[['p', 'effect', 'mde']], t['sentence'], t['metric'], t['among'] = np.nan, None, metric, 1
     for _, g in t.groupby(list(RATIO_GROUP), dropna=False):
         at = _chosen({i: valid[i] for i in g.index})
         if at is not None: t.loc[at, 'chosen'] = True
-        others = {i: pairs[i].diffs for i in g.index if len(pairs[i].cnn_seeds) > 1}
-        judged = {at: verdict(others.pop(at), margin, alpha)} if at in others else {}
-        for i, v in (judged | (verdicts(others, margin, alpha) if others else {})).items():
-            t.loc[i, ['p', 'p_equivalence', 'effect', 'mde', 'verdict', 'sentence']] = [
-                v.p, v.p_equivalence, v.effect, v.mde, v.kind, str(v)]
     for _, g in t[t.chosen & (t.treatment == 'synthetic')].groupby([*SETTING, *SYNTHESIS, *CLASSIFIER], dropna=False):
         t.loc[g.valid_diff.idxmax(), 'headline'] = True
+    for _, g in t[t.low.notna()].groupby([*SETTING, *CLASSIFIER], dropna=False):
+        _correct(t, pairs, g.index, g.index[~g.headline], margin, alpha, metric)
+        for _, s in g[g.treatment == 'synthetic'].groupby(list(SYNTHESIS), dropna=False):      # the headline was chosen among these
+            _correct(t, pairs, s.index, s.index[s.headline], margin, alpha, metric)
+    if confirm is not None:
+        fresh = {key(p): p for p in paired_runs(frame[frame.cnn_seed >= confirm], metric)}
+        for i in t.index[t.headline]:
+            if key(pairs[i]) not in fresh: continue
+            pairs[i] = fresh[key(pairs[i])]
+            t.loc[[i], _tested] = _judge([pairs[i]], margin, alpha).rename(columns=dict(p='p_alone')).set_index(pd.Index([i]))[_tested]
+            if not pd.isna(t.low[i]): _correct(t, pairs, [i], [i], margin, alpha, metric)
     return t
+
+_tested = ['cnn_seeds', 'gan_seeds', 'pairs', 'problem', 'baseline', 'value', 'diff', 'improvement', 'singles', 'low', 'high',
+           'p_alone', 'p_equivalence', 'verdict']
+
+def _correct(t, pairs, family, at, margin, alpha, metric):
+    "Set the verdicts of the rows `at` of `t`, with p corrected for looking at all rows of `family`"
+    if not len(at): return
+    family, m = list(family), len(family)
+    by_seed = pd.DataFrame([pd.Series((pairs[i].value - pairs[i].base).mean(0), pairs[i].cnn_seeds) for i in family])
+    p, pe = (joint_p(by_seed, v) for v in (None, margin))
+    for i in at:
+        q = pairs[i]
+        v = verdict(q.diffs, margin, alpha, folds=q.folds > 1, metric=metric_name(metric))
+        if m > 1:
+            own = (min(1, m*v.p), min(1, m*v.p_equivalence)) if q.folds > 1 else (0, 0)      # Bonferroni for the t-test
+            v = corrected(v, max(p[family.index(i)], own[0]), max(pe[family.index(i)], own[1]), m)
+        t.loc[i, ['p', 'p_equivalence', 'effect', 'mde', 'verdict', 'sentence', 'among']] = [
+            v.p, v.p_equivalence, v.effect, v.mde, v.kind, str(v), m]
+
+def metric_name(metric # as declared
+               ) -> str:
+    "Return a metric in words, such as 'balanced accuracy' or 'recall of happy'"
+    return metric.replace('recall:', 'recall of ') if ':' in metric else metric.replace('_', ' ').replace('macro f1', 'macro-F1')
 
 def _chosen(valid):
     "The key of the ratio chosen from validation `PairedRuns` by key; None without a seed common to all ratios"

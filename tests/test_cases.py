@@ -1,0 +1,246 @@
+"What users bring: each kind of folder, archive and table gives the right images, or one sentence; hostile ones cost no memory"
+import gzip, io, os, resource, struct, subprocess, sys, tarfile, unicodedata, zipfile, zlib
+from pathlib import Path
+import lmdb, numpy as np, pyarrow as pa, pyarrow.parquet as pq, pytest
+from PIL import Image
+from synthrob.core.basics import BadInput
+from synthrob.data.core import content_key, main, own_size, prepare
+from synthrob.data.splits import splits
+from synthrob.split.params import check_params
+
+rng = np.random.default_rng(0)
+
+def photo(size=48, mode='L'):
+    "Smooth random blobs"
+    a = [np.asarray(Image.fromarray(rng.uniform(0, 255, (7, 7)).astype('f4')).resize((size, size), 3)).clip(0, 255) for _ in range(3)]
+    return Image.fromarray(np.stack(a, -1).astype(np.uint8)).convert(mode)
+
+def fill(path, classes='ab', n=6, ext='png', make=photo):
+    for c in classes:
+        (path/c).mkdir(parents=True, exist_ok=True)
+        for i in range(n): make().save(path/c/f'{i}.{ext}')
+    return path
+
+def read(path, data='folder', **kw): return prepare(data, path, root=path.parent/'runs', **kw)
+
+def refused(say, f, *args, **kw):
+    with pytest.raises(BadInput) as e: f(*args, **kw)
+    assert say in str(e.value) and '\n' not in str(e.value) and len(str(e.value)) < 500, str(e.value)
+
+def masks(p):
+    fill(p)
+    for c in 'ab': [photo().save(p/c/f'{i}_mask.png') for i in range(6)]
+def mask_folders(p): fill(p/'images'); fill(p/'masks')
+def masks_in_classes(p):
+    for c in 'ab': fill(p/c, ('images', 'masks'))
+def nas(p): fill(p); fill(p/'a', ['@eaDir']); fill(p/'@eaDir'); (p/'lost+found').mkdir(); (p/'Thumbs.db').write_bytes(b'x')
+def doubled(p): import shutil; fill(p/'train'); fill(p/'test'); [shutil.copytree(p/o, p/p.name/o) for o in ('train', 'test')]
+def unread(p): fill(p); [(p/'b'/f'{i}.HEIC').write_bytes(b'heic') for i in range(3)]; (p/'a/x.dcm').write_bytes(b'd')
+def jfif(p): fill(p, ext='jfif', make=lambda: photo(mode='L'))
+def broken(p): fill(p, n=15); (p/'a/cut.png').write_bytes((p/'a/0.png').read_bytes()[:60])
+def part_names(p): [fill(p/o) for o in ('Training', 'train2', 'dev', 'test_2')]
+def usages(p): [fill(p/o) for o in ('Training', 'PublicTest', 'PrivateTest')]
+def nested_parts(p): [fill(p/o/o) for o in ('training_set', 'test_set')]
+def spelling(p): fill(p/'train', 'ab'); fill(p/'test', 'Ab')
+def unicode_forms(p): [fill(p/q, ('a', unicodedata.normalize(f, 'joyé'))) for q, f in dict(train='NFC', test='NFD').items()]
+def no_utf8(p): fill(p); os.rename(p/'a/0.png', os.fsencode(p/'a') + b'/caf\xe9.png')
+def flat(p): p.mkdir(); [photo().save(p/f'{c}.{i}.png') for c in 'ab' for i in range(6)]
+def grey_as_rgb(p): fill(p, ext='jpg', make=lambda: photo().convert('RGB'))
+def inner_links(p): fill(p); [(p/'b'/f'{i}x.png').symlink_to(p/'a'/f'{i}.png') for i in range(2)]
+
+@pytest.mark.parametrize('make, counts, left_out', [
+    (masks, {'a': 6, 'b': 6}, {('a', 'mask'): 6, ('b', 'mask'): 6}), (mask_folders, {'a': 6, 'b': 6}, {('', 'mask'): 12}),
+    (masks_in_classes, {'a': 6, 'b': 6}, {('', 'mask'): 12}), (nas, {'a': 6, 'b': 6}, {('a', '@eaDir'): 6, ('', '@eaDir'): 12, ('', 'Thumbs.db'): 1}),
+    (doubled, {'a': 12, 'b': 12}, {('', 'second copy'): 24}), (unread, {'a': 6, 'b': 6}, {('b', '.heic is not read'): 3, ('a', '.dcm is not read'): 1}),
+    (jfif, {'a': 6, 'b': 6}, {}), (broken, {'a': 15, 'b': 15}, {}), (part_names, {'a': 24, 'b': 24}, {}), (usages, {'a': 18, 'b': 18}, {}),
+    (nested_parts, {'a': 12, 'b': 12}, {}), (spelling, {'a': 12, 'b': 12}, {}), (unicode_forms, {'a': 12, 'joyé': 12}, {}),
+    (no_utf8, {'a': 6, 'b': 6}, {}), (flat, {'a': 6, 'b': 6}, {}), (grey_as_rgb, {'a': 6, 'b': 6}, {}), (inner_links, {'a': 6, 'b': 8}, {})],
+    ids=lambda o: getattr(o, '__name__', ''))
+def test_folders(tmp_path, make, counts, left_out, capsys):
+    "Classes, counts and what was left out, by class and reason; said so by `describe`; the same from a zip and a tar"
+    p = tmp_path/'my set'; make(p)
+    images = read(p)
+    got = images.counts()
+    assert got['all' if 'all' in got else 'n'].to_dict() == counts and images.x.shape[1] == 1
+    found = images.about['found']['left_out']
+    assert len(found) == len(left_out) and all(sum(o['n'] for o in found if o['label'] == k and why in o['reason']) == n for (k, why), n in left_out.items()), found
+    capsys.readouterr(); images.describe(plot=False); told = capsys.readouterr().out
+    assert all(o['reason'] in told for o in found)
+    if make in (no_utf8, inner_links): return
+    with tarfile.open(tmp_path/'a.tar.gz', 'w:gz') as t: t.add(p, 'data')
+    with zipfile.ZipFile(tmp_path/'a.zip', 'w') as z: [z.write(f, f.relative_to(p)) for f in sorted(p.rglob('*'))]
+    for archive in ('a.tar.gz', 'a.zip'): assert read(tmp_path/archive).counts().equals(got), archive
+
+def test_parts_of_folders(tmp_path):
+    for make, parts in ((part_names, ['test', 'train', 'valid']), (usages, ['test', 'train', 'valid']), (nested_parts, ['test', 'train'])):
+        p = tmp_path/make.__name__; make(p); assert sorted(set(read(p).part)) == parts
+
+@pytest.mark.parametrize('dtype, ext, top, want', [(np.uint16, 'png', 4095, 12), (np.uint16, 'tif', 16383, 14), (np.int32, 'tif', 255, 8), (np.uint16, 'png', 65535, 16)])
+def test_deep_grey(tmp_path, dtype, ext, top, want):
+    "All classes by the same range: a dark class stays dark"
+    x = np.arange(48*48).reshape(48, 48)/(48*48 - 1)
+    for c, light in dict(dark=.25, light=1).items():
+        (tmp_path/'d'/c).mkdir(parents=True)
+        for i in range(4): Image.fromarray((np.roll(x, i)*top*light).astype(dtype)).save(tmp_path/'d'/c/f'{i}.{ext}')
+    images = read(tmp_path/'d')
+    assert images.x.amax((1, 2, 3)).tolist() == [63]*4 + [255]*4 and f'read as {want} bits' in images.about['found']['notes'][0]
+
+def test_refused_folders(tmp_path):
+    refused("has one class only, 'a': make one folder", read, fill(tmp_path/'one', 'a'))
+    (fill(tmp_path/'table', ['images'])/'labels.csv').write_text('0.png,a\n')
+    refused('labels.csv may hold the labels', read, tmp_path/'table')
+    (fill(tmp_path/'empty')/'c').mkdir(); refused('class folder c holds no image', read, tmp_path/'empty')
+    (fill(tmp_path/'lost')/'c').mkdir(); (tmp_path/'lost/c/1.png').write_bytes(b'x')
+    refused("the class 'c' is lost", read, tmp_path/'lost')
+    refused("'A' and 'a', which differ only in case", read, fill(tmp_path/'case', 'Aab'))
+    os.mkfifo(tmp_path/'fifo'); refused('is a pipe or device', read, tmp_path/'fifo'); refused('is a pipe or device', read, Path('/dev/zero'), 'fer2013')
+    deep = tmp_path/'deep'; fill(deep); here = os.getcwd()
+    try:
+        os.chdir(deep)
+        for _ in range(1500): os.mkdir('d'); os.chdir('d')
+    finally: os.chdir(here)
+    refused('more than 40 folders inside each other', read, deep)
+    os.system(f'rm -rf {deep}')
+
+@pytest.mark.parametrize('n', [1, 2, 3])
+def test_tiny_class(tmp_path, n):
+    p = fill(tmp_path/'d', n=12); fill(p, 'c', n=n)
+    refused("a class needs at least 4, two to train, one to validate, one to test; add images or leave the class out, vocab='a,b'", splits, read(p))
+    assert splits(read(p, vocab=['a', 'b'])).report['images'] == 24
+
+def test_links(tmp_path):
+    store, p = fill(tmp_path/'store'), tmp_path/'links'
+    for f in store.rglob('*.png'): (p/f.parent.name).mkdir(parents=True, exist_ok=True); (p/f.parent.name/f.name).symlink_to(f)
+    refused("follow links with data='folder:links'", read, p)
+    images = read(p, name='links')
+    assert images.counts()['n'].to_dict() == {'a': 6, 'b': 6} and check_params(dict(data='folder:links', path=str(p))).size == 48
+    (p/'a/again').symlink_to(p)                                            # a circle ends
+    assert len(read(p, name='links')) >= 12
+
+@pytest.mark.parametrize('names, raw', [('data\\{}\\{}.png', None), ('{}/{}.png', 'cp1252'), ('{}/{}.png', 'cp437'), ('{}/{}.png', 'utf-8')])
+def test_zip_names(tmp_path, names, raw):
+    class Info(zipfile.ZipInfo):
+        def _encodeFilenameFlags(self): return (self.filename.encode(raw), self.flag_bits) if raw else super()._encodeFilenameFlags()
+    with zipfile.ZipFile(tmp_path/'a.zip', 'w') as z:
+        for c in ('glücklich', 'müde'):
+            for i in range(6):
+                b = io.BytesIO(); photo().save(b, 'PNG'); info = Info('x'); info.filename = names.format(c, i); z.writestr(info, b.getvalue())
+    assert read(tmp_path/'a.zip').counts()['n'].to_dict() == {'glücklich': 6, 'müde': 6}
+
+U = 'Training PublicTest PrivateTest'.split()
+def table(head, row, n=168): return (head + '\n' + '\n'.join(row(i, ' '.join(map(str, rng.integers(0, 256, 2304)))) for i in range(n)) + '\n').encode()
+
+@pytest.mark.parametrize('name, head, row, parts, classes', [
+    ('train.csv', 'emotion,pixels', lambda i, px: f'{i%7},{px}', {''}, 7), ('a.csv', 'emotion,pixels,Usage', lambda i, px: f'{i%7}.0,{px},{U[i//7%3]}', {'train', 'test'}, 7),
+    ('a.csv', 'emotion,pixels,Usage', lambda i, px: f"{i%7},{px},{['train', 'val', 'test'][i//7%3]}", {'train', 'valid', 'test'}, 7),
+    ('a.csv', 'emotion,pixels,Usage', lambda i, px: f'{i%8},{px},{U[i//8%3]}', {'train', 'test'}, 8), ('a.csv.gz', 'emotion,pixels,Usage', lambda i, px: f'{i%7},{px},{U[i//7%3]}', {'train', 'test'}, 7)])
+def test_fer_tables(tmp_path, name, head, row, parts, classes):
+    b = table(head, row); (tmp_path/name).write_bytes(gzip.compress(b) if name.endswith('gz') else b)
+    images = read(tmp_path/name, 'fer2013', vocab='all')
+    assert set(images.part) == parts and images.c == classes and images.vocab.count('contempt') == (classes == 8)
+    first = next(o for o in b.decode().split('\n')[1:] if o.startswith('0'))
+    at = images.names.tolist().index(next(o for o in images.names if o.endswith('_0')))
+    assert np.array_equal(images.x[at].numpy().ravel(), np.array(first.split(',')[1].split(), int)) and images.vocab[images.y[at]] == 'angry'
+
+def test_fer_folders_and_labels_only(tmp_path):
+    for u in U: fill(tmp_path/'fer'/u, ('angry', 'fear', 'happy', 'sad', 'neutral'))
+    images = read(tmp_path/'fer', 'fer2013')
+    assert images.counts()['all'].tolist() == [12]*5 and images.about['left_out'] == 30 and set(images.part) == {'train', 'test'}
+    (tmp_path/'fer2013new.csv').write_text('Usage,Image name,neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF\nTraining,fer0.png,4,0,0,1,3,2,0,0,0,0\n')
+    refused('labels of FER+ only, without pixels', read, tmp_path/'fer2013new.csv', 'fer2013')
+
+def test_copied_folder_is_the_same_data(tmp_path):
+    p = fill(tmp_path/'a set'); subprocess.run(['cp', '-r', p, tmp_path/'b'], check=True)
+    assert content_key(p) == content_key(tmp_path/'b') and read(p).about['hash'] == read(tmp_path/'b').about['hash']
+    photo().save(tmp_path/'b/a/0.png'); assert content_key(p) != content_key(tmp_path/'b')
+
+@pytest.mark.parametrize('side, own, size', [(28, 32, 32), (64, 64, 64), (50, 48, 48), (100, None, 32)])
+def test_size_follows_the_images(tmp_path, side, own, size, capsys):
+    p = fill(tmp_path/'d', make=lambda: photo(side))
+    assert own_size('folder', p) == own and check_params(dict(data='folder', path=str(p))).size == size
+    images = read(p); assert images.x.shape[-1] == (own or 48) and (side == own or f'{side} to {side} pixels' in capsys.readouterr().out)
+    assert check_params(dict(data='folder', path=str(p), preset='study')).size == 32 == check_params({}).size
+
+# --- the command
+
+def test_next_command_and_a_poor_terminal(tmp_path):
+    p = fill(tmp_path/"it's mine", ('ä→', 'b'), n=12, make=lambda: photo(64))
+    env = os.environ | dict(PYTHONIOENCODING='cp1252', PYTHONUTF8='0')
+    r = subprocess.run([sys.executable, '-c', 'import sys; from synthrob.data.core import main; sys.exit(main())', 'folder', str(p),
+                        '--channels', '3', '--seed', '7', '--out', str(tmp_path/'runs')], capture_output=True, env=env, cwd=tmp_path)
+    out = r.stdout.decode('cp1252'); assert r.returncode == 0, r.stderr.decode('cp1252')[-2000:]
+    import shlex
+    given = shlex.split(out[out.index('Next: '):])
+    assert ['-p', 'path', str(p)] == given[given.index('path')-1:][:3] and 'channels 3 -p split_seed 7' in ' '.join(given) and 'size 64' in ' '.join(given)
+
+def test_file_size_limit(tmp_path):
+    "ulimit -f: one sentence, and it goes on afterwards"
+    p = fill(tmp_path/'d', n=60)
+    code = f"import resource, sys; from synthrob.data.core import main; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)); sys.exit(main(['folder', {str(p)!r}, '--out', {str(tmp_path/'runs')!r}]))"
+    r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert r.returncode == 2 and 'ulimit -f' in r.stderr and 'Traceback' not in r.stderr, r.stderr[-2000:]
+    assert len(read(p)) == 120
+
+# --- hostile input: time and memory are bounded
+
+def png(side, mode=6):
+    "A PNG of `side` x `side` pixels of zeros, compressed well"
+    def chunk(kind, b): return struct.pack('>I', len(b)) + kind + b + struct.pack('>I', zlib.crc32(kind + b))
+    z = zlib.compressobj(9); row = bytes(1 + side*4)
+    data = b''.join(z.compress(row) for _ in range(side)) + z.flush()
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', side, side, 8, mode, 0, 0, 0)) + chunk(b'IDAT', data) + chunk(b'IEND', b'')
+
+def giants(p):
+    b = png(9400); fill(p)
+    for i in range(16): (p/'a'/f'x{i}.png').write_bytes(b)
+def large(p):
+    b = png(6000); fill(p)
+    for i in range(4): (p/'a'/f'x{i}.png').write_bytes(b)
+def zeros(p):
+    with zipfile.ZipFile(p, 'w', zipfile.ZIP_DEFLATED) as z:
+        for i in range(8): z.writestr(f'{"ab"[i%2]}/{i}.png', bytes(250_000_000), compresslevel=1)
+def long_line(p):
+    with gzip.open(p, 'wb', 1) as g:
+        g.write(b'emotion,pixels,Usage\n3,')
+        for _ in range(60): g.write(b'1 '*5_000_000)
+def bad_rows(p):
+    with gzip.open(p, 'wb', 1) as g: g.write(b'emotion,pixels,Usage\n'); [g.write(b'9,1 2 3,Training\n'*100_000) for _ in range(30)]
+def long_name(p):
+    h = tarfile.TarInfo('././@LongLink'); h.type, h.size = tarfile.GNUTYPE_LONGNAME, 1_000_000_000
+    with gzip.open(p, 'wb', 1) as g: g.write(h.tobuf()); [g.write(b'a'*10_000_000) for _ in range(100)]
+def dictionary(p):
+    b = png(300) + os.urandom(30_000_000)
+    images = pa.DictionaryArray.from_arrays(pa.array([0]*128, pa.int32()), pa.array([b]))
+    pq.write_table(pa.table(dict(image=images, label=['a', 'b']*64)), p, store_schema=False)
+
+@pytest.mark.e2e
+@pytest.mark.parametrize('make, name, data, say', [
+    (giants, 'd', 'folder', 'is too large (9400x9400, more than 67 million pixels'), (large, 'd', 'folder', None), (zeros, 'a.zip', 'folder', 'MiB, more than 64'),
+    (long_line, 'a.csv.gz', 'fer2013', 'a line has more than 65,536 bytes'), (bad_rows, 'a.csv.gz', 'fer2013', 'of the first 1,001 rows'),
+    (long_name, 'a.tar.gz', 'fer2013', 'a name or header of 1,000,000,000 bytes'), (dictionary, 'a.parquet', 'parquet', None)], ids=lambda o: getattr(o, '__name__', ''))
+def test_bounds(tmp_path, make, name, data, say):
+    "In a process of its own: at most 1.5 GB more than the libraries, and 30 s"
+    make(tmp_path/name)
+    code = f"""import sys, resource, time; from synthrob.data.core import prepare; from synthrob.core.basics import BadInput
+top = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+a, t = top(), time.time()
+try: said = len(prepare({data!r}, {str(tmp_path/name)!r}, size=32, root={str(tmp_path/'runs')!r}))
+except BadInput as e: said = e
+print('', (top() - a)>>10, round(time.time() - t, 1), said, sep='\\n')"""
+    r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
+    assert r.returncode == 0, r.stderr[-2000:]
+    mib, seconds, said = r.stdout.strip().splitlines()[-3:]
+    print(make.__name__, mib, 'MiB', seconds, 's', said[:150])
+    assert int(mib) < 1500 and float(seconds) < 30 and (say is None or say in said) and (say is not None or said.isdigit()), r.stdout[-2000:]
+
+def test_lmdb_that_kills(tmp_path):
+    "Each of 40 changed bytes gives images or one sentence, also where LMDB dies by a signal"
+    folder = tmp_path/'lsun'/'a_train_lmdb'; folder.mkdir(parents=True)
+    def b(): o = io.BytesIO(); photo(32, 'RGB').save(o, 'WEBP'); return o.getvalue()
+    with lmdb.open(str(folder), map_size=1<<24) as env, env.begin(write=True) as txn: [txn.put(f'{i:040}'.encode(), b()) for i in range(40)]
+    whole, ok = (folder/'data.mdb').read_bytes(), 0
+    for i in range(40):
+        bad = bytearray(whole); at = int(rng.integers(0, 16384 if i % 2 else len(bad))); bad[at] ^= 1 << int(rng.integers(8)); (folder/'data.mdb').write_bytes(bad)
+        try: ok += len(prepare('lsun', tmp_path/'lsun', root=tmp_path/'runs')) > 0
+        except BadInput as e: assert '\n' not in str(e)
+    assert ok > 5
