@@ -8,14 +8,12 @@ import math
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from fastprogress.fastprogress import progress_bar
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from ..core.basics import BadInput, generator
 from .duplicates import duplicate_groups
 from .rows import blocks
 
 # %% auto #0
-__all__ = ['near_duplicates', 'join_groups', 'plot_pairs']
+__all__ = ['near_duplicates', 'plot_pairs']
 
 # %% ../../nbs/data/09_near.ipynb #e0ea0005
 _side, _small = 48, 24      # of the grey pictures that pairs are verified on, and of those that candidates come from
@@ -127,7 +125,7 @@ def _shrinking(s):
     return w/w.sum(1, keepdim=True).clamp(min=1e-6)*ok[:,None], slice(int(ok.nonzero()[0]), int(ok.nonzero()[-1]) + 1)
 
 def _gradient(v):
-    "Gradients as complex numbers, their length replaced by its root: edges count, not only the strongest; 0 at the border"
+    "Gradients as complex numbers, their length replaced by its root (all edges count); 0 at the border"
     g = F.pad(torch.complex(v[:,1:-1,2:] - v[:,1:-1,:-2], v[:,2:,1:-1] - v[:,:-2,1:-1])/2, (1, 1, 1, 1))
     return g*(g.abs() + 1e-3).rsqrt()
 
@@ -177,7 +175,8 @@ class _Register:
 def _verify(d, register, ga, gb, a, b, bs=256, progress=False):
     "Register pairs, rows `a` of `ga` and `b` of `gb`: score, scale, dy, dx (pixels of 48), mirror (n,5)"
     out, order = torch.empty(len(a), 5), []
-    sim, w, mirror = (torch.cat(o) for o in zip(*(_place(d, ga[i], gb[j]) for i, j in zip(a.split(2048), b.split(2048)))))
+    parts = [_place(d, ga[i], gb[j]) for i, j in zip(a.split(2048), b.split(2048))]
+    sim, w, mirror = (torch.cat(o) for o in zip(*parts))
     size = torch.tensor(_windows)[w]
     for s in size[:,0].unique(): order += [(float(s), i) for i in (size[:,0] == s).nonzero()[:,0].split(bs)]
     for s, i in progress_bar(order, display=progress, leave=False):
@@ -188,14 +187,14 @@ def _verify(d, register, ga, gb, a, b, bs=256, progress=False):
     return out
 
 def _threshold(d, register, grey, others, floor):
-    "The score that random pairs exceed by chance at six standard deviations, at least `floor`"
+    "The score that random pairs exceed by chance at seven standard deviations, at least `floor`"
     n, m = len(grey), len(others)
     if n*m < 800: return floor
     a, b = (torch.randint(0, o, (1000,), generator=generator('random pairs', i)) for i, o in enumerate((n, m)))
     if grey is others: a, b = a[a != b], b[a != b]
     z = _verify(d, register, grey, others, a, b)[:,0].clamp(-.99, .99).atanh()      # Fisher's z is nearly normal
     q = z.quantile(torch.tensor([.5, .9]))
-    return min(.85, max(floor, math.tanh(q[0] + 6*(q[1] - q[0])/1.2816)))
+    return min(.85, max(floor, math.tanh(q[0] + 7*(q[1] - q[0])/1.2816)))
 
 # %% ../../nbs/data/09_near.ipynb #e0ea000d
 def _exact(x, y):
@@ -235,13 +234,13 @@ def _pairs(grey, others, threshold, k, progress):
             v[:,2:4] *= torch.stack([-1/v[:,1], (2*v[:,4] - 1)/v[:,1]], 1)
             v[:,1] = 1/v[:,1]
         parts.append(t[['a', 'b']].assign(**dict(zip(('score', 'scale', 'dy', 'dx', 'mirror'), v.T.numpy()))))
-    table = pd.concat(parts) if parts else table[['a', 'b']].assign(**dict.fromkeys(('score', 'scale', 'dy', 'dx', 'mirror'), 0.))
+    table = pd.concat(parts) if parts else table[['a', 'b']].assign(score=0., scale=1., dy=0., dx=0., mirror=False)
     return table[table.score > _threshold(d, register, grey, others, threshold)]
 
 # %% ../../nbs/data/09_near.ipynb #e0ea000e
 def near_duplicates(
     images,             # uint8 (n,c,h,w), tensor or array, or a `Dataset`
-    others=None,        # pairs of an image and one of these, such as synthetic and training images; None: of two `images`
+    others=None,        # `b` is one of these, such as training images beside synthetic `images`; None: one of `images`
     threshold:float=.6, # of the score; higher where even random pairs look alike, see below
     k:int=4,            # candidates for each image
     progress:bool=None  # show progress bars? None: for more than 2,000 images
@@ -259,29 +258,10 @@ def near_duplicates(
         found = _pairs(grey[0][ia], None if y is None else grey[1][ib], threshold, k, progress)
         found['a'], found['b'] = ia.numpy()[found.a], ib.numpy()[found.b]
         found['dy'] *= x.shape[2]/_side; found['dx'] *= x.shape[3]/_side
-    out = pd.concat([exact, found]).astype(dict(a=int, b=int, score=float, scale=float, dy=float, dx=float, mirror=bool))
+    out = pd.concat([exact, found]).astype(dict.fromkeys(found.columns, float) | dict(a=int, b=int, mirror=bool))
     return out.sort_values(['score', 'a', 'b'], ascending=[False, True, True], ignore_index=True)
 
 # %% ../../nbs/data/09_near.ipynb #e0ea0012
-def join_groups(
-    group,    # int64 (n,), such as those of exact copies or of subjects
-    *more,    # other groups (n,), or pairs: a table with columns `a` and `b`
-) -> torch.Tensor: # int64 (n,), numbered in the order of first appearance
-    "Join groups: images are in one group if any of the given groups or pairs connects them, directly or in a chain"
-    n = len(group)
-    a, b = [], []
-    for g in (group, *more):
-        if isinstance(g, pd.DataFrame): i, j = g.a.to_numpy(), g.b.to_numpy()
-        else:
-            first, inv = np.unique(np.asarray(g), return_index=True, return_inverse=True)[1:]
-            i, j = np.arange(n), first[inv]
-        a.append(i); b.append(j)
-    a, b = np.concatenate(a).astype(int), np.concatenate(b).astype(int)
-    label = connected_components(coo_array((np.ones(len(a), bool), (a, b)), (n, n)), directed=False)[1]
-    first, inv = np.unique(label, return_index=True, return_inverse=True)[1:]
-    return torch.from_numpy(first.argsort().argsort()[inv])
-
-# %% ../../nbs/data/09_near.ipynb #e0ea0015
 def plot_pairs(
     images,        # uint8 (n,c,h,w), or a `Dataset`: its labels are shown
     pairs,         # from `near_duplicates`

@@ -21,6 +21,7 @@ from ..cnn.learner import Evaluation, cnn_learner, evaluate, learning_problem, r
 from ..cnn.robustness import Robustness, evaluate_robustness, robustness_level
 from ..data.core import content_key, data_stage
 from ..data.dataset import Dataset
+from ..data.near import near_duplicates
 from ..data.rows import take
 from ..data.splits import (Splits, check_held_out, check_metric, check_no_leak, default_folds, default_metric,
                                    splits as split_data, subjects)
@@ -84,7 +85,9 @@ def stages(self:SplitRun) -> dict: # kind -> `Stage`, in the order in which they
     own = dict(vocab=p.vocab, split_seed=p.split_seed, real_share=p.real_share, leak=self.leak)
     if p.groups: own['groups'] = p.groups
     if self._folds != 1: own |= dict(folds=self._folds or 'auto', fold=p.fold)
-    s['parts'] = self._stage('parts', own, self._split, data=s['data'])
+    if p.copies == 'near' and not self.leak and p.data != 'faces':    # each face is drawn anew
+        s['copies'] = self._stage('copies', {}, self._find_copies, data=s['data'])
+    s['parts'] = self._stage('parts', own, self._split, data=s['data'], copies=s.get('copies'))
     if vector: s['features'] = self._features_stage(s['parts'])
     train, many = s['features'] if vector else s['parts'], dict(processes=p.processes) if p.processes > 1 else {}
     best, judge = p.gan_pick == 'best' and c['gan'], None
@@ -145,12 +148,21 @@ def _share(images, train, share, seed):
     return train[keep]
 
 @patch
+def _find_copies(self:SplitRun, stage):
+    "Work of the stage 'copies'"
+    pairs = near_duplicates(self.images)
+    y = self.images.y.numpy()
+    write_parquet(stage.file('pairs.parquet'), pairs)
+    return dict(pairs=len(pairs), labels_differ=int((y[pairs.a] != y[pairs.b]).sum()))
+
+@patch
 def _split(self:SplitRun, stage):
     "Work of the stage 'parts'"
     p, subject = self.p, None
     self.metric_of(self.images.y)
     if p.groups: subject = subjects(self.images, p.groups, p.path)
-    s = split_data(self.images, seed=p.split_seed, leak=self.leak, subject=subject, folds=self.folds, fold=p.fold)
+    near = pd.read_parquet(self._need('copies').file('pairs.parquet')) if 'copies' in self.stages else None
+    s = split_data(self.images, seed=p.split_seed, leak=self.leak, subject=subject, near=near, folds=self.folds, fold=p.fold)
     if not self.leak: check_no_leak(self.images, s)
     used = _share(self.images, s.train, self.p.real_share, self.p.split_seed)
     write_parquet(stage.file('parts.parquet'), s.table.assign(used=np.isin(np.arange(len(s.table)), used)))
