@@ -98,6 +98,7 @@ def stages(self:SplitRun) -> dict: # kind -> `Stage`, in the order in which they
     if c['pool']:
         own = dict(params_of(p, PoolParams), pool=p.pool and content_key(p.pool),
                    multiple=pool_multiple(p.ratio, p.how, p.classes) if c['gan'] else None)
+        if p.pool: own['copies'] = p.copies
         picky = judge if p.reject else None
         s['pool'] = self._stage('pool', own, self._make_pool, train=train, gan=s.get('gan'), judge=picky)
     own = params_of(p, MixParams) | dict(recipe=self.recipe.params, cnn_seed=p.cnn_seed)
@@ -286,6 +287,17 @@ def _filter(self:SplitRun):
 
 # %% ../../nbs/split/04_run.ipynb #ad7f7bc4
 @patch
+def _without_copies(self:SplitRun, pool):
+    "The images of `pool` that are no near copies of validation or test images; raises `BadInput` if a class has none"
+    pairs = near_duplicates(pool, self.holdout)
+    keep = torch.ones(len(pool), dtype=torch.bool)
+    keep[torch.tensor(pairs.a.tolist(), dtype=torch.int64)] = False
+    for c,n in zip(pool.vocab, pool.y[keep].bincount(minlength=pool.c)):
+        if not n: raise BadInput(f"All images of class {c!r} in the pool are near copies of validation or test images: "
+                                 "a pool is synthetic, give other images.")
+    return pool.subset(keep, near_copies_removed=int((~keep).sum()))
+
+@patch
 def _make_pool(self:SplitRun, stage):
     "Work of the stage 'pool'"
     p, how = self.p, self._filter()
@@ -295,6 +307,7 @@ def _make_pool(self:SplitRun, stage):
     else:
         (c, h, _), made_by = self.images.x.shape[1:], f'made elsewhere: {Path(p.pool).name}'
         pool = pool_from_folder(p.pool, self.images.vocab, h, c, made_by, self.images.x, p.out)
+        if p.copies == 'near': pool = self._without_copies(pool)
         if how: pool = filter_pool(pool, label_confidence(how['model'], pool), how['threshold'])
         pool = pool.subset(nested_order(pool.y, pool.c, p.pool_seed))
     pool.save(stage.path)
