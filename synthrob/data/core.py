@@ -20,7 +20,7 @@ from .files import (DAMAGE, FER_CLASSES, FER_USAGES, IMAGE_TYPES, decode_files, 
                                  list_files, list_images, open_tar, read_fer_csv, survey, torchvision_images)
 from .rows import DiskImages, blocks, hash_images, read_images
 from .sources import list_shards, lmdb_size, lsun_databases, lsun_images, parquet_columns, parquet_images
-from .splits import Splits, splits
+from .splits import Splits, default_folds, detectable, splits
 
 # %% auto #0
 __all__ = ['sources', 'FER_FIVE', 'Source', 'source', 'content_key', 'faces', 'fer2013', 'folder', 'own_size', 'lsun', 'parquet',
@@ -416,8 +416,9 @@ def _run(a):
     vocab = a.vocab and [o.strip() for o in a.vocab.split(',')]
     more = dict(name=name) if name else {}
     images = prepare(source, a.path, vocab=vocab, size=a.size, channels=a.channels, root=a.out, **more)
-    s = splits(images, seed=a.seed)
+    s = splits(images, seed=a.seed, folds=default_folds(images))
     print(describe(images, s, plot=bool(a.sheet)).to_string())
+    print(detectable(images, s))
     if a.sheet:
         with replacing(a.sheet) as t: plt.savefig(t, format=Path(a.sheet).suffix[1:], bbox_inches='tight', dpi=120)
     if a.table:
