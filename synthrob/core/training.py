@@ -13,9 +13,7 @@ from .basics import BadInput, generator, has_bf16, read_metadata, read_tensors, 
 from fastai.callback.core import Callback, CancelEpochException
 from fastai.callback.progress import ProgressCallback
 from fastai.learner import AvgSmoothLoss, Learner
-from fastcore.basics import IN_NOTEBOOK, patch
-from fastprogress import fastprogress
-from safetensors import safe_open
+from fastcore.basics import patch
 
 # %% auto #0
 __all__ = ['SeedEpochs', 'optimizer_tensors', 'load_optimizer', 'History', 'Checkpoint', 'Autocast', 'DeviceSmoothLoss',

@@ -15,7 +15,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from ..core.basics import BadInput, generator
 from .dataset import Dataset
 from .duplicates import duplicate_groups, flat
-from .sources import list_shards, parquet_columns
+from .sources import list_shards
 
 # %% auto #0
 __all__ = ['Splits', 'join_groups', 'subjects', 'subjects_hint', 'splits', 'check_no_leak', 'check_held_out', 'default_folds',
