@@ -420,10 +420,9 @@ def _run(a):
     vocab = a.vocab and [o.strip() for o in a.vocab.split(',')]
     more = dict(name=name) if name else {}
     images = prepare(source, a.path, vocab=vocab, size=a.size, channels=a.channels, root=a.out, **more)
-    s = splits(images, seed=a.seed)
+    s = splits(images, seed=a.seed, folds=default_folds(images))
     print(describe(images, s, plot=bool(a.sheet)).to_string())
-    folds = default_folds(images)
-    print(detectable(images, splits(images, seed=a.seed, folds=folds) if folds > 1 else s), subjects_hint(images) or '', sep='\n')
+    print('\n'.join(filter(None, [detectable(images, s), subjects_hint(images)])))
     if a.sheet:
         with replacing(a.sheet) as t: plt.savefig(t, format=Path(a.sheet).suffix[1:], bbox_inches='tight', dpi=120)
     if a.table:

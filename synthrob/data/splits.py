@@ -19,7 +19,7 @@ from .sources import list_shards, parquet_columns
 
 # %% auto #0
 __all__ = ['Splits', 'join_groups', 'subjects', 'subjects_hint', 'splits', 'check_no_leak', 'check_held_out', 'default_folds',
-           'default_metric', 'check_metric', 'detectable']
+           'default_metric', 'check_metric', 'difference_limit', 'detectable']
 
 # %% ../../nbs/data/08_splits.ipynb #cd0a5c67
 @dataclass
@@ -299,6 +299,23 @@ def _se(n, metric, vocab, seeds, sd, disagree=.1):
     else: inverse, one = sum(1/o for o in n)/len(n)**2, 1/min(n)/len(n)
     return (disagree*inverse + sd**2/seeds)**.5, (disagree*inverse)**.5, one
 
+def _tested(images, splits, metric):
+    "Images of each class by part, those tested in all folds, and the metric"
+    count = lambda i: images.y[i].bincount(minlength=images.c).tolist()
+    n = {k: count(getattr(splits, k)) for k in ('train','valid','test')}
+    metric = metric or default_metric(n['train'])
+    check_metric(metric, images.vocab)
+    return n, [sum(o) for o in zip(*n.values())] if splits.report.get('folds', 1) > 1 else n['test'], metric
+
+def difference_limit(
+    images:Dataset, # as given to `splits`
+    splits:Splits,  # one fold stands for all
+    metric:str=None # see `check_metric`; None: see `default_metric`
+) -> float: # a fraction of 1
+    "Return the difference that the test images show with any number of seeds, at best (see `detectable`)"
+    _, tested, metric = _tested(images, splits, metric)
+    return 2.8*_se(tested, metric, images.vocab, 1, 0)[1]
+
 def detectable(
     images:Dataset,   # as given to `splits`
     splits:Splits,    # one fold stands for all
@@ -306,13 +323,10 @@ def detectable(
     metric:str=None,  # see `check_metric`; None: see `default_metric`
     margin:float=.02, # difference that matters
     sd:float=.014     # of a difference between runs, without that of test images
-) -> str: # one line on the images, one on the smallest difference, one on remedies if it is above `margin`
+) -> str: # lines on the images, the smallest difference, remedies if it is above `margin`, names that look like subjects
     "Say what the test part can show: images of each class, the worth of one, the smallest difference it could find"
-    count = lambda i: images.y[i].bincount(minlength=images.c).tolist()
-    n = {k: count(getattr(splits, k)) for k in ('train','valid','test')}
-    k, metric = splits.report.get('folds', 1), metric or default_metric(n['train'])
-    check_metric(metric, images.vocab)
-    tested = [sum(o) for o in zip(*n.values())] if k > 1 else n['test']
+    n, tested, metric = _tested(images, splits, metric)
+    k = splits.report.get('folds', 1)
     se, least, one = _se(tested, metric, images.vocab, seeds, sd)
     points, name = lambda o: f'{100*o:.1f} points', metric.replace('_', ' ')
     each = (f"Cross-validation in {k} folds, as for few images (folds=1: one test part); this is fold "
@@ -321,12 +335,13 @@ def detectable(
     out = [f"{each}{parts}.",
            f"Tested {'in all folds' if k > 1 else 'images'}: {sum(tested):,}, of which one is up to {points(one)} of {name}. "
            f"With {seeds} seed{'s'*(seeds != 1)} a difference of {points(2.8*se)} can be found (probability 80 %, level "
-           f"5 %), or equivalence within {points(2.9*se)} shown, if two arms disagree on one image in ten and runs "
+           f"5 %) or equivalence within {points(2.9*se)} shown, if two arms disagree on one image in ten and runs "
            f"scatter by {points(sd)}; seeds alone reach {points(2.8*least)}."]
     if 2.8*se > margin:
         room = (margin/2.8)**2 - sd**2/seeds
         more = f'about {max(1, round(sum(tested)*least**2/room, -2)):,.0f}' if room > 0 else None
         cure = ('more seeds and more test images' if more is None else f'{more} test images of these class shares')
         few = f', or folds=5, which test all {sum(map(sum, n.values())):,}' if k == 1 and not (images.part == 'test').any() else ''
-        out.append(f"To find {points(margin)} takes {cure}{few}; longer training makes runs scatter less.")
+        out.append(f"To find {points(margin)} takes {cure}{few}; enough training steps make runs scatter less.")
+    if 'subject' not in splits.table and (hint := subjects_hint(images)): out.append(f'Subjects: {hint}')
     return '\n'.join(out)

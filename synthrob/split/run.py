@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from ..core.basics import (BadInput, default_device, hash_file, read_array, read_tensors, replacing, seeded,
                                   write_array, write_parquet, write_tensors)
 from ..core.distributed import distributed, launch, process_rank
-from ..core.stages import CHECKPOINT, Stage
+from ..core.stages import CHECKPOINT, Stage, discard_damaged
 from ..cnn.learner import Evaluation, cnn_learner, evaluate, learning_problem, recipe as cnn_recipe
 from ..cnn.robustness import Robustness, evaluate_robustness, robustness_level
 from ..data.core import content_key, data_stage
@@ -125,8 +125,8 @@ def _features_stage(self:SplitRun, parts):
 # %% ../../nbs/split/04_run.ipynb #0a9aa7e5
 @patch
 def _need(self:SplitRun, kind):
-    "The finished stage `kind`; raises `BadInput` if it is not made yet"
-    if not (s := self.stages[kind]).done:
+    "The finished stage `kind`, its files compared; raises `BadInput` if it is damaged or not made yet"
+    if not (s := self.stages[kind]).check():
         raise BadInput(f"{s.path} is not made yet: call `fit()`, or `make({kind!r})`.")
     return s
 
@@ -343,6 +343,11 @@ def _fit_classifier(self:SplitRun, folder):
     return learn
 
 @patch
+def _given(self:SplitRun):
+    "The parameters; `fold` among them only if there are folds"
+    return {k: v for k, v in asdict(self.p).items() if k != 'fold' or self.folds > 1}
+
+@patch
 def _train_classifier(self:SplitRun, stage):
     "Work of the stage 'split'"
     p, s, real = self.p, self.splits, self.part('train')
@@ -360,7 +365,7 @@ def _train_classifier(self:SplitRun, stage):
     leak = leak_worth(evs['test'], s.table.leaked.to_numpy()[s.test.numpy()])
     return dict(**{k: ev.to_dict() for k, ev in evs.items()}, history=learn.history, counts=counts,
                 steps=len(learn.dls.train)*learn.recipe.epochs, bs=learn.recipe.bs, epochs=learn.recipe.epochs,
-                given=asdict(p), splits=s.report, leak=leak, **(dict(problem=problem) if problem else {}),
+                given=self._given(), splits=s.report, leak=leak, **(dict(problem=problem) if problem else {}),
                 broken=self.images.about['broken'], pool=self.pool and self.stages['pool'].record)
 
 @patch
@@ -417,8 +422,11 @@ def problems(self:SplitRun) -> dict: # kind of stage, or 'judge' -> sentence
     return {name(s): r['problem'] for s in made if (r := s.record) and r.get('problem')}
 
 @patch
-def fit(self:SplitRun) -> SplitRun:
+def fit(self:SplitRun,
+    repair=False # make damaged stages, and what depends on them, again
+) -> SplitRun:
     "Make or find all stages of the experiment"
+    if repair: discard_damaged([o for s in self.stages.values() for o in s.upstream()])
     for s in self.stages.values(): s.make()
     return self
 
