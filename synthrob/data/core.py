@@ -146,7 +146,8 @@ def folder(
     "Read images from a folder or archive, `[part/]class/image`; raises `BadInput` without a path"
     if path is None:
         raise BadInput("data='folder' needs a path: give a folder or zip with one folder of images per class.")
-    if name not in (None, 'links'): raise BadInput(f"data='folder:{name}' is unknown: use 'folder', or 'folder:links'.")
+    if name not in (None, 'links'):
+        raise BadInput(f"data='folder:{name}' is unknown: use 'folder', or 'folder:links'.")
     links = name == 'links'
     size = size or own_size('folder', path, links) or 48
     def read(out):

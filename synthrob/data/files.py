@@ -4,7 +4,8 @@
 
 # %% ../../nbs/data/03_files.ipynb #09e19da0
 from __future__ import annotations
-import csv, gzip, inspect, io, json, lzma, math, os, re, shutil, stat, tarfile, tempfile, unicodedata, zipfile, zlib
+import csv, gzip, inspect, io, json, lzma, math, os, re, shutil, stat, tarfile, tempfile, unicodedata
+import zipfile, zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
@@ -133,7 +134,8 @@ def _tar_images(path, stamp):
                     raise BadInput(f"{path} holds the link {shown(m.name)}: put the image itself into the tar.")
                 is_image = m.isfile() and Path(name).suffix.lower() in IMAGE_TYPES and m.size <= MAX_BYTES
                 if is_image and (left := left - m.size) < 0:
-                    raise BadInput(f"{path} holds more than fits into {tempfile.gettempdir()}: unpack it, and give the folder.")
+                    raise BadInput(f"{path} holds more than fits into {tempfile.gettempdir()}: unpack it, and give the "
+                                   "folder.")
                 z.writestr(shown(name) + '/'*m.isdir(), t.extractfile(m).read() if is_image else b'')
     except DAMAGE as e: raise BadInput(f"{path} is truncated or damaged ({e}): download it again.") from None
     return out
@@ -236,7 +238,8 @@ def _same_labels(path, keys):
     "Return the labels of (part, label, folder above) as Unicode's form C, with one spelling across folders, and notes"
     forms, notes = {}, []
     plain = lambda o: unicodedata.normalize('NFC', o).casefold().strip()
-    for part, label, above in keys: forms.setdefault(plain(label), []).append((above, label, part in ('', 'train')))
+    for part, label, above in keys:
+        forms.setdefault(plain(label), []).append((above, label, part in ('', 'train')))
     names = {}
     for same, found in forms.items():
         pairs = sorted({o[:2] for o in found})
@@ -411,7 +414,8 @@ def survey(
                 with _alone: return side, int(np.asarray(_open_image(files.read(name))).max())
             return side, 0
         except Exception: return 0, 0
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as ex: found = [*ex.map(look, _spread(files.table.name, n or len(files)))]
+    names = _spread(files.table.name, n or len(files))
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as ex: found = [*ex.map(look, names)]
     sides, top = sorted(s for s, _ in found if s), max(d for _, d in found)
     sides = [sides[0], sides[len(sides)//2], sides[-1]] if sides else None
     return dict(sides=sides, bits=next((b for b in (8, 10, 12, 14) if top < 2**b), 16) if top else None)
@@ -518,7 +522,8 @@ def decode_blocks(
         bad = [o for o in broken if o[2] == k]
         refuse(f"the class {k!r} is lost, since all its images, {len(bad)}", bad)
     npy.close(True)
-    if broken: print(f"{path}: {len(broken)} of {total:,} images skipped ({few(broken)}{'; ...' if len(broken) > 3 else ''})")
+    if broken:
+        print(f"{path}: {len(broken)} of {total:,} images skipped ({few(broken)}{'; ...' if len(broken) > 3 else ''})")
     return table, [dict(name=name, reason=reason, label=label) for name,reason,label in broken]
 
 # %% ../../nbs/data/03_files.ipynb #121bb4fa
@@ -548,7 +553,8 @@ def _fer_image(row):
     "Return (class, usage, PIL image) of a row, a dict of text; raise `BrokenImage` if it cannot be used"
     if row is None: raise BrokenImage("has too few columns")
     emotion, usage = row['emotion'].strip(), row.get('usage', '').strip()
-    if not re.fullmatch(r'[0-7](\.0*)?', emotion): raise BrokenImage(f"has the emotion {emotion[:20]!r} instead of 0 to 7")
+    if not re.fullmatch(r'[0-7](\.0*)?', emotion):
+        raise BrokenImage(f"has the emotion {emotion[:20]!r} instead of 0 to 7")
     if usage not in ('', *FER_USAGES): usage = part_of(usage) or usage
     if usage not in ('', *FER_USAGES, 'train', 'valid', 'test'):
         raise BrokenImage(f"has the Usage {usage[:20]!r} instead of {', '.join(FER_USAGES)}")
@@ -583,7 +589,8 @@ def _fer_rows(stream):
         while line := stream.readline(MAX_LINE + 1):
             if len(line) > MAX_LINE: raise csv.Error(f"a line has more than {MAX_LINE:,} bytes")
             yield line.decode('utf-8', 'replace')
-    head = [o.strip('\ufeff ').lower() for o in next(csv.reader([stream.readline(MAX_LINE).decode('utf-8', 'replace')]), [])]
+    first = stream.readline(MAX_LINE).decode('utf-8', 'replace')
+    head = [o.strip('\ufeff ').lower() for o in next(csv.reader([first]), [])]
     if {'usage', 'image name', 'contempt'} <= set(head):
         raise BadInput("This CSV holds the labels of FER+ only, without pixels: give fer2013.csv, which has both.")
     rows, bad = [], 0
@@ -592,7 +599,8 @@ def _fer_rows(stream):
             label, usage, im = _fer_image(dict(zip(head, line)) if len(line) >= len(head) else None)
             rows.append((f'{usage or "row"}_{i}', label, usage, im))
         except BrokenImage as e: rows.append((f'row {i+1:,}', '', '', e)); bad += 1
-        if bad > max(1000, .01*len(rows)): raise csv.Error(f"{bad:,} of the first {len(rows):,} rows: row {i+1:,} {rows[-1][3]}")
+        if bad > max(1000, .01*len(rows)):
+            raise csv.Error(f"{bad:,} of the first {len(rows):,} rows: row {i+1:,} {rows[-1][3]}")
         if len(rows) > 2_000_000: raise csv.Error("it has more than 2 million rows")
     return rows
 
