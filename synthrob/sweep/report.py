@@ -158,7 +158,7 @@ def headline(row,        # of `conclude`
         equivalent=f"Equivalent: {arm} changed the {what} of {net} by {points(d)} points {interval}, less than the "
                    f"equivalence margin of {m} points.",
         undecided=f"{begin} by {points(d)} points {interval}. This shows neither a difference nor equivalence within "
-                  f"{m} points" + f", corrected for the choice among {row.among} arms"*(row.get('among', 1) > 1) + '.'
+                  f"{m} points" + f", corrected for the choice among {row.among} arms"*bool(row.get('among', 1) > 1) + '.'
     )[row.verdict]
 
 # %% ../../nbs/sweep/07_report.ipynb #07f258a9
@@ -187,7 +187,7 @@ def _about_seeds(frame, table, alpha):
     gans, n = (int(syn[k].max()) if len(syn) else 0 for k in ('gan_seeds', 'cnn_seeds'))
     if gans == 1 and syn.pool.notna().all():
         yield "All synthetic images come from one pool that was made elsewhere; the verdicts are about that pool."
-    elif gans == 1 and (syn.folds == 1).all():
+    elif gans == 1 and (syn.n_folds == 1).all():
         yield ("All synthetic images come from one trained GAN. The verdicts are about that GAN; training with another "
                "seed may give a better or a worse one.")
     if 0 < n < (least := min_seeds(alpha)):
@@ -225,7 +225,7 @@ def limits(frame,    # from `results`, of one setting
     n, metric = int(frame[(frame.metric == 'accuracy') & (frame.part == 'test')].n.max()), metric_name(table.metric.iloc[0])
     return [*_about_runs(frame), *_about_seeds(frame, table, alpha), *_about_arms(table),
             "Intervals cover the choice of images, each tested in one of the folds; nothing here holds for images of another "
-            "kind." if table.folds.max() > 1 else
+            "kind." if table.n_folds.max() > 1 else
             f"Intervals in figures and tables describe repeated training, evaluated on these {n:,} test images. Only "
             "the sentence that includes the choice of test images holds for other images of the same kind; nothing "
             "here holds for images of another kind.",
@@ -507,7 +507,7 @@ def image_differences(pairs,  # one of `paired_runs`, on the metric
 # %% ../../nbs/sweep/07_report.ipynb #8f053495
 def _for_other_images(frame, r, alpha):
     "The interval of the arm `r` including the choice of test images, if the predictions can be read"
-    if r.folds > 1 or r.cnn_seeds < min_seeds(alpha) or 'root' not in frame.attrs or r.metric not in list(_metrics)[:2]: return
+    if r.n_folds > 1 or r.cnn_seeds < min_seeds(alpha) or 'root' not in frame.attrs or r.metric not in list(_metrics)[:2]: return
     same = lambda a, b: a == b or (pd.isna(a) and pd.isna(b))
     pairs = next(p for p in paired_runs(frame, r.metric) if all(same(v, r[k]) for k, v in p.arm.items()))
     try: x = image_differences(pairs, frame.attrs['root'], r.metric)
@@ -550,7 +550,7 @@ def _verdict_part(frame, table, margin, alpha):
         small = []
         if r.among > 1 and r.cnn_seeds >= min_seeds(alpha): small += [f"The ratio was chosen on validation images among {r.among} arms; its p is corrected for that."]
         if r.verdict in ('better', 'worse', 'equivalent', 'undecided') and r.cnn_seeds >= min_seeds(alpha):
-            runs = f'{r.folds} folds x '*(r.folds > 1) + f'{r.gan_seeds} GAN x {r.cnn_seeds//r.folds} classifier seeds'
+            runs = f'{r.n_folds} folds x '*(r.n_folds > 1) + f'{r.gan_seeds} GAN x {r.cnn_seeds//r.n_folds} classifier seeds'
             small.append(f"{runs}; p of no difference {_p(r.p)}, of a difference beyond the margin {_p(r.p_equivalence)}; the "
                          f"arm is better in {_pct(r.improvement)} % of all pairs of runs.")
             if r.verdict == 'undecided' and r.p_alone <= alpha < r.p:
@@ -568,7 +568,7 @@ def _bar(jobs, progress): return progress_bar(jobs, leave=False) if progress els
 def _tables(frame, table, margin, alpha, progress, most=12):
     "`conclude`'s table, `differences` of every other metric and of the recall of at most `most` classes; a remark on omitted classes"
     have, top, own = set(frame[frame.part == 'test'].metric.unique()), table[table.headline], table.metric.iloc[0]
-    metrics = [m for m in _metrics if m in have | {'balanced_accuracy'} and m not in (own, 'recall')]
+    metrics = [m for m in _metrics if m in have and m not in (own, 'recall')]
     jobs = [(m, {}) for m in metrics] + [('recall', dict(class_=k)) for k in frame['class'].dropna().unique()]
     done = [differences(frame, m, 'test', margin, alpha, **more) for m, more in _bar(jobs, progress)]
     recalls = {more['class_']: t for (_, more), t in zip(jobs, done) if more}
@@ -671,6 +671,7 @@ def report(runs='runs',   # folder of the runs, or a table from `results`
     if not 0 < alpha <= .5: raise BadInput(f"alpha={alpha} is out of range: choose a level below .5, usually .05.")
     frame = runs if isinstance(runs, pd.DataFrame) else results(runs, cells, **where)
     margin = declared_margin(frame, margin)
+    if metric: declared_metric(frame, metric)
     paired_runs(frame)                                                   # raises if there is nothing to compare
     sentences, tables, parts = [], [], [H1('synthrob report: do synthetic images help?')]
     if frame.simulated.any(): parts.append(P('These runs are simulated: nothing was trained.', cls='warn'))

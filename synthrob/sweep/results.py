@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
 from scipy.special import ndtr, ndtri
 from ..core.basics import BadInput, check_name, hash_of, read_json, write_json, write_parquet
-from ..core.stages import Stage, read_record, versions
+from ..data.splits import default_metric
+from ..core.stages import Stage, versions
 from ..split.params import SplitParams, idle_params, names_by_role
 from .stats import corrected, decide, joint_p, verdict
 
@@ -153,7 +154,8 @@ def _params(r, made):
     p = SplitParams(**{k: v for k, v in g.items() if k in _types})
     row = {k: getattr(p, k) for k in (*SETTING, *SYNTHESIS, *CLASSIFIER, *ARM, *SEEDS) if k in _types}
     row |= dict.fromkeys(set(row) & set(idle_params(p)))
-    row['fold'] = g.get('fold')
+    many = (g.get('folds') or 1) > 1 or (g.get('fold') or 0) > 0         # one test part is no cross-validation
+    row |= dict(fold=g['fold'] if many else None) | ({} if many or 'folds' not in row else dict(folds=None))
     of, train = made.get(r['inputs'].get('pool'), {}), r['inputs']['train']
     row |= dict(features_hash=train if made.get(train, {}).get('kind') == 'features' else None,
                 gan_hash=of.get('inputs', {}).get('gan'), pool_hash=r['inputs'].get('pool'))
@@ -194,10 +196,11 @@ def _records(root, kind):
     "Readable records in `root/kind`, and the number of others by reason"
     found, skipped = [], dict(unfinished=0, damaged=0)
     for d in sorted(p for p in (root/kind).glob('*') if p.is_dir()):
-        try: r = read_record(d)
-        except BadInput: skipped['damaged'] += 1; continue
-        if r is None: skipped['unfinished'] += 1
-        else: found.append(r)
+        try: r = read_json(d/'record.json')
+        except FileNotFoundError: skipped['unfinished'] += 1; continue
+        except (OSError, ValueError): r = None
+        if isinstance(r, dict) and r.get('hash') == d.name: found.append(r)
+        else: skipped['damaged'] += 1
     return found, skipped
 
 def _robustness(root, runs, level):
@@ -216,7 +219,6 @@ def _robustness(root, runs, level):
     key = max(found, key=lambda k: (len(by_level[k]), k[1] == 'full'), default=(None, None))
     for run, r in by_level.get(key, {}).items():
         try:
-            read_record(root/'robustness'/r['hash'], [f'{o}.parquet' for o in tables])
             read = {o: _read_table(root/'robustness'/r['hash']/f'{o}.parquet', run) for o in tables}
             scalars = {**(r.get('clean') or {}), **(r.get('summary') or {})}
             numbers += [(run, k, float(v), 'test') for k, v in scalars.items() if isinstance(v, (int, float))
@@ -404,7 +406,7 @@ def _trouble(base, arm):
     "Why there is no verdict on these runs, from the problems of each; '' if there are none"
     for name, o in dict(baselines=base, runs=arm).items():
         found = o[o != ''].tolist()
-        if found: return f'{len(found)} of {o.size} {name}: {max(found, key=found.count)}'
+        if found: return f'{len(found)} of {o.size} {name} failed. {max(found, key=found.count)}'
     return ''
 
 # %% ../../nbs/sweep/06_results.ipynb #d8863384
@@ -475,7 +477,7 @@ def _judge(pairs, margin, alpha, lower=False):
     rows, by_shape = [], {}
     for i, p in enumerate(pairs):
         row = p.arm | dict(gan_seeds=len(p.gan_seeds), cnn_seeds=len(p.cnn_seeds), pairs=len(p), missing=len(p.missing),
-                           folds=p.folds, problem=p.problem)
+                           n_folds=p.folds, problem=p.problem)
         if len(p):
             d = p.value.ravel()[:, None] - p.base
             row |= dict(baseline=p.base.mean(), value=p.value.mean(), diff=p.diffs.mean(),
@@ -484,7 +486,7 @@ def _judge(pairs, margin, alpha, lower=False):
         if len(p.cnn_seeds) > 1 and not p.problem: by_shape.setdefault((p.folds > 1, p.diffs.shape), []).append(i)
     tests = ['low', 'high', 'p', 'p_equivalence']
     t = pd.DataFrame(rows).reindex(columns=(
-        *SETTING, *CLASSIFIER, *ARM, 'folds', 'gan_seeds', 'cnn_seeds', 'pairs', 'missing', 'problem', 'baseline', 'value',
+        *SETTING, *CLASSIFIER, *ARM, 'n_folds', 'gan_seeds', 'cnn_seeds', 'pairs', 'missing', 'problem', 'baseline', 'value',
         'diff', 'improvement', 'singles', *tests, 'verdict', *SYNTHESIS)).astype(dict(verdict=object))
     turned = dict(better='worse', worse='better') if lower else {}
     for (folds, _), at in by_shape.items():                  # arms with as many seeds in one call, for speed
@@ -523,7 +525,7 @@ def declared_metric(frame,      # from `results`
         if found: return found[0]
         f = frame[frame.metric == 'support']
         n = f[f.part == ('train' if (f.part == 'train').any() else 'test')].groupby('class', observed=True).value.max()
-        return 'balanced_accuracy' if len(n) and n.max() > 1.5*n.min() else 'accuracy'
+        return default_metric(n.tolist()) if len(n) else 'accuracy'
     name, _, c = metric.partition(':')
     check_name(name, ['accuracy', 'balanced_accuracy', 'macro_f1', 'recall'], f"There is no metric {name!r} to declare")
     if name == 'recall': check_name(c, frame['class'].dropna().unique().tolist(), f"There is no class {c!r}")
