@@ -11,7 +11,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt, pandas as pd
 import torch
 from torch import Tensor
-from ..core.basics import BadInput, generator, read_tensors, replacing, write_tensors
+from ..core.basics import BadInput, generator, read_metadata, read_tensors, replacing, write_tensors
 from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler, SchedCos, SchedNo, combine_scheds
 from fastai.data.core import DataLoaders
@@ -20,7 +20,6 @@ from fastai.optimizer import OptimWrapper
 from fastcore.basics import patch
 from fastprogress.fastprogress import progress_bar
 from IPython.display import display
-from safetensors import safe_open
 
 from ..core.distributed import DistributedLearner
 from ..core.training import Checkpoint, History, SeedEpochs, no_sync
@@ -45,7 +44,7 @@ def gan_learner(data,           # training `Dataset`, or `DataLoaders` of which 
     r = gan_recipe(arch, **changes)
     dls = data
     if not isinstance(data, DataLoaders):
-        dls = device_dls(data, bs=batch_size(r.bs, len(data)), seed=seed, device=device)
+        dls = device_dls(data, bs=batch_size(r.bs, 4*len(data)), seed=seed, device=device)
     xb, yb = dls.one_batch()
     shape = (xb.shape[-1], xb.shape[1]) if xb.ndim == 4 else (xb.shape[1], 0)
     model = GAN(*shape, dls.c, r.nz, r.nf, seed, net=r.net, attention=r.attention, per_class=r.per_class)
@@ -230,6 +229,6 @@ def load_gan(path,        # a file that `save_gan` wrote
              device='cpu' # of its nets
             ) -> GAN:
     "Read the GAN that `save_gan` wrote, in eval mode"
-    with safe_open(path, 'pt') as f: gan = GAN(**{k: json.loads(v) for k, v in f.metadata().items() if k != 'format'})
+    gan = GAN(**{k: json.loads(v) for k, v in read_metadata(path).items()})
     gan.load_state_dict(read_tensors(path))
     return gan.to(device).eval()

@@ -55,6 +55,8 @@ class DataParams:
     channels: int = param(None, "1 or 3; None: as in the data", options=(1, 3))
     real_share: float = param(1., "share of the real training images that is used: 0.1 simulates scarcity", .001, 1)
     split_seed: int = param(42, "seed of the validation part and of the order in which real images leave", 0, 2**31)
+    copies: str = param('near', "copies that stay in one part: 'near' (cropped, scaled, mirrored, ...) or 'exact'",
+                        options=('exact', 'near'))
     groups: str = param(None, "subjects that stay in one part: pattern on file names '(p[0-9]+)_', 'folder', 'column:NAME'")
     folds: int = param(None, "folds of a cross-validation; 1: one test part; None: 5 if a class has few test images", 0, 100, role='run')
     fold: int = param(0, "which fold is tested, 0 to folds - 1", 0, 99, role='seed')
