@@ -369,8 +369,9 @@ def _fit_classifier(self:SplitRun, folder):
 
 @patch
 def _given(self:SplitRun):
-    "The parameters; `fold` among them only if there are folds"
-    return {k: v for k, v in asdict(self.p).items() if k != 'fold' or self.folds > 1}
+    "The parameters, with the number of folds; `fold` only if there are several"
+    many = self.folds > 1
+    return {k: v for k, v in asdict(self.p).items() if k != 'fold' or many} | (dict(folds=self.folds) if many else {})
 
 @patch
 def _train_classifier(self:SplitRun, stage):
