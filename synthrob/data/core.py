@@ -58,13 +58,15 @@ def content_key(
     stats = {k: os.stat(p) for k,p in sorted(files.items())}
     state = hash_of([[k, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for k,s in stats.items()])
     at, kept = str(path.resolve()), Path(keep)/'content.json' if keep else None
-    try: known = read_json(kept) if kept else {}
-    except (OSError, ValueError): known = {}
-    if known.get(at, [None])[0] == state: return known[at][1]
+    try: known = dict(read_json(kept)) if kept else {}
+    except (OSError, ValueError, TypeError): known = {}
+    entry = lambda key: [state, key, hash_of([at, state, key])]     # with a checksum: a wrong key names a wrong folder
+    found = known.get(at)
+    if isinstance(found, list) and len(found) == 3 and found == entry(found[1]): return found[1]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as ex: hashes = [*ex.map(lambda k: hash_file(files[k]), stats)]
     key = hash_of([*zip(stats, hashes)]) if path.is_dir() else hashes[0]
     if kept:
-        with contextlib.suppress(OSError): write_json(kept, known | {at: [state, key]})   # a read-only disk
+        with contextlib.suppress(OSError): write_json(kept, known | {at: entry(key)})   # a read-only disk
     return key
 
 # %% ../../nbs/00_data.ipynb #7150d7d2

@@ -136,7 +136,8 @@ def sweep(spec=None,     # a YAML file, a grid, or a list of grids; without rati
     for k in given: check_name(k, [*axes(), *_settings, *_switches], f"There is no parameter {k!r}")
     grids, settings = read_spec(spec) if isinstance(spec, (str, os.PathLike)) else grids_of(spec or {})
     own = {k: v for k, v in given.items() if k in axes()}
-    o = {k: v[0] for k, v in _settings.items()} | dict(dry_run=dry_run, retry=retry, repair=repair, kernel=False) | settings | {
+    switches = dict(dry_run=dry_run, retry=retry, repair=repair, kernel=False)
+    o = {k: v[0] for k, v in _settings.items()} | switches | settings | {
         k: v for k, v in given.items() if k not in own and v is not None}
     _check_settings(o)
     grids = [{**g, **own} for g in grids]
