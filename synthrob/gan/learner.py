@@ -45,7 +45,7 @@ def gan_learner(data,           # training `Dataset`, or `DataLoaders` of which 
     r = gan_recipe(arch, **changes)
     dls = data
     if not isinstance(data, DataLoaders):
-        dls = device_dls(data, bs=batch_size(r.bs, len(data)), seed=seed, device=device)
+        dls = device_dls(data, bs=batch_size(r.bs, 4*len(data)), seed=seed, device=device)
     xb, yb = dls.one_batch()
     shape = (xb.shape[-1], xb.shape[1]) if xb.ndim == 4 else (xb.shape[1], 0)
     model = GAN(*shape, dls.c, r.nz, r.nf, seed, net=r.net, attention=r.attention, per_class=r.per_class)
