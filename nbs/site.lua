@@ -68,7 +68,7 @@ function Table(el)
     local right = true
     for _, row in ipairs(rows) do
       local t = text(row, j)
-      right = right and (t == '' or t:match('^[+-−]?[%d.,]+') ~= nil or t == 'NaN' or t == 'nan')
+      right = right and (t == '' or t:match('^[+%-−]*[%d.,]+%s?%%?$') ~= nil or t == 'NaN' or t == 'nan')
     end
     el.colspecs[j][1] = right and 'AlignRight' or 'AlignLeft'
   end

@@ -48,7 +48,7 @@ def flat(p): p.mkdir(); [photo().save(p/f'{c}.{i}.png') for c in 'ab' for i in r
 def grey_as_rgb(p): fill(p, ext='jpg', make=lambda: photo().convert('RGB'))
 def inner_links(p): fill(p); [(p/'b'/f'{i}x.png').symlink_to(p/'a'/f'{i}.png') for i in range(2)]
 
-@pytest.mark.parametrize('make, counts, left_out', [
+@pytest.mark.parametrize('make, counts, ignored', [
     (masks, {'a': 6, 'b': 6}, {('a', 'mask'): 6, ('b', 'mask'): 6}), (mask_folders, {'a': 6, 'b': 6}, {('', 'mask'): 12}),
     (masks_in_classes, {'a': 6, 'b': 6}, {('', 'mask'): 12}), (nas, {'a': 6, 'b': 6}, {('a', '@eaDir'): 6, ('', '@eaDir'): 12, ('', 'Thumbs.db'): 1}),
     (doubled, {'a': 12, 'b': 12}, {('', 'second copy'): 24}), (unread, {'a': 6, 'b': 6}, {('b', '.heic is not read'): 3, ('a', '.dcm is not read'): 1}),
@@ -56,14 +56,14 @@ def inner_links(p): fill(p); [(p/'b'/f'{i}x.png').symlink_to(p/'a'/f'{i}.png') f
     (nested_parts, {'a': 12, 'b': 12}, {}), (spelling, {'a': 12, 'b': 12}, {}), (unicode_forms, {'a': 12, 'joyé': 12}, {}),
     (no_utf8, {'a': 6, 'b': 6}, {}), (flat, {'a': 6, 'b': 6}, {}), (grey_as_rgb, {'a': 6, 'b': 6}, {}), (inner_links, {'a': 6, 'b': 8}, {})],
     ids=lambda o: getattr(o, '__name__', ''))
-def test_folders(tmp_path, make, counts, left_out, capsys):
-    "Classes, counts and what was left out, by class and reason; said so by `describe`; the same from a zip and a tar"
+def test_folders(tmp_path, make, counts, ignored, capsys):
+    "Classes, counts and what was ignored, by class and reason; said so by `describe`; the same from a zip and a tar"
     p = tmp_path/'my set'; make(p)
     images = read(p)
     got = images.counts()
     assert got['all' if 'all' in got else 'n'].to_dict() == counts and images.x.shape[1] == 1
-    found = images.about['found']['left_out']
-    assert len(found) == len(left_out) and all(sum(o['n'] for o in found if o['label'] == k and why in o['reason']) == n for (k, why), n in left_out.items()), found
+    found = images.about['found']['ignored']
+    assert len(found) == len(ignored) and all(sum(o['n'] for o in found if o['label'] == k and why in o['reason']) == n for (k, why), n in ignored.items()), found
     capsys.readouterr(); images.describe(plot=False); told = capsys.readouterr().out
     assert all(o['reason'] in told for o in found)
     if make in (no_utf8, inner_links): return
@@ -219,14 +219,14 @@ def dictionary(p):
     (long_line, 'a.csv.gz', 'fer2013', 'a line has more than 65,536 bytes'), (bad_rows, 'a.csv.gz', 'fer2013', 'of the first 1,001 rows'),
     (long_name, 'a.tar.gz', 'fer2013', 'a name or header of 1,000,000,000 bytes'), (dictionary, 'a.parquet', 'parquet', None)], ids=lambda o: getattr(o, '__name__', ''))
 def test_bounds(tmp_path, make, name, data, say):
-    "In a process of its own: at most 1.5 GB more than the libraries, and 30 s"
+    "In a process of its own: at most 1.5 GB more than the libraries, and 30 s of the processor"
     make(tmp_path/name)
     code = f"""import sys, resource, time; from synthrob.data.core import prepare; from synthrob.core.basics import BadInput
 top = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-a, t = top(), time.time()
+a, t = top(), time.process_time()
 try: said = len(prepare({data!r}, {str(tmp_path/name)!r}, size=32, root={str(tmp_path/'runs')!r}))
 except BadInput as e: said = e
-print('', (top() - a)>>10, round(time.time() - t, 1), said, sep='\\n')"""
+print('', (top() - a)>>10, round(time.process_time() - t, 1), said, sep='\\n')"""
     r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
     assert r.returncode == 0, r.stderr[-2000:]
     mib, seconds, said = r.stdout.strip().splitlines()[-3:]

@@ -12,11 +12,10 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 import torch
-from ..core.basics import (BadInput, generator, hash_array, hash_of, read_json, read_tensors, write_json,
+from ..core.basics import (BadInput, generator, hash_array, hash_of, read_json, read_metadata, read_tensors, write_json,
                                   write_parquet, write_tensors)
 from fastcore.basics import patch
 from fastprogress.fastprogress import progress_bar
-from safetensors import safe_open
 from scipy.stats import t as student_t
 
 from .attacks import Predictor, _wilson, attack, plot_attack_curves
@@ -138,7 +137,7 @@ class _Steps:
         self.file = None if path is None else Path(path)/'partial.safetensors'
         self.about, self.every, self.rows, self.tensors, self.written = about, every, {}, {}, time.monotonic()
         if self.file and self.file.exists():
-            with safe_open(self.file, 'pt') as f: meta = {k: json.loads(v) for k, v in f.metadata().items()}
+            meta = {k: json.loads(v) for k, v in read_metadata(self.file).items()}
             _check_same(meta['about'], about, self.file)
             self.rows, self.tensors = meta['rows'], read_tensors(self.file)
 

@@ -4,18 +4,39 @@
 
 # %% ../../nbs/core/01_basics.ipynb #b3ba9ce5
 from __future__ import annotations
-import contextlib, difflib, hashlib, json, math, os, random, secrets, warnings
+import contextlib, difflib, errno, hashlib, json, math, os, random, secrets, warnings
 from pathlib import Path
-import numpy as np, pandas as pd, torch
+import numpy as np, pandas as pd, torch, xxhash
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 # %% auto #0
 __all__ = ['BadInput', 'check_name', 'hash_of', 'hash_file', 'hash_array', 'replacing', 'write_json', 'read_json',
-           'write_parquet', 'write_tensors', 'read_tensors', 'write_array', 'read_array', 'default_device', 'has_bf16',
-           'generator', 'seeded']
+           'write_parquet', 'write_tensors', 'read_metadata', 'read_tensors', 'write_array', 'read_array',
+           'default_device', 'has_bf16', 'generator', 'seeded']
 
 # %% ../../nbs/core/01_basics.ipynb #3fdaa14a
 warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated', category=FutureWarning)
+
+# %% ../../nbs/core/01_basics.ipynb #a1b0c704
+import sys, time
+from fastcore.basics import IN_NOTEBOOK
+from fastprogress import fastprogress
+
+# %% ../../nbs/core/01_basics.ipynb #a1b0c702
+_last_line = [time.monotonic()]                     # when a bar last wrote one
+def _log_line(bar, val, text):
+    "Write the state of a bar as a line, at most once a minute"
+    if not bar.display or time.monotonic() - _last_line[0] < 60: return
+    _last_line[0] = time.monotonic()
+    print(f'{bar.prefix} {text}'.strip(), flush=True)
+
+def _bars_as_lines():
+    "Turn the bars of a console into lines"
+    bar = fastprogress.ConsoleProgressBar
+    fastprogress.NO_BAR, bar.fill, bar.on_update = True, '', _log_line
+
+if not (IN_NOTEBOOK or getattr(sys.stdout, 'isatty', bool)()): _bars_as_lines()
 
 # %% ../../nbs/core/01_basics.ipynb #d19b24df
 class BadInput(ValueError):
@@ -78,19 +99,44 @@ def hash_array(
     return h.hexdigest()[:16]
 
 # %% ../../nbs/core/01_basics.ipynb #5eced160
+class _NotWritten(BadInput, OSError): "A file could not be written, for want of space or permission"
+
+def _why_not_written(e):
+    "Say why a file could not be written, None if the exception `e` means something else; numpy has no error number"
+    if (getattr(e, 'errno', None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or
+        any(o in str(e) for o in ('No space left', 'Disk quota', 'File too large', 'requested and'))):
+        return 'no space left (disk, quota or limit of file size): free some and start again'
+    if getattr(e, 'errno', None) in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return f'{e.strerror}: choose another folder (out), or ask for the right to write there'
+
+def _sync_folder(path):
+    "Flush the entries of a folder to the disk, where the system can"
+    with contextlib.suppress(OSError):
+        fd = os.open(path, os.O_RDONLY)
+        try: os.fsync(fd)
+        finally: os.close(fd)
+
 @contextlib.contextmanager
 def replacing(
     path # the file to write; its folder is created if missing
 ):
     "Yield a temporary path that replaces `path` if the block succeeds; else `path` stays as it is"
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp')
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tmp.touch()
+        mode = tmp.stat().st_mode & 0o777           # that of the umask; safetensors would leave 600
         yield tmp
         with open(tmp, 'rb+') as f: os.fsync(f.fileno())
+        tmp.chmod(mode)
         os.replace(tmp, path)
-    finally: tmp.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+    except (OSError, SafetensorError) as e:
+        if (why := _why_not_written(e)) is None: raise
+        raise _NotWritten(f"{path} cannot be written, {why}.") from e
+    finally:
+        with contextlib.suppress(OSError): tmp.unlink()
 
 # %% ../../nbs/core/01_basics.ipynb #4a5e8639
 def _plain(x):
@@ -123,21 +169,44 @@ def write_parquet(
     "Write a table, atomically"
     with replacing(path) as t: df.to_parquet(t)
 
+def _tensors_sum(tensors, metadata):
+    h = xxhash.xxh3_128(json.dumps(metadata, sort_keys=True).encode())
+    for k, v in sorted(tensors.items()):
+        h.update(f'{k} {v.dtype} {tuple(v.shape)}'.encode())
+        h.update(v.reshape(-1).view(torch.uint8).numpy())
+    return h.hexdigest()
+
 def write_tensors(
     path,              # the file; its folder is created if missing
     tensors:dict,      # name -> tensor, from any device
     metadata:dict=None # name -> text
 ):
-    "Write tensors as safetensors, atomically"
-    with replacing(path) as t:
-        save_file({k: v.detach().cpu().contiguous() for k,v in tensors.items()}, t, metadata=metadata)
+    "Write tensors and their checksum as safetensors, atomically"
+    tensors, meta = {k: v.detach().cpu().contiguous() for k,v in tensors.items()}, metadata or {}
+    with replacing(path) as t: save_file(tensors, t, metadata={**meta, 'checksum': _tensors_sum(tensors, meta)})
+
+def read_metadata(
+    path # a safetensors file
+) -> dict: # name -> text
+    "Return the metadata given to `write_tensors`; raise `BadInput` if the file is damaged"
+    try:
+        with safe_open(path, 'pt') as f: meta = f.metadata() or {}
+    except SafetensorError: raise BadInput(f"{path} is damaged: delete it to make it again.") from None
+    return {k: v for k,v in meta.items() if k not in ('checksum', 'format')}
 
 def read_tensors(
-    path,        # a safetensors file
-    device='cpu' # device of the tensors
-) -> dict:       # name -> tensor
-    "Read a safetensors file"
-    return load_file(path, device=str(device))
+    path,         # a safetensors file
+    device='cpu', # device of the tensors
+    strict=False  # raise for a file without a checksum, too, such as one that synthrob did not write
+) -> dict:        # name -> tensor
+    "Read a safetensors file; raise `BadInput` if it is damaged"
+    meta, error = read_metadata(path), BadInput(f"{path} is damaged: delete it to make it again.")
+    try:
+        tensors = load_file(path)
+        with safe_open(path, 'pt') as f: known = (f.metadata() or {}).get('checksum')
+    except SafetensorError: raise error from None
+    if (known or strict) and known != _tensors_sum(tensors, meta): raise error
+    return {k: v.to(device) for k,v in tensors.items()}
 
 # %% ../../nbs/core/01_basics.ipynb #455e69f0
 def write_array(

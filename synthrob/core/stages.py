@@ -4,18 +4,18 @@
 
 # %% ../../nbs/core/02_stages.ipynb #1e9eb377
 from __future__ import annotations
-import contextlib, json, platform, re, time
+import contextlib, errno, json, platform, re, shutil, time
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-import numpy as np, torch
-from filelock import FileLock, Timeout
+import numpy as np, torch, xxhash
+from filelock import FileLock, SoftFileLock, Timeout
 from fastcore.basics import patch
 from .. import __version__
-from .basics import BadInput, default_device, has_bf16, hash_of, read_json, write_json
+from .basics import BadInput, default_device, has_bf16, hash_of, read_json, read_tensors, write_json
 
 # %% auto #0
-__all__ = ['CHECKPOINT', 'Stage', 'now', 'versions', 'device_name']
+__all__ = ['CHECKPOINT', 'Stage', 'now', 'versions', 'device_name', 'file_sum', 'record_sum', 'read_record', 'discard_damaged']
 
 # %% ../../nbs/core/02_stages.ipynb #6e6ab7da
 CHECKPOINT = 'checkpoint.safetensors'   # in the folder of an unfinished stage; deleted once the record is written
@@ -28,7 +28,7 @@ class Stage:
         work=None,        # work(stage) writes to `stage.path` and returns a dict for the record
         inputs:dict=None, # name -> `Stage`; None values are dropped
         version:int=1,    # raise it when the same parameters come to mean another result
-        out='runs',       # folder of all stages
+        out='runs',       # folder of all stages; relative to the folder of now, whatever `chdir` follows
         device=None       # where `work` computes, for the record; see `default_device`
     ):
         if not re.fullmatch(r'[a-z]\w*', kind): raise BadInput(f"kind={kind!r} is not a name of letters, digits and _.")
@@ -36,7 +36,7 @@ class Stage:
         self.inputs = {k: s for k,s in (inputs or {}).items() if s is not None}
         self.spec = dict(params=params, inputs={k: s.hash for k,s in self.inputs.items()})
         self.hash = hash_of(dict(kind=kind, version=version, **self.spec))
-        self.path = Path(out)/kind/self.hash
+        self.path = Path(out).expanduser().absolute()/kind/self.hash
 
     def file(self,
         name # of a file in the stage's folder
@@ -44,14 +44,13 @@ class Stage:
         "Return the path of `name` in the stage's folder"
         return self.path/name
 
-    def __repr__(self): return f"Stage({self.path}, {'finished' if self.done else 'not finished'})"
+    def __repr__(self): return f"Stage({self.kind}/{self.hash}, {'finished' if self.done else 'not finished'})"
 
     @property
     def record(self) -> dict|None:
         "The record that finishing wrote; None for an unfinished stage or a damaged record"
-        try: r = read_json(self.file('record.json'))
-        except (OSError, ValueError): return None
-        return r if isinstance(r, dict) and r.get('hash') == self.hash else None
+        try: return read_record(self.path)
+        except BadInput: return None
 
     @property
     def done(self) -> bool:
@@ -88,54 +87,135 @@ def device_name(
     precision, n = 'bf16' if has_bf16(d) else 'float32', torch.get_num_threads()  # training rounds by precision
     return f'cpu ({platform.machine()}, {precision}, {n} thread{"s"*(n > 1)})'
 
+# %% ../../nbs/core/02_stages.ipynb #f2a00002
+_sums = {}                                          # (path, size, time of change) -> checksum: once in a process
+_transient = re.compile(r'\..*\.tmp|.*\.damaged|record\.json|error\.json|checkpoint\..*')   # not in a record
+
+def file_sum(
+    path # of a file
+) -> list: # bytes, checksum (XXH3, 128 bits)
+    "Return size and checksum of a file, read again only if it has changed"
+    s = Path(path).stat()
+    key = str(path), s.st_size, s.st_mtime_ns
+    if key not in _sums:
+        h = xxhash.xxh3_128()
+        with open(path, 'rb') as f:
+            while block := f.read(1<<20): h.update(block)
+        _sums[key] = h.hexdigest()
+    return [s.st_size, _sums[key]]
+
+def record_sum(
+    r:dict # a record, as JSON holds it
+) -> str:  # checksum
+    "Return the checksum of a record, without its key `checksum`"
+    text = json.dumps({k: v for k,v in r.items() if k != 'checksum'}, sort_keys=True)
+    return xxhash.xxh3_128_hexdigest(text.encode())
+
+def _damaged(file, what):
+    raise BadInput(f"{file} {what}: --repair (repair=True) makes it and what depends on it again.")
+
+def read_record(
+    folder,   # of a stage, `runs/kind/hash`
+    files=()  # names of files to compare with the record; None: all
+) -> dict|None: # None if the stage is not finished
+    "Read the record of a stage; raise `BadInput` if it or one of `files` is not what was written"
+    folder = Path(folder)
+    try: r = read_json(f := folder/'record.json')
+    except FileNotFoundError: return None
+    except (OSError, ValueError, RecursionError): r = None
+    good = isinstance(r, dict) and r.get('hash') == folder.name and ('files' in r) == ('checksum' in r)
+    if not good or r.get('checksum', 0) != (record_sum(r) if 'files' in r else 0): _damaged(f, 'is damaged')
+    known = r.get('files', {})                      # none in records of earlier versions
+    for name in known if files is None else known.keys() & set(files):
+        try: same = file_sum(folder/name) == known[name]
+        except FileNotFoundError: _damaged(folder/name, 'is missing')
+        except OSError as e: _damaged(folder/name, f'cannot be read ({e.strerror})')
+        if not same: _damaged(folder/name, 'is not the file that was written')
+    return r
+
 # %% ../../nbs/core/02_stages.ipynb #ec3aedf6
 @contextlib.contextmanager
 def _locked(stage):
     "Hold the lock beside the stage's folder; a wait of more than a second is announced"
     stage.path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(f'{stage.path}.lock')
-    try: lock.acquire(timeout=1)
+    lock, wait = FileLock(f'{stage.path}.lock'), f"Waiting: another process is making {stage.kind}/{stage.hash}"
+    try:
+        try: lock.acquire(timeout=1)
+        except (NotImplementedError, OSError) as e:
+            no_locks = isinstance(e, NotImplementedError) or e.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+            if isinstance(e, Timeout) or not no_locks: raise
+            lock, wait = SoftFileLock(f'{stage.path}.softlock'), f"{wait}; if none is, delete {stage.path}.softlock"
+            lock.acquire(timeout=1)
     except Timeout:
-        print(f"Waiting: another process is making {stage.kind}/{stage.hash}", flush=True)
+        print(wait, flush=True)
         lock.acquire()
     try: yield
     finally: lock.release()
 
 @patch
-def _check_spec(self:Stage):
-    "Write `params.json`, or raise `BadInput` if the one in the folder is another's"
-    f, spec = self.file('params.json'), json.loads(json.dumps(self.spec))
-    if not f.exists(): return write_json(f, spec)
-    try: same = hash_of(read_json(f)) == hash_of(spec)
-    except ValueError: same = False
-    if not same: raise BadInput(f"{f} does not match the name of its folder: delete {self.path}.")
+def check(self:Stage) -> bool: # whether it is finished
+    "Raise `BadInput` if a file of the finished stage is not the one that was written, or the folder is another's"
+    done, f = read_record(self.path, None) is not None, self.file('params.json')
+    try: same = not f.exists() or hash_of(read_json(f)) == hash_of(self.spec)
+    except (ValueError, RecursionError): same = False
+    if not same: _damaged(f, 'does not match the name of its folder')
+    return done
 
 @patch
-def make(self:Stage) -> Stage: # itself, finished; `reused` is True if there was nothing to do
+def make(self:Stage,
+    repair=False   # make damaged stages, and what depends on them, again
+) -> Stage:        # itself, finished; `reused` is True if there was nothing to do
     "Find the finished stage, or make its inputs and then the stage, resuming what an earlier attempt left"
-    if self.done:
-        self._check_spec(); self.reused = True
-    else:
+    if repair: discard_damaged(self.upstream())
+    self.reused = self.check()
+    if not self.reused:
         for s in self.inputs.values(): s.make()
         with _locked(self):
-            resumed = self.file('params.json').exists()
-            self._check_spec()
-            if self.done: self.reused = True        # made by the process we waited for
-            else: self._run(resumed)
-    if (f := self.file(CHECKPOINT)).exists(): f.unlink()
+            self.reused = self.check()              # made by the process we waited for
+            if not self.reused: self._run()
+    with contextlib.suppress(OSError): self.file(CHECKPOINT).unlink()
     return self
 
 # %% ../../nbs/core/02_stages.ipynb #36436f14
+def _tidy(folder):
+    "Remove what a killed process was writing, and set damaged tensors aside, a checkpoint for example"
+    for f in folder.rglob('.*.tmp'): f.unlink(missing_ok=True)
+    for f in folder.rglob('*.safetensors'):
+        try: read_tensors(f, strict=True)
+        except BadInput:
+            print(f"{f} is damaged: it is kept as {f.name}.damaged and made again.", flush=True)
+            f.replace(f'{f}.damaged')
+
+def discard_damaged(
+    stages # list of `Stage`, inputs before those that need them
+):
+    "Delete the folders of damaged stages and of those that depend on them, so that they are made again"
+    gone = set()
+    for s in stages:
+        why = 'its input is made again' if gone & {i.hash for i in s.inputs.values()} else None
+        try: s.check()
+        except BadInput as e: why = str(e).partition(': --repair')[0]
+        if why is None: continue
+        gone.add(s.hash)
+        if not s.path.exists(): continue
+        print(f"Made again: {s.kind}/{s.hash} ({why})", flush=True)
+        with _locked(s): shutil.rmtree(s.path)
+
 @patch
-def _run(self:Stage, resumed):
+def _run(self:Stage):
     "Call `work`, then write the record"
     if self.work is None: raise BadInput(f"{self.path} is not finished, and there is nothing here to make it with.")
-    for f in self.path.glob('.*.tmp'): f.unlink()  # left by a process that was killed while writing
+    if not (resumed := self.file('params.json').exists()): write_json(self.file('params.json'), self.spec)
+    _tidy(self.path)
     head = dict(kind=self.kind, hash=self.hash, **self.spec, versions=versions(), device=device_name(self.device),
                 started=now(), resumed=resumed)
     t = time.perf_counter()
     more = self.work(self) or {}
-    if both := set(more) & {*head, 'finished', 'seconds'}:
+    if both := set(more) & {*head, 'finished', 'seconds', 'files', 'checksum'}:
         raise ValueError(f"work must not set {sorted(both)} of the record")
     seconds = round(time.perf_counter() - t, 3)
-    write_json(self.file('record.json'), {**head, 'finished': now(), 'seconds': seconds, **more})
+    files = {f.relative_to(self.path).as_posix(): file_sum(f) for f in sorted(self.path.rglob('*'))
+             if f.is_file() and not _transient.fullmatch(f.name)}
+    write_json(f := self.file('record.json'), {**head, 'finished': now(), 'seconds': seconds, **more, 'files': files})
+    r = read_json(f)
+    write_json(f, {**r, 'checksum': record_sum(r)})

@@ -4,18 +4,16 @@
 
 # %% ../../nbs/core/03_training.ipynb #0be85169
 from __future__ import annotations
-import json, sys, time
+import json, time
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from .basics import BadInput, generator, has_bf16, read_tensors, write_tensors
+from .basics import BadInput, generator, has_bf16, read_metadata, read_tensors, write_tensors
 from fastai.callback.core import Callback, CancelEpochException
 from fastai.callback.progress import ProgressCallback
 from fastai.learner import AvgSmoothLoss, Learner
-from fastcore.basics import IN_NOTEBOOK, patch
-from fastprogress import fastprogress
-from safetensors import safe_open
+from fastcore.basics import patch
 
 # %% auto #0
 __all__ = ['SeedEpochs', 'optimizer_tensors', 'load_optimizer', 'History', 'Checkpoint', 'Autocast', 'DeviceSmoothLoss',
@@ -129,13 +127,13 @@ def _save(self:Checkpoint):
 
 @patch
 def _load(self:Checkpoint):
-    with safe_open(self.path, 'pt') as f: meta = json.loads(f.metadata()['state'])
+    device = next(self.learn.model.parameters()).device
+    tensors = read_tensors(self.path, device, strict=True)
+    meta = json.loads(read_metadata(self.path)['state'])
     if meta['tag'] != self.tag or meta['n_epoch'] != self.n_epoch:
         theirs, ours = (f'{tag!r}, {n} epochs' for tag, n in ((meta['tag'], meta['n_epoch']), (self.tag, self.n_epoch)))
         raise BadInput(f"{self.path} belongs to another training ({theirs}; this one is {ours}): delete it to start "
                        "again.")
-    device = next(self.learn.model.parameters()).device
-    tensors = read_tensors(self.path, device)
     for nm, net in self._nets().items():
         net.load_state_dict({k[len(nm)+1:]: v for k, v in tensors.items() if k.startswith(f'{nm}.')})
     for nm, opt in self._opts().items(): load_optimizer(opt, tensors, meta['groups'][nm], nm)
@@ -185,18 +183,3 @@ def no_sync(learn:Learner) -> Learner: # the same learner
     learn.recorder.smooth_loss = DeviceSmoothLoss()
     if hasattr(learn, 'progress'): learn.remove_cb(learn.progress).add_cb(QuietProgress())
     return learn
-
-# %% ../../nbs/core/03_training.ipynb #a1b0c702
-_last_line = [time.monotonic()]                     # when a bar last wrote one
-def _log_line(bar, val, text):
-    "Write the state of a bar as a line, at most once a minute"
-    if not bar.display or time.monotonic() - _last_line[0] < 60: return
-    _last_line[0] = time.monotonic()
-    print(f'{bar.prefix} {text}'.strip(), flush=True)
-
-def _bars_as_lines():
-    "Turn the bars of a console into lines"
-    bar = fastprogress.ConsoleProgressBar
-    fastprogress.NO_BAR, bar.fill, bar.on_update = True, '', _log_line
-
-if not (IN_NOTEBOOK or getattr(sys.stdout, 'isatty', bool)()): _bars_as_lines()

@@ -3,5 +3,6 @@ from .core import Source, data_stage, decisions, describe, fer2013_path, prepare
 from .dataset import Dataset, concat
 from .duplicates import duplicate_groups, flat
 from .faces import draw_faces, emotions
+from .near import near_duplicates, plot_pairs
 from .loaders import Augment, DeviceDL, device_dls
 from .splits import Splits, check_held_out, check_no_leak   # not `splits`, which would hide its module

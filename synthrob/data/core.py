@@ -20,7 +20,7 @@ from .files import (DAMAGE, FER_CLASSES, FER_USAGES, IMAGE_TYPES, decode_files, 
                                  list_files, list_images, open_tar, read_fer_csv, survey, torchvision_images)
 from .rows import DiskImages, blocks, hash_images, read_images
 from .sources import list_shards, lmdb_size, lsun_databases, lsun_images, parquet_columns, parquet_images
-from .splits import Splits, splits
+from .splits import Splits, default_folds, detectable, splits
 
 # %% auto #0
 __all__ = ['sources', 'FER_FIVE', 'Source', 'source', 'content_key', 'faces', 'fer2013', 'folder', 'own_size', 'lsun', 'parquet',
@@ -32,7 +32,7 @@ class Source:
     "Where images come from"
     params: dict          # what determines the images: it names the folder under `runs/data`
     read: callable        # read(out) writes uint8 (n,c,h,w) to `out`; returns (name, label, part), the broken files
-                          # and, if there is more to report, a dict: left_out, notes, sides
+                          # and, if there is more to report, a dict: ignored, notes, sides
     vocab: list = None    # the default classes; None: all, sorted
     part: callable = None # part(table) -> 'train', 'valid', 'test', '' or 'out' (left out); None: as in the table
     content: list = None  # the files and folders whose content determines the images too
@@ -108,7 +108,7 @@ def _holds_images(path):
 
 def _found(files, **more):
     "What a record says of the files that were listed"
-    return dict(left_out=files.left_out, notes=files.notes, **more)
+    return dict(ignored=files.ignored, notes=files.notes, **more)
 
 @source
 def fer2013(
@@ -161,7 +161,7 @@ def folder(
 def _check_classes(files):
     "Raise `BadInput` if the files show one class only"
     if files.table.label.nunique() > 1: return
-    tables = [o['name'] for o in files.left_out if o['name'].lower().endswith(('.csv', '.tsv', '.txt', '.xlsx', '.json'))]
+    tables = [o['name'] for o in files.ignored if o['name'].lower().endswith(('.csv', '.tsv', '.txt', '.xlsx', '.json'))]
     hint = f"; {tables[0]} may hold the labels, which are read from folders only" if tables else ''
     raise BadInput(f"{files.path} has one class only, {files.table.label[0]!r}{hint}: make one folder of images per class.")
 
@@ -176,7 +176,9 @@ def own_size(
     if data != 'folder' or path is None: return None
     path = existing(path)
     if (key := (path.resolve(), path.stat().st_mtime_ns)) not in _own_sizes:
-        sides = survey(list_images(path, links), 100)['sides']
+        files = list_images(path, links)
+        _check_classes(files)
+        sides = survey(files, 100)['sides']
         _own_sizes[key] = max(32, sides[1]//16*16) if sides and sides[1] <= 64 else None
     return _own_sizes[key]
 
@@ -240,8 +242,9 @@ def _grey(x, table):
 
 def _notes(x, found):
     "Return what the reader left out or changed, as lines of text"
-    lines, size = [f"{o['label'] or 'outside the classes'}: {o['n']:,} files left out, {o['reason']} ({o['name']}"
-                   f"{', ...' if o['n'] > 1 else ''})" for o in found['left_out']], x.shape[-1]
+    convert = lambda o: '; convert them to PNG or JPEG if they are images' if o['label'] and 'not read' in o['reason'] else ''
+    lines, size = [f"{o['label'] or 'outside the classes'}: {o['n']:,} files ignored, {o['reason']} ({o['name']}"
+                   f"{', ...' if o['n'] > 1 else ''}){convert(o)}" for o in found['ignored']], x.shape[-1]
     if (s := found['sides']) and s != [size]*3:
         lines.append(f"the images have {s[0]} to {s[2]} pixels (half of them at most {s[1]}) and are resized to {size} x {size}")
     return lines + found['notes']
@@ -249,7 +252,7 @@ def _notes(x, found):
 def _decode(source, stage):
     "Write `images.npy` and `meta.parquet`; return their description for the record"
     table, broken, *more = source.read(stage.file('images.npy'))
-    found = dict(left_out=[], notes=[], sides=None) | (more[0] if more else {})
+    found = dict(ignored=[], notes=[], sides=None) | (more[0] if more else {})
     x = DiskImages.open(stage.file('images.npy'))
     table = table[['name','label','part']].assign(group=duplicate_groups(x).numpy())
     write_parquet(stage.file('meta.parquet'), table)
@@ -286,7 +289,7 @@ def data_stage(
     src = _source(data, path or None, size, channels, options)
     links = options.get('name') == 'links'
     if src.content: src.params['content'] = [content_key(o, Path(root)/'data', links) for o in src.content]
-    stage = Stage('data', src.params, partial(_decode, src), out=root, device='cpu', version=2)
+    stage = Stage('data', src.params, partial(_decode, src), out=root, device='cpu')
     return stage, partial(_open, src, stage, data, vocab)
 
 def _open(source, stage, data, vocab):
@@ -297,7 +300,7 @@ def _open(source, stage, data, vocab):
     y = meta.label.map({c: i for i,c in enumerate(every)}).to_numpy(dtype=np.int64, copy=True)
     left_out = int((part == 'out').sum())
     about = dict(data=data, path=str(stage.path), hash=stage.hash, left_out=left_out, broken=record['broken'],
-                 grey=record['grey'], found={k: record[k] for k in ('left_out', 'notes', 'sides')})
+                 grey=record['grey'], found={k: record[k] for k in ('ignored', 'notes', 'sides')})
     items = dict(name=meta.name.to_numpy(), part=part, group=meta.group.to_numpy(copy=True))
     images = Dataset(read_images(stage.file('images.npy')), y, every, items, about)
     if left_out: images = images.subset(part != 'out')
@@ -343,7 +346,7 @@ def describe(
     print(f"removed from training and validation: {', '.join(f'{v:,} {k}' for k,v in r['removed'].items())}")
     print(f"left in the test part: {r['test_conflict']} with conflicting labels, {r['test_flat']} flat, "
           f"{r['test_leaked']} with a copy in training")
-    found = dict(left_out=[], notes=[], sides=None) | a.get('found', {})
+    found = dict(ignored=[], notes=[], sides=None) | a.get('found', {})
     for line in _notes(images.x, found): print(line)
     if plot: _describe_plot(images, table)
     return table
@@ -416,8 +419,9 @@ def _run(a):
     vocab = a.vocab and [o.strip() for o in a.vocab.split(',')]
     more = dict(name=name) if name else {}
     images = prepare(source, a.path, vocab=vocab, size=a.size, channels=a.channels, root=a.out, **more)
-    s = splits(images, seed=a.seed)
+    s = splits(images, seed=a.seed, folds=default_folds(images))
     print(describe(images, s, plot=bool(a.sheet)).to_string())
+    print(detectable(images, s))
     if a.sheet:
         with replacing(a.sheet) as t: plt.savefig(t, format=Path(a.sheet).suffix[1:], bbox_inches='tight', dpi=120)
     if a.table:

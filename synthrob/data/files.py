@@ -6,7 +6,6 @@
 from __future__ import annotations
 import csv, gzip, inspect, io, json, lzma, math, os, re, shutil, stat, tarfile, tempfile, unicodedata, zipfile, zlib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from functools import lru_cache, partial
 from pathlib import Path
 from threading import Lock
@@ -165,7 +164,7 @@ def _paths(name):
         rest, _, last = rest.rpartition('/')
         yield rest, last
 
-def _left_out(files, same):
+def _ignored(files, same):
     "Return {name: why} of the files that are no samples; `same(a, b)` tells whether two files have the same content"
     why = {}
     def drop(names, reason): why.update((o, reason(o)) for o in names if o not in why and reason(o))
@@ -258,9 +257,9 @@ class ImageFiles:
         table,     # name (relative to `path`), label and part of each image, a DataFrame
         zf,        # the open `ZipFile`; None: a folder
         raw,       # name -> name in the zip, or path in the folder
-        left_out,  # what is no sample: [{label, reason, n, name of the first}]
+        ignored,  # what is no sample: [{label, reason, n, name of the first}]
         notes      # sentences on what was put right
-    ): self.path,self.table,self.zf,self.raw,self.left_out,self.notes = path,table,zf,raw,left_out,notes
+    ): self.path,self.table,self.zf,self.raw,self.ignored,self.notes = path,table,zf,raw,ignored,notes
 
     def __len__(self): return len(self.table)
     def __repr__(self): return f"ImageFiles({self.path}, {len(self)} images, {self.table.label.nunique()} classes)"
@@ -294,7 +293,7 @@ def list_images(
     path = existing(path)
     files, folders, raw, zf = list_files(path, links)
     read = lambda o: zf.getinfo(raw[o]).CRC if zf else Path(raw[o]).read_bytes()
-    why = _left_out(files, lambda a, b: read(a) == read(b))
+    why = _ignored(files, lambda a, b: read(a) == read(b))
     images = sorted(o for o in files if o not in why)
     if not images:
         found = ', '.join(sorted(set(why.values()))[:3])
@@ -313,8 +312,8 @@ def list_images(
         dirs = tuple(o.split('/')[:-1])
         k = next((of[dirs[:i]] for i in range(len(dirs), 0, -1) if dirs[:i] in of), '')
         lost.setdefault((k, reason), []).append(o)
-    left_out = [dict(label=k, reason=reason, n=len(o), name=o[0]) for (k, reason), o in lost.items()]
-    return ImageFiles(path, pd.DataFrame(dict(name=images, label=label, part=part)), zf, raw, left_out, notes)
+    ignored = [dict(label=k, reason=reason, n=len(o), name=o[0]) for (k, reason), o in lost.items()]
+    return ImageFiles(path, pd.DataFrame(dict(name=images, label=label, part=part)), zf, raw, ignored, notes)
 
 # %% ../../nbs/data/03_files.ipynb #9a5b8e06
 class BrokenImage(Exception):
@@ -356,7 +355,7 @@ def _open_image(b):
     try: im = Image.open(io.BytesIO(b), formats=FORMATS)
     except UnidentifiedImageError: raise BrokenImage("is not an image") from None
     if im.width*im.height > MAX_PIXELS:
-        raise BrokenImage(f"is too large ({im.width}x{im.height}, more than {MAX_PIXELS>>20} million pixels)")
+        raise BrokenImage(f"is too large ({im.width}x{im.height}, more than {MAX_PIXELS/1e6:.0f} million pixels)")
     return im
 
 def decode_image(
@@ -372,7 +371,11 @@ def decode_image(
         forms = "is {}x{} {} instead of {}x{} {}".format(*im.size, im.mode, *strict)
         raise BrokenImage(f"{forms}: data='folder' converts it")
     im.draft(None, (2*size, 2*size))  # decode a large JPEG at 1/2, 1/4 or 1/8 of its size: enough, and much faster
-    with _alone if im.width*im.height > _large else nullcontext(): return fit_image(im, size, channels, bits)
+    if im.width*im.height <= _large: return fit_image(im, size, channels, bits)
+    with _alone:
+        im = ImageOps.exif_transpose(im)
+        if im.mode in ('L', 'LA', 'RGB', 'RGBA'): im = im.reduce(max(1, min(im.size)//(4*size)))
+        return fit_image(im, size, channels, bits)
 
 # %% ../../nbs/data/03_files.ipynb #e0d2a96b
 def is_colour(

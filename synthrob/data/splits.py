@@ -15,11 +15,11 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from ..core.basics import BadInput, generator
 from .dataset import Dataset
 from .duplicates import duplicate_groups, flat
-from .sources import list_shards, parquet_columns
+from .sources import list_shards
 
 # %% auto #0
 __all__ = ['Splits', 'join_groups', 'subjects', 'subjects_hint', 'splits', 'check_no_leak', 'check_held_out', 'default_folds',
-           'default_metric', 'check_metric', 'detectable']
+           'default_metric', 'check_metric', 'difference_limit', 'detectable']
 
 # %% ../../nbs/data/08_splits.ipynb #cd0a5c67
 @dataclass
@@ -75,6 +75,16 @@ def _draw_groups(images, whole, mask, share, *keys):
         best = min((fold == f for f in range(k)), key=worst)
         if worst(best) < 1 or k == 2: return best
         k -= 1                                                                 # larger parts, for a class of few groups
+
+def _near_report(images, near, exact, te):
+    "Counts of the groups of near copies, of test images by class that have one outside, and of labels that differ"
+    t = pd.DataFrame(dict(near=near, exact=exact, y=images.y.numpy())).groupby('near').agg(['nunique', 'size'])
+    more = t.exact['nunique'] > 1
+    outside = te & np.isin(near, near[~te]) & ~np.isin(exact, exact[~te])
+    n = np.bincount(images.y.numpy()[outside], minlength=images.c).tolist()
+    return dict(groups=int(more.sum()), largest=int(t.exact['size'].max()),
+                groups_with_conflict=int((more & (t.y['nunique'] > 1)).sum()),
+                test_with_near_outside=int(outside.sum()), by_class=dict(zip(images.vocab, n)))
 
 def _repeats(group, mask):
     "A mask of the images in `mask` that are not the first of their group there"
@@ -156,7 +166,7 @@ def subjects_hint(
             f"{len(size):,} subjects): groups='(.+)[-_ ]' would keep each subject on one side of the split.")
 
 # %% ../../nbs/data/08_splits.ipynb #2e158d41
-def _clean_parts(images, valid, test, seed, conflict, is_flat, subject, folds, fold):
+def _clean_parts(images, valid, test, seed, conflict, is_flat, subject, near, folds, fold):
     "Masks of train, valid and test, and the reason why an image is in none, by the rules"
     g, part = images.group.numpy(), images.part
     te, va, why = part == 'test', part == 'valid', np.full(len(images), '', '<U8')
@@ -166,12 +176,17 @@ def _clean_parts(images, valid, test, seed, conflict, is_flat, subject, folds, f
     remove(~te & conflict, 'conflict')
     remove(tr & np.isin(g, g[va & (why == '')]), 'leak')
     remove(_repeats(g, tr & (why == '')), 'repeated')
-    whole = g if subject is None else join_groups(g, subject).numpy()
+    if near is not None:
+        remove(~te & np.isin(near, near[te]), 'near')
+        remove(tr & np.isin(near, near[va & (why == '')]), 'near')
+    whole = join_groups(*(o for o in (g, subject, near) if o is not None)).numpy()
     if subject is not None:
         remove(~te & np.isin(whole, whole[te]), 'subject')
         remove(tr & np.isin(whole, whole[va & (why == '')]), 'subject')
-    one = subject is None                                                      # one image in each group
-    draw = _draw if one else lambda images, *a: _draw_groups(images, whole, *a)
+    def draw(images, mask, share, *keys):
+        if subject is not None: return _draw_groups(images, whole, mask, share, *keys)
+        chosen = _draw(images, mask & ~_repeats(whole, mask), share, *keys)        # near copies follow their first
+        return mask & np.isin(whole, whole[chosen])
     if folds > 1: te = _folds(images.y.numpy(), whole, tr & (why == ''), folds, 'folds', seed) == fold
     elif not te.any(): te = draw(images, tr & (why == ''), test, 'test', seed)
     remove(~te & is_flat, 'flat')
@@ -198,6 +213,7 @@ def splits(
     seed:int=42,     # of the parts that are drawn; official ones do not depend on it
     leak:bool=False, # the source study's protocol: nothing removed, parts drawn at random
     subject=None,    # of each image (n,), see `subjects`: images of a subject stay in one part
+    near=None,       # pairs from `near_duplicates`: near copies stay in one part
     folds:int=1,     # of a cross-validation: each image is tested in one of them; 1: one test part
     fold:int=0       # which of them, 0 to folds-1
 ) -> Splits:
@@ -210,8 +226,9 @@ def splits(
         raise BadInput(f"folds={folds} does not go with {'the official test part' if has_test else 'leaking parts'}: "
                        "leave it out.")
     conflict, is_flat, g = _conflicts(images), flat(images.x).numpy(), images.group.numpy()
+    if near is not None: near = join_groups(g, near[['a', 'b']]).numpy()
     if leak: tr, va, te, why = _leaky_parts(images, valid, test, seed)
-    else: tr, va, te, why = _clean_parts(images, valid, test, seed, conflict, is_flat, subject, folds, fold)
+    else: tr, va, te, why = _clean_parts(images, valid, test, seed, conflict, is_flat, subject, near, folds, fold)
     needed = dict(training=tr, test=te) | ({} if leak else dict(validation=va))  # at random, one may be missing
     for k,m in needed.items():
         n = np.bincount(images.y.numpy()[m], minlength=images.c)
@@ -219,20 +236,24 @@ def splits(
             c, rest = images.vocab[n.argmin()], [o for i,o in enumerate(images.vocab) if i != n.argmin()]
             where = f' in fold {fold} of {folds}' if folds > 1 else ''
             raise BadInput(f"class {c!r} has {'only one' if n.min() else 'no'} {k} image{where}, of {int((images.y == n.argmin()).sum())} "
-                           f"in all: a class needs at least 4, two to train, one to validate, one to test; add images "
+                           f"in all: a class needs at least {max(4, folds)}, two to train, one to validate, one to test"
+                           f"{' in each fold' if folds > 1 else ''}; add images "
                            f"or leave the class out, vocab={','.join(rest)!r}.")
+    more = tuple(k for k,o in dict(near=near, subject=subject).items() if o is not None)
     size, leaked = np.bincount(g), te & np.isin(g, g[tr])
     report = dict(images=len(images), train=int(tr.sum()), valid=int(va.sum()), test=int(te.sum()),
-                  removed={k: int((why == k).sum()) for k in ('leak','conflict','repeated','flat','subject') if k != 'subject' or subject is not None},
+                  removed={k: int((why == k).sum()) for k in ('leak','conflict','repeated','flat') + more},
                   groups_of_copies=int((size > 1).sum()), groups_with_conflict=len(np.unique(g[conflict])),
                   flat=int(is_flat.sum()), test_flat=int((te & is_flat).sum()),
                   test_conflict=int((te & conflict).sum()),
                   test_with_copy_outside=int((te & np.isin(g, g[~te])).sum()), test_leaked=int(leaked.sum()))
+    if near is not None: report['near_copies'] = _near_report(images, near, g, te)
     if subject is not None: report['subjects'] = len(np.unique(subject))
     if folds > 1: report |= dict(folds=folds, fold=fold)
     part = np.select([tr, va, te], ['train', 'valid', 'test'], '')
     table = pd.DataFrame(dict(part=part, removed=why, conflict=conflict, flat=is_flat, leaked=leaked))
-    return Splits(table if subject is None else table.assign(subject=np.asarray(subject)), report)
+    more = {k: np.asarray(v) for k,v in dict(subject=subject, near=near).items() if v is not None}
+    return Splits(table.assign(**more), report)
 
 @patch
 def split(self:Dataset,
@@ -247,9 +268,10 @@ def check_no_leak(
     images:Dataset, # as given to `splits`
     splits:Splits   # the split to check
 ):
-    "Raise `RuntimeError` if an image of one part, an exact copy of it or its subject, is in another"
+    "Raise `RuntimeError` if an image of one part, a copy of it or its subject, is in another"
     found = dict(images=duplicate_groups(images.x))
-    if 'subject' in splits.table: found['subjects'] = torch.from_numpy(splits.table.subject.to_numpy(copy=True))
+    for what, col in (('near copies', 'near'), ('subjects', 'subject')):
+        if col in splits.table: found[what] = torch.from_numpy(splits.table[col].to_numpy(copy=True))
     for what, g in found.items():
         of = {k: g[getattr(splits, k)].unique() for k in ('train','valid','test')}
         for a, b in (('train','valid'), ('train','test'), ('valid','test')):
@@ -298,6 +320,23 @@ def _se(n, metric, vocab, seeds, sd, disagree=.1):
     else: inverse, one = sum(1/o for o in n)/len(n)**2, 1/min(n)/len(n)
     return (disagree*inverse + sd**2/seeds)**.5, (disagree*inverse)**.5, one
 
+def _tested(images, splits, metric):
+    "Images of each class by part, those tested in all folds, and the metric"
+    count = lambda i: images.y[i].bincount(minlength=images.c).tolist()
+    n = {k: count(getattr(splits, k)) for k in ('train','valid','test')}
+    metric = metric or default_metric(n['train'])
+    check_metric(metric, images.vocab)
+    return n, [sum(o) for o in zip(*n.values())] if splits.report.get('folds', 1) > 1 else n['test'], metric
+
+def difference_limit(
+    images:Dataset, # as given to `splits`
+    splits:Splits,  # one fold stands for all
+    metric:str=None # see `check_metric`; None: see `default_metric`
+) -> float: # a fraction of 1
+    "Return the difference that the test images show with any number of seeds, at best (see `detectable`)"
+    _, tested, metric = _tested(images, splits, metric)
+    return 2.8*_se(tested, metric, images.vocab, 1, 0)[1]
+
 def detectable(
     images:Dataset,   # as given to `splits`
     splits:Splits,    # one fold stands for all
@@ -305,13 +344,10 @@ def detectable(
     metric:str=None,  # see `check_metric`; None: see `default_metric`
     margin:float=.02, # difference that matters
     sd:float=.014     # of a difference between runs, without that of test images
-) -> str: # one line on the images, one on the smallest difference, one on remedies if it is above `margin`
+) -> str: # lines on the images, the smallest difference, remedies if it is above `margin`, names that look like subjects
     "Say what the test part can show: images of each class, the worth of one, the smallest difference it could find"
-    count = lambda i: images.y[i].bincount(minlength=images.c).tolist()
-    n = {k: count(getattr(splits, k)) for k in ('train','valid','test')}
-    k, metric = splits.report.get('folds', 1), metric or default_metric(n['train'])
-    check_metric(metric, images.vocab)
-    tested = [sum(o) for o in zip(*n.values())] if k > 1 else n['test']
+    n, tested, metric = _tested(images, splits, metric)
+    k = splits.report.get('folds', 1)
     se, least, one = _se(tested, metric, images.vocab, seeds, sd)
     points, name = lambda o: f'{100*o:.1f} points', metric.replace('_', ' ')
     each = (f"Cross-validation in {k} folds, as for few images (folds=1: one test part); this is fold "
@@ -320,12 +356,13 @@ def detectable(
     out = [f"{each}{parts}.",
            f"Tested {'in all folds' if k > 1 else 'images'}: {sum(tested):,}, of which one is up to {points(one)} of {name}. "
            f"With {seeds} seed{'s'*(seeds != 1)} a difference of {points(2.8*se)} can be found (probability 80 %, level "
-           f"5 %), or equivalence within {points(2.9*se)} shown, if two arms disagree on one image in ten and runs "
+           f"5 %) or equivalence within {points(2.9*se)} shown, if two arms disagree on one image in ten and runs "
            f"scatter by {points(sd)}; seeds alone reach {points(2.8*least)}."]
     if 2.8*se > margin:
         room = (margin/2.8)**2 - sd**2/seeds
         more = f'about {max(1, round(sum(tested)*least**2/room, -2)):,.0f}' if room > 0 else None
         cure = ('more seeds and more test images' if more is None else f'{more} test images of these class shares')
         few = f', or folds=5, which test all {sum(map(sum, n.values())):,}' if k == 1 and not (images.part == 'test').any() else ''
-        out.append(f"To find {points(margin)} takes {cure}{few}; longer training makes runs scatter less.")
+        out.append(f"To find {points(margin)} takes {cure}{few}; enough training steps make runs scatter less.")
+    if 'subject' not in splits.table and (hint := subjects_hint(images)): out.append(f'Subjects: {hint}')
     return '\n'.join(out)

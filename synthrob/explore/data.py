@@ -14,6 +14,7 @@ from fastcore.basics import patch
 from ..cnn.corruptions import common, corrupt, extra
 from ..cnn.learner import predict
 from ..core.basics import BadInput, generator, read_json
+from ..core.stages import read_record
 from ..data.core import prepare
 from ..data.splits import splits
 from .panels import Explorer, View, chart, control, tile, tiles
@@ -125,8 +126,8 @@ def finished_run(folder=None, # `runs/split/<hash>`; None: the newest in `out`
                 ) -> SplitRun: # its `classifier()`, `part('test')` and `evaluation()` can be read
     "Return a finished split experiment; raises `BadInput` if there is none or its data have changed"
     folder = newest('split', out) if folder is None else Path(folder)
-    try: given = read_json(folder/'record.json')['given']
-    except (OSError, ValueError, KeyError):
+    try: given = read_record(folder)['given']
+    except (TypeError, KeyError):
         raise BadInput(f"{folder} holds no finished run: give a folder of runs/split.") from None
     run = SplitRun(check_params(given | dict(device=None, out=str(folder.parent.parent))))
     if run.stages['split'].hash != folder.name:

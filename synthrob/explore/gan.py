@@ -10,9 +10,9 @@ from pathlib import Path
 import ipywidgets as W, torch
 from fastcore.basics import patch
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
-from ..core.basics import BadInput, read_json
+from ..core.basics import BadInput
+from ..core.stages import read_record
 from ..data.faces import emotions
 from .data import newest
 from .panels import Explorer, View, control, picture, tile, tiles
@@ -40,10 +40,10 @@ def read_gan(folder # `runs/gan/<hash>`
             ) -> tuple: # the `GAN`, and a dict: vocab (None: unknown), failure, metric; sheets and quality by epoch
     "Read a trained GAN and what its training left; raises `BadInput` if there is none"
     folder = Path(folder)
+    record = read_record(folder, None) or {}
     try: gan = load_gan(folder/'gan.safetensors')
-    except (OSError, SafetensorError):
+    except (OSError, BadInput):
         raise BadInput(f"{folder} holds no trained GAN: give a folder of runs/gan.") from None
-    record = read_json(folder/'record.json') if (folder/'record.json').is_file() else {}
     sheets = {int(re.search(r'epoch_(\d+)', f.name)[1]): f for f in sorted(folder.glob('samples/epoch_*.png'))}
     curve = record.get('curve') or {}
     metric = next((k for k in curve if k not in ('epoch', 'images')), None)

@@ -11,7 +11,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt, pandas as pd
 import torch
 from torch import Tensor
-from ..core.basics import BadInput, generator, read_tensors, replacing, write_tensors
+from ..core.basics import BadInput, generator, read_metadata, read_tensors, replacing, write_tensors
 from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler, SchedCos, SchedNo, combine_scheds
 from fastai.data.core import DataLoaders
@@ -20,7 +20,6 @@ from fastai.optimizer import OptimWrapper
 from fastcore.basics import patch
 from fastprogress.fastprogress import progress_bar
 from IPython.display import display
-from safetensors import safe_open
 
 from ..core.distributed import DistributedLearner
 from ..core.training import Checkpoint, History, SeedEpochs, no_sync
@@ -230,6 +229,6 @@ def load_gan(path,        # a file that `save_gan` wrote
              device='cpu' # of its nets
             ) -> GAN:
     "Read the GAN that `save_gan` wrote, in eval mode"
-    with safe_open(path, 'pt') as f: gan = GAN(**{k: json.loads(v) for k, v in f.metadata().items() if k != 'format'})
+    gan = GAN(**{k: json.loads(v) for k, v in read_metadata(path).items()})
     gan.load_state_dict(read_tensors(path))
     return gan.to(device).eval()

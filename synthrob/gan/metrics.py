@@ -13,12 +13,11 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from ..core.basics import BadInput, check_name, hash_array, hash_of, read_tensors, write_tensors
+from ..core.basics import BadInput, check_name, hash_array, hash_of, read_metadata, read_tensors, write_tensors
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastcore.basics import patch
 from fastprogress.fastprogress import progress_bar
-from safetensors import safe_open
 from torchvision.models import inception_v3
 
 from .learner import synthesize
@@ -260,7 +259,7 @@ def before_epoch(self:SaveBestGAN):
     if self.start is not None: return
     self.start = self.learn.start_at
     if not (self.start and self.path and self.path.exists()): return
-    with safe_open(self.path, 'pt') as f: state = json.loads(f.metadata()['state'])
+    state = json.loads(read_metadata(self.path)['state'])
     if state['tag'] != self.tag:
         raise BadInput(f"{self.path} belongs to another training or other validation images: delete it to start again.")
     self.rows, self.best = [r for r in state['rows'] if r[0] <= self.start], state['best']

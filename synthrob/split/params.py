@@ -55,8 +55,10 @@ class DataParams:
     channels: int = param(None, "1 or 3; None: as in the data", options=(1, 3))
     real_share: float = param(1., "share of the real training images that is used: 0.1 simulates scarcity", .001, 1)
     split_seed: int = param(42, "seed of the validation part and of the order in which real images leave", 0, 2**31)
+    copies: str = param('near', "copies that stay in one part: 'near' (cropped, scaled, mirrored, ...) or 'exact'",
+                        options=('exact', 'near'))
     groups: str = param(None, "subjects that stay in one part: pattern on file names '(p[0-9]+)_', 'folder', 'column:NAME'")
-    folds: int = param(None, "folds of a cross-validation; 1: one test part; None: 5 if a class has few test images", 0, 100)
+    folds: int = param(None, "folds of a cross-validation; 1: one test part; None: 5 if a class has few test images", 0, 100, role='run')
     fold: int = param(0, "which fold is tested, 0 to folds - 1", 0, 99, role='seed')
 
 @dataclass
@@ -210,9 +212,10 @@ def check_params(given:dict      # parameters by name; missing ones have their d
     if (p.metric or 'accuracy').partition(':')[0] not in ('accuracy', 'balanced_accuracy', 'macro_f1', 'recall'):
         raise BadInput(f"metric={p.metric!r} is unknown: choose accuracy, balanced_accuracy, macro_f1 or recall:CLASS.")
     if p.metric and p.vocab: check_metric(p.metric, [o.strip() for o in p.vocab.split(',')])
-    if p.folds == 0: p.folds = 1
+    fixed = p.preset == 'study' or p.data.partition(':')[0] in fixed_test
+    if p.folds in (0, 1): p.folds = None if fixed else 1
     if p.fold >= (p.folds or 5): raise BadInput(f"fold={p.fold} is out of range: with {p.folds or 5} folds choose 0 to {(p.folds or 5)-1}.")
-    if (p.folds or 1) > 1 and (p.data.partition(':')[0] in fixed_test or p.preset == 'study'):
+    if (p.folds or 1) > 1 and fixed:
         raise BadInput(f"folds={p.folds} does not go with {'preset' if p.preset == 'study' else 'data'}="
                        f"{'study' if p.preset == 'study' else p.data!r}, which has a test part of its own: leave it out.")
     if p.how == 'replace' and p.ratio == 1 and p.treatment != 'synthetic':

@@ -16,11 +16,12 @@ from fastcore.basics import patch
 from ..core.basics import (BadInput, default_device, hash_file, read_array, read_tensors, replacing, seeded,
                                   write_array, write_parquet, write_tensors)
 from ..core.distributed import distributed, launch, process_rank
-from ..core.stages import CHECKPOINT, Stage
+from ..core.stages import CHECKPOINT, Stage, discard_damaged
 from ..cnn.learner import Evaluation, cnn_learner, evaluate, learning_problem, recipe as cnn_recipe
 from ..cnn.robustness import Robustness, evaluate_robustness, robustness_level
 from ..data.core import content_key, data_stage
 from ..data.dataset import Dataset
+from ..data.near import near_duplicates
 from ..data.rows import take
 from ..data.splits import (Splits, check_held_out, check_metric, check_no_leak, default_folds, default_metric,
                                    splits as split_data, subjects)
@@ -84,7 +85,9 @@ def stages(self:SplitRun) -> dict: # kind -> `Stage`, in the order in which they
     own = dict(vocab=p.vocab, split_seed=p.split_seed, real_share=p.real_share, leak=self.leak)
     if p.groups: own['groups'] = p.groups
     if self._folds != 1: own |= dict(folds=self._folds or 'auto', fold=p.fold)
-    s['parts'] = self._stage('parts', own, self._split, data=s['data'])
+    if p.copies == 'near' and not self.leak and p.data != 'faces':    # each face is drawn anew
+        s['copies'] = self._stage('copies', {}, self._find_copies, data=s['data'])
+    s['parts'] = self._stage('parts', own, self._split, data=s['data'], copies=s.get('copies'))
     if vector: s['features'] = self._features_stage(s['parts'])
     train, many = s['features'] if vector else s['parts'], dict(processes=p.processes) if p.processes > 1 else {}
     best, judge = p.gan_pick == 'best' and c['gan'], None
@@ -93,8 +96,9 @@ def stages(self:SplitRun) -> dict: # kind -> `Stage`, in the order in which they
         own = params_of(p, GANParams) | dict(gan_arch=_recipe(p).params)
         s['gan'] = self._stage('gan', own | many, self._train_gan, 2, train=train, judge=judge if best else None)
     if c['pool']:
-        own = dict(params_of(p, PoolParams), pool=p.pool and content_key(p.pool),
+        own = dict(params_of(p, PoolParams), pool=p.pool and content_key(p.pool, Path(p.out)/'data'),
                    multiple=pool_multiple(p.ratio, p.how, p.classes) if c['gan'] else None)
+        if p.pool: own['copies'] = p.copies
         picky = judge if p.reject else None
         s['pool'] = self._stage('pool', own, self._make_pool, train=train, gan=s.get('gan'), judge=picky)
     own = params_of(p, MixParams) | dict(recipe=self.recipe.params, cnn_seed=p.cnn_seed)
@@ -125,8 +129,8 @@ def _features_stage(self:SplitRun, parts):
 # %% ../../nbs/split/04_run.ipynb #0a9aa7e5
 @patch
 def _need(self:SplitRun, kind):
-    "The finished stage `kind`; raises `BadInput` if it is not made yet"
-    if not (s := self.stages[kind]).done:
+    "The finished stage `kind`, its files compared; raises `BadInput` if it is damaged or not made yet"
+    if not (s := self.stages[kind]).check():
         raise BadInput(f"{s.path} is not made yet: call `fit()`, or `make({kind!r})`.")
     return s
 
@@ -145,12 +149,21 @@ def _share(images, train, share, seed):
     return train[keep]
 
 @patch
+def _find_copies(self:SplitRun, stage):
+    "Work of the stage 'copies'"
+    pairs = near_duplicates(self.images)
+    y = self.images.y.numpy()
+    write_parquet(stage.file('pairs.parquet'), pairs)
+    return dict(pairs=len(pairs), labels_differ=int((y[pairs.a] != y[pairs.b]).sum()))
+
+@patch
 def _split(self:SplitRun, stage):
     "Work of the stage 'parts'"
     p, subject = self.p, None
     self.metric_of(self.images.y)
     if p.groups: subject = subjects(self.images, p.groups, p.path)
-    s = split_data(self.images, seed=p.split_seed, leak=self.leak, subject=subject, folds=self.folds, fold=p.fold)
+    near = pd.read_parquet(self._need('copies').file('pairs.parquet')) if 'copies' in self.stages else None
+    s = split_data(self.images, seed=p.split_seed, leak=self.leak, subject=subject, near=near, folds=self.folds, fold=p.fold)
     if not self.leak: check_no_leak(self.images, s)
     used = _share(self.images, s.train, self.p.real_share, self.p.split_seed)
     write_parquet(stage.file('parts.parquet'), s.table.assign(used=np.isin(np.arange(len(s.table)), used)))
@@ -274,6 +287,17 @@ def _filter(self:SplitRun):
 
 # %% ../../nbs/split/04_run.ipynb #ad7f7bc4
 @patch
+def _without_copies(self:SplitRun, pool):
+    "The images of `pool` that are no near copies of validation or test images; raises `BadInput` if a class has none"
+    pairs = near_duplicates(pool, self.holdout)
+    keep = torch.ones(len(pool), dtype=torch.bool)
+    keep[torch.tensor(pairs.a.tolist(), dtype=torch.int64)] = False
+    for c,n in zip(pool.vocab, pool.y[keep].bincount(minlength=pool.c)):
+        if not n: raise BadInput(f"All images of class {c!r} in the pool are near copies of validation or test images: "
+                                 "a pool is synthetic, give other images.")
+    return pool.subset(keep, near_copies_removed=int((~keep).sum()))
+
+@patch
 def _make_pool(self:SplitRun, stage):
     "Work of the stage 'pool'"
     p, how = self.p, self._filter()
@@ -283,6 +307,7 @@ def _make_pool(self:SplitRun, stage):
     else:
         (c, h, _), made_by = self.images.x.shape[1:], f'made elsewhere: {Path(p.pool).name}'
         pool = pool_from_folder(p.pool, self.images.vocab, h, c, made_by, self.images.x, p.out)
+        if p.copies == 'near': pool = self._without_copies(pool)
         if how: pool = filter_pool(pool, label_confidence(how['model'], pool), how['threshold'])
         pool = pool.subset(nested_order(pool.y, pool.c, p.pool_seed))
     pool.save(stage.path)
@@ -343,6 +368,11 @@ def _fit_classifier(self:SplitRun, folder):
     return learn
 
 @patch
+def _given(self:SplitRun):
+    "The parameters; `fold` among them only if there are folds"
+    return {k: v for k, v in asdict(self.p).items() if k != 'fold' or self.folds > 1}
+
+@patch
 def _train_classifier(self:SplitRun, stage):
     "Work of the stage 'split'"
     p, s, real = self.p, self.splits, self.part('train')
@@ -362,7 +392,7 @@ def _train_classifier(self:SplitRun, stage):
     leak = leak_worth(evs['test'], s.table.leaked.to_numpy()[s.test.numpy()])
     return dict(**{k: ev.to_dict() for k, ev in evs.items()}, history=learn.history, counts=counts,
                 steps=len(learn.dls.train)*learn.recipe.epochs, bs=learn.recipe.bs, epochs=learn.recipe.epochs,
-                given=asdict(p), splits=s.report, leak=leak, **(dict(problem=problem) if problem else {}),
+                given=self._given(), splits=s.report, leak=leak, **(dict(problem=problem) if problem else {}),
                 broken=self.images.about['broken'], pool=self.pool and self.stages['pool'].record)
 
 @patch
@@ -419,8 +449,11 @@ def problems(self:SplitRun) -> dict: # kind of stage, or 'judge' -> sentence
     return {name(s): r['problem'] for s in made if (r := s.record) and r.get('problem')}
 
 @patch
-def fit(self:SplitRun) -> SplitRun:
+def fit(self:SplitRun,
+    repair=False # make damaged stages, and what depends on them, again
+) -> SplitRun:
     "Make or find all stages of the experiment"
+    if repair: discard_damaged([o for s in self.stages.values() for o in s.upstream()])
     for s in self.stages.values(): s.make()
     return self
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 from fastcore.basics import patch
 from ..core.basics import BadInput, check_name
+from ..core.stages import discard_damaged
 from ..split.params import SplitParams
 from .cluster import run_cells
 from .grid import _common, Sweep, axes, default_grid
@@ -22,10 +23,12 @@ __all__ = ['grids_of', 'read_spec', 'sweep', 'parser', 'main']
 @patch
 def run(self:Sweep,
         retry=False, # try failed cells again
+        repair=False, # make damaged stages, and what depends on them, again
         **cluster    # see `synthrob.sweep.cluster.open_cluster`
        ) -> Sweep:   # itself, see its `table`
     "Execute every open cell on Dask; Ctrl-C stops it, and the next call continues"
-    for c in self.cells if retry else ():
+    if repair: discard_damaged(list({o.hash: o for c in self.cells for o in c.stage.upstream()}.values()))
+    for c in self.cells if retry or repair else ():
         if c.state == 'failed': c.stage.file('error.json').unlink(missing_ok=True)
     self.declare()
     made = run_cells(self, **cluster) if any(c.state == 'open' for c in self.cells) else 0
@@ -50,6 +53,7 @@ _settings = {f.name: (f.default, float if f.name == 'margin' else str, f.metadat
     power=(.8, float, "for the plan: probability of showing it"),
     alpha=(.05, float, "for the plan: probability of showing one where there is none"))
 _switches = dict(dry_run='print plan, price and seeds needed, and stop', retry='try failed cells again',
+                 repair='try failed cells again, and make damaged stages and what depends on them again',
                  kernel='execute notebooks in Jupyter kernels, some seconds slower per cell')
 _plan = 'effect', 'sd', 'power', 'alpha'
 
@@ -125,20 +129,21 @@ def read_spec(path # a YAML file, see `grids_of`
 def sweep(spec=None,     # a YAML file, a grid, or a list of grids; without ratios: see `default_grid`
           dry_run=False, # only print the plan
           retry=False,   # try failed cells again
+          repair=False,  # the same, and make damaged stages, and what depends on them, again
           **given        # a grid, `ratio=[0, .1, ..., 1], cnn_seed=6`, and settings: see `synthrob_sweep --help`
          ) -> Sweep:     # see its `table`
     "Plan a grid of split experiments and run it; what is given here replaces what `spec` says. Raises `BadInput`"
     for k in given: check_name(k, [*axes(), *_settings, *_switches], f"There is no parameter {k!r}")
     grids, settings = read_spec(spec) if isinstance(spec, (str, os.PathLike)) else grids_of(spec or {})
     own = {k: v for k, v in given.items() if k in axes()}
-    o = {k: v[0] for k, v in _settings.items()} | dict(dry_run=dry_run, retry=retry, kernel=False) | settings | {
+    o = {k: v[0] for k, v in _settings.items()} | dict(dry_run=dry_run, retry=retry, repair=repair, kernel=False) | settings | {
         k: v for k, v in given.items() if k not in own and v is not None}
     _check_settings(o)
     grids = [{**g, **own} for g in grids]
     grids = [one for g in grids for one in ([g] if 'ratio' in g else default_grid(g, o['out']))]
     s = Sweep(grids, **{k: o.pop(k) for k in ('margin', 'metric', 'out', 'device', 'kernel')})
-    plan, retry = {k: o.pop(k) for k in _plan}, o.pop('retry')
-    if not o.pop('dry_run'): return s.run(retry, **o)
+    plan, retry, repair = {k: o.pop(k) for k in _plan}, o.pop('retry'), o.pop('repair')
+    if not o.pop('dry_run'): return s.run(retry, repair, **o)
     print(s.plan(**plan, slots=o['slots'] or 1))
     return s
 

@@ -14,11 +14,11 @@ from fastcore.basics import patch
 import synthrob
 from ..core.basics import BadInput, check_name, hash_of, read_json, write_json
 from ..core.stages import Stage, now, versions
-from ..data.splits import default_metric, detectable
+from ..data.splits import default_metric, detectable, difference_limit
 from ..split.params import SplitParams, check_params, check_value, idle_params, names_by_role
 from ..split.run import SplitRun
 from .engine import SynthrobEngine
-from .stats import seeds_needed
+from .stats import min_seeds, seeds_needed
 
 # %% auto #0
 __all__ = ['MOST', 'NOTEBOOK', 'axes', 'values', 'combinations', 'execute', 'Cell', 'default_grid', 'Sweep', 'Costs']
@@ -348,7 +348,7 @@ def _spread(self:Sweep) -> tuple: # standard deviation, number of pairs; (None, 
     return (statistics.mean(map(statistics.variance, diffs))**.5, sum(map(len, diffs))) if diffs else (None, 0)
 
 @patch
-def _enough(self:Sweep, effect, sd, power, alpha) -> str:
+def _enough(self:Sweep, effect, sd, power, alpha, limit=0, folds=1) -> str:
     "Say whether the sweep has the seeds that its aim needs"
     found, pairs = (None, 0) if sd else self._spread()
     why = 'as given' if sd else f'that of {pairs} finished pairs' if pairs > 5 else 'a guess, 1 to 1.4 points are usual'
@@ -358,6 +358,9 @@ def _enough(self:Sweep, effect, sd, power, alpha) -> str:
     try: need, most = (seeds_needed(effect, sd, power, alpha, comparisons=n) for n in (1, max(1, len(arms))))
     except BadInput as e: return f"{e} The remedies are more test images, folds and longer trainings, not seeds."
     any_ = f" ({most} if it may be any of {len(arms)} arms)"*(len(arms) > 1)
+    if limit > effect:
+        return (f"no number of seeds shows a difference of {effect:.1%}, as these test images show at best {limit:.1%}; the "
+                f"sweep has {have}{', in each fold' if folds > 1 else ''}, and a level of {alpha:g} needs {min_seeds(alpha)} runs in all.")
     return (f"{_n(need, 'classifier seed')}{any_} will show a difference of {effect:.1%} with a probability of "
             f"{power:.0%}; alpha {alpha:g}, SD of paired differences {sd:.2%}, {why}. The sweep has {have}, "
             + ('which is enough.' if have >= need else f"which is too few: --seeds {need}."))
@@ -374,11 +377,13 @@ def head(self:Sweep) -> str:
                       *(f"Left out {_n(n, 'combination')}: {why}" for why, n in self.left_out.items())])
 
 @patch
-def _test(self:Sweep, sd) -> str:
+def _test(self:Sweep, sd) -> tuple: # text; the difference shown at best; folds
     "Say what the test part of the first cell can show; data and parts are made for it"
     run, seeds = self.cells[0].run, {one['cnn_seed'] for one, _ in self.combos}
     run.make('parts')
-    return detectable(run.images, run.splits, len(seeds), self.metric, self.margin, sd or .014)
+    args = run.images, run.splits
+    return (detectable(*args, len(seeds), self.metric, self.margin, sd or .014), difference_limit(*args, self.metric),
+            run.folds)
 
 @patch
 def plan(self:Sweep,
@@ -389,9 +394,9 @@ def plan(self:Sweep,
          slots:int=1       # cells side by side
         ) -> str:
     "Describe the sweep, its price, whether it has enough seeds, and what its test part can show"
-    test = self._test(sd)
+    test, limit, folds = self._test(sd)
     return '\n'.join([self.head(), '', self.overview().to_string(), '', f"Cost: {self.price(slots)}.",
-                      f"Seeds: {self._enough(effect, sd, power, alpha)}", f"Test part: {test}",
+                      f"Seeds: {self._enough(effect, sd, power, alpha, limit, folds)}", f"Test part: {test}",
                       f"Margin: values of {self.metric or 'the metric'} that differ by less than {self.margin:.1%} will be "
                       "called equivalent."])
 

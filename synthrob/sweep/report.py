@@ -18,8 +18,9 @@ from fastcore.xml import (Body, Caption, Div, Figcaption, Figure, H1, H2, H3, He
 from fastprogress.fastprogress import progress_bar
 from matplotlib.figure import Figure as Drawing
 from ..core.basics import BadInput, replacing, write_parquet
-from .results import (ARM, CLASSIFIER, LOWER_IS_BETTER, RATIO_GROUP, SETTING, SYNTHESIS, TREATMENTS, VALUE,
-                                    conclude, declared_margin, declared_metric, differences, metric_name, paired_runs, results)
+from ..core.stages import read_record
+from .results import (ARM, CLASSIFIER, LOWER_IS_BETTER, SETTING, SYNTHESIS, TREATMENTS, VALUE,
+                                    conclude, declared_margin, differences, metric_name, paired_runs, results)
 from .stats import decide, image_se, joint_p, min_seeds
 from ..split.params import SplitParams
 
@@ -493,8 +494,8 @@ def image_differences(pairs,  # one of `paired_runs`, on the metric
                      ) -> np.ndarray: # (GAN seeds, classifier seeds, images): 1, 0 or -1 times the weight
     "Return correct minus correct of the baseline for each test image, from the stored predictions"
     def correct(run):
-        file = Path(root)/'split'/run/'predictions.parquet'
-        t = pq.read_table(file, columns=['part', 'index', 'true', 'predicted']).to_pandas()
+        read_record(at := Path(root)/'split'/run, ['predictions.parquet'])
+        t = pq.read_table(at/'predictions.parquet', columns=['part', 'index', 'true', 'predicted']).to_pandas()
         t = t[t.part == 'test'].sort_values('index')
         weight = len(t)/t.true.nunique()/t.groupby('true').true.transform('size') if metric == 'balanced_accuracy' else 1.
         return t['index'].to_numpy(), ((t.true == t.predicted)*weight).to_numpy(dtype=float)

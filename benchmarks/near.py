@@ -1,0 +1,65 @@
+"Near copies: recall on copies planted in FER-2013, counts, time and memory. `python benchmarks/near.py five|seven OUT.json [PER_KIND]`"
+import io, json, resource, sys, time
+import numpy as np, torch
+from PIL import Image, ImageDraw
+from synthrob.data.core import fer2013_path, prepare
+from synthrob.data.near import near_duplicates
+
+def crop(a, r, lo=.7, hi=.95):
+    n = len(a); k = n*r.uniform(lo, hi); y, x = r.uniform(0, n - k, 2)
+    return np.array(Image.fromarray(a).resize((n, n), Image.BICUBIC, box=(x, y, x + k, y + k)))
+def scale(a, r):
+    n, s = len(a), np.exp(r.uniform(np.log(.8), np.log(1.25)))
+    if s >= 1: o = (n - n/s)/2; return np.array(Image.fromarray(a).resize((n, n), Image.BICUBIC, box=(o, o, n - o, n - o)))
+    k = round(n*s); p = n - k
+    return np.pad(np.array(Image.fromarray(a).resize((k, k), Image.BICUBIC)), (p//2, p - p//2), mode='edge')
+def shift(a, r, k=6):
+    y, x = r.integers(0, 2*k + 1, 2)
+    return np.pad(a, k, mode='edge')[y:y+len(a),x:x+len(a)]
+def jpeg(a, r):
+    f = io.BytesIO(); Image.fromarray(a).save(f, 'JPEG', quality=30); return np.array(Image.open(f))
+def mirror(a, r): return a[:,::-1].copy()
+def brightness(a, r): return np.clip(a + r.choice([-1, 1])*r.uniform(25, 50), 0, 255).astype(np.uint8)
+def contrast(a, r):
+    c = r.uniform(.4, .7) if r.random() < .5 else r.uniform(1.4, 1.7)
+    return np.clip((a - a.mean())*c + a.mean(), 0, 255).astype(np.uint8)
+def watermark(a, r):
+    i = Image.fromarray(a).copy()
+    ImageDraw.Draw(i).text((int(r.integers(0, len(a)//4)), int(r.integers(0, len(a) - 12))), 'stock.com', fill=255)
+    return (a*.35 + np.array(i)*.65).astype(np.uint8)
+
+kinds = dict(crop=[crop], crop_70=[lambda a, r: crop(a, r, .7, .7)], scale=[scale], shift=[shift], mirror=[mirror], jpeg_30=[jpeg],
+             brightness=[brightness], contrast=[contrast], watermark=[watermark], crop_mirror_jpeg=[crop, mirror, jpeg],
+             scale_contrast_watermark=[scale, contrast, watermark], crop_brightness_jpeg=[crop, brightness, jpeg],
+             mirror_watermark_contrast_crop=[mirror, watermark, contrast, crop])
+
+def main(which, out, per=100):
+    images = prepare('fer2013', fer2013_path(), vocab='all' if which == 'seven' else None)
+    x, r = images.x[:], np.random.default_rng(0)
+    good = np.flatnonzero(x.float().std((1, 2, 3)).numpy() > 5)
+    _, first = np.unique(x.numpy().reshape(len(x), -1), axis=0, return_index=True)
+    rows = r.permutation(np.intersect1d(good, first))[:per*len(kinds)]
+    copies = []
+    for j, i in enumerate(rows):
+        a = x[i,0].numpy()
+        for f in list(kinds.values())[j//per]: a = f(a, r)
+        copies.append(a)
+    n, planted = len(x), torch.from_numpy(np.stack(copies))[:,None]
+    start, wall = time.process_time(), time.time()
+    pairs = near_duplicates(torch.cat([x, planted]), progress=False)
+    used = dict(images=n + len(planted), cpu_s=time.process_time() - start, wall_s=time.time() - wall,
+                max_rss_gb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e6, threads=torch.get_num_threads())
+    have = set(zip(pairs.a, pairs.b))
+    hit = np.array([(i, n + j) in have for j, i in enumerate(rows)]).reshape(-1, per).mean(1)
+    own = pairs[pairs.b < n]
+    te = images.part == 'test'
+    across = own[(te[own.a] != te[own.b]) & (own.score < 1)]
+    test = np.unique(np.where(te[across.a], across.a, across.b))
+    y = images.y.numpy()
+    record = dict(used, recall=dict(zip(kinds, hit.round(3).tolist())), per_kind=per, pairs=len(own),
+                  pairs_exact=int((own.score == 1).sum()), labels_differ=int((y[own.a] != y[own.b]).sum()),
+                  test_with_near_copy=dict(zip(images.vocab, np.bincount(y[test], minlength=images.c).tolist())),
+                  test_images=int(te.sum()))
+    open(out, 'w').write(json.dumps(record, indent=1)); print(record)
+
+if __name__ == '__main__': main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:]))

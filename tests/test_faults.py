@@ -1,0 +1,86 @@
+"Damage, leftovers, full and read-only disks: noticed by name, or without effect; nothing gives a traceback"
+import os, resource, shutil
+from pathlib import Path
+
+import numpy as np, pytest, torch
+from faults import draw_images, faults, toy
+from synthrob.core import stages
+from synthrob.core.basics import BadInput, write_array, write_tensors
+from synthrob.core.stages import Stage
+from synthrob.split.params import check_params
+from synthrob.split.run import SplitRun
+
+def test_flips_and_truncations(tmp_path):
+    "Few of those that `python tests/faults.py 200` tries"
+    found, log = faults(12, seed=1, root=tmp_path)
+    assert sum(found.values()) == 12 and not log, log
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+    d = tmp_path_factory.mktemp('toy')
+    draw_images(d/'images')
+    for seed in 0, 1: run(d, seed).fit()
+    return d
+
+def run(d, seed=0): return SplitRun(check_params(toy | dict(out=str(d/'runs'), path=str(d/'images'), cnn_seed=seed)))
+
+@pytest.fixture
+def toy_runs(made, tmp_path):
+    shutil.copytree(made, tmp_path/'d')
+    stages._sums.clear()
+    return tmp_path/'d'
+
+@pytest.mark.parametrize('name', ['cnn.safetensors', 'predictions.parquet', 'record.json'])
+def test_swapped_between_runs(toy_runs, name):
+    a, b = (run(toy_runs, s).stages['split'].file(name) for s in (0, 1))
+    shutil.copyfile(a, b)
+    with pytest.raises(BadInput, match=f'{name} is '): run(toy_runs, 1).fit()
+    run(toy_runs, 0).fit()                                         # costs only itself
+
+def test_deleted_weights_are_not_done_and_made_again(toy_runs, capsys):
+    before = run(toy_runs).evaluation().probs
+    for name in 'cnn.safetensors', 'predictions.parquet': run(toy_runs).stages['split'].file(name).unlink()
+    with pytest.raises(BadInput, match='is missing: --repair'): run(toy_runs).fit()
+    with pytest.raises(BadInput, match='is missing: --repair'): run(toy_runs).evaluation()
+    again = run(toy_runs).fit(repair=True)
+    assert (again.evaluation().probs == before).all() and [k for k, s in again.stages.items() if not s.reused] == ['split']
+
+def test_read_only_disk(toy_runs):
+    "Read by another user, as root may write everywhere"
+    run(toy_runs).stages['split'].file(stages.CHECKPOINT).touch()
+    for f in [toy_runs, *toy_runs.rglob('*')]: f.chmod(0o555 if f.is_dir() else 0o444)
+    real = Path.unlink
+    def refuse(self, missing_ok=False): raise PermissionError(13, 'Permission denied')
+    try:
+        Path.unlink = refuse
+        assert len(run(toy_runs).fit().evaluation().y)
+    finally:
+        Path.unlink = real
+        for f in [toy_runs, *toy_runs.rglob('*')]: f.chmod(0o755 if f.is_dir() else 0o644)
+
+@pytest.mark.parametrize('write', [lambda f: write_array(f, np.zeros(10**6)),
+                                   lambda f: write_tensors(f, dict(a=torch.zeros(10**6)))], ids=['npy', 'safetensors'])
+def test_limit_of_file_size_is_one_sentence(tmp_path, write):
+    if os.fork() == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, 10**5))
+        try: write(tmp_path/'a')
+        except BadInput as e: os._exit(0 if 'a cannot be written, no space left' in str(e) else 2)
+        except BaseException: os._exit(3)
+        os._exit(4)
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+    assert not (tmp_path/'a').exists() and not list(tmp_path.glob('.*.tmp'))
+
+def test_relative_out_survives_chdir(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    s = Stage('data', {}, lambda s: {}, out='runs')
+    monkeypatch.chdir('/')
+    assert s.make().path.parent.parent == tmp_path/'runs'
+
+def test_file_system_without_locks(tmp_path, monkeypatch):
+    def no_locks(self, **kw): raise NotImplementedError
+    monkeypatch.setattr(stages.FileLock, 'acquire', no_locks)
+    assert Stage('data', {}, lambda s: {}, out=tmp_path).make().done and not list(tmp_path.glob('data/*.softlock'))
+
+def test_weights_are_readable_by_others(toy_runs):
+    modes = {f.name: f.stat().st_mode & 0o777 for f in run(toy_runs).stages['split'].path.iterdir()}
+    assert len(set(modes.values())) == 1, modes

@@ -1,0 +1,37 @@
+"Near copies: found, kept in one part, and taken out of pools"
+import numpy as np, pytest, torch
+from PIL import Image
+from synthrob.core.basics import BadInput
+from synthrob.data.near import near_duplicates
+from synthrob.split.params import check_params
+from synthrob.split.run import SplitRun
+
+def textures(n, seed):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.nn.functional.interpolate(torch.rand(n, 1, 12, 12, generator=g), 48, mode='bicubic')
+    return (x*255).clamp(0, 255).byte()
+
+def write(folder, x):
+    for i,o in enumerate(x):
+        f = folder/'ab'[i % 2]/f'{i}.png'
+        f.parent.mkdir(parents=True, exist_ok=True); Image.fromarray(o[0].numpy()).save(f)
+
+def test_copies_of_all_kinds_are_found_and_nothing_else():
+    x = textures(60, 0)
+    zoomed = torch.nn.functional.interpolate(x[16:20,:,4:44,4:44].float(), 48, mode='bicubic').clamp(0, 255).byte()
+    copies = torch.cat([x[:4].flip(-1), x[4:8].roll(3, -2), (x[8:12]*.5 + 50).byte(), x[12:16], zoomed])
+    found = near_duplicates(torch.cat([x, copies]))
+    assert set(zip(found.a, found.b)) == {(i, 60 + i) for i in range(20)}
+    assert set(found.a[found.mirror]) == set(range(4))
+
+def test_parts_and_pools_lose_near_copies_of_test_images(tmp_path):
+    x, new = textures(120, 1), textures(20, 2)
+    write(tmp_path/'data'/'train', torch.cat([x[:80], x[80:86].flip(-1)])); write(tmp_path/'data'/'test', x[80:])
+    given = dict(data='folder', path=str(tmp_path/'data'), size=48, robustness='none', out=str(tmp_path/'runs'))
+    run = SplitRun(check_params(given)); run.make('parts')
+    assert run.splits.report['removed']['near'] == 6 and len(run.splits.test) == 40
+    write(tmp_path/'pool', torch.cat([new, x[90:96].roll(2, -1)])); write(tmp_path/'bad', x[90:96].flip(-1))
+    run = SplitRun(check_params(given | dict(ratio=.2, pool=str(tmp_path/'pool')))); run.make('pool')
+    assert run.stages['pool'].record['near_copies_removed'] == 6 and len(run.pool) == 20
+    with pytest.raises(BadInput, match='near copies of validation or test'):
+        SplitRun(check_params(given | dict(ratio=.2, pool=str(tmp_path/'bad')))).make('pool')
