@@ -292,11 +292,13 @@ class Evaluation(Confusion):
                 ):
         self.probs, self.y = torch.as_tensor(probs, dtype=torch.float32), torch.as_tensor(y)
         self.pred = self.probs.argmax(1)
-        super().__init__(confusion_matrix(self.y, self.pred, labels=range(len(vocab))), vocab)
+        counts = confusion_matrix(self.y, self.pred, labels=range(len(vocab)))
+        super().__init__(counts*self.probs.isfinite().all().item(), vocab)      # nothing counts for a net that diverged
 
     @property
     def ece(self) -> float: # 0 (right in 70 % of the cases with probability .7) to 1
         "Expected calibration error, 15 bins (Guo et al. 2017, arXiv 1706.04599, eq. 3)"
+        if not self.n: return float('nan')
         return multiclass_calibration_error(self.probs, self.y, num_classes=len(self.vocab), n_bins=15).item()
 
     def __repr__(self): return f'Evaluation(n={self.n}, accuracy {self.accuracy:.1%}, calibration error {self.ece:.3f})'
@@ -318,27 +320,31 @@ def evaluate(learn,          # a `Learner` from `cnn_learner`, or a model
 
 # %% ../../nbs/02_cnn.ipynb #d761c2c0
 def learning_problem(learn,     # a trained `Learner` from `cnn_learner`
-                     valid=None # its `Evaluation` on validation items; None: judge by the training items alone
+                     held=None  # its `Evaluation` on held-out items; None, or too few: the training items alone decide
                     ) -> str:   # a sentence with the remedy; '' if it learned
     "Return why the result of a training must not be counted"
     ds, losses = learn.dls.train.dataset, [row['train_loss'] for row in learn.history]
     steps = len(losses)*len(learn.dls.train)
     fix = f"train for longer than {steps} steps (min_steps, cnn_epochs), or check labels and learning rate"
     train = evaluate(learn, ds.subset(torch.randperm(len(ds), generator=generator('learned'))[:2000]))
-    for what, ev in dict(training=train, validation=valid).items():
+    by_chance = lambda right, n, chance: binomtest(right, n, min(chance, 1), 'greater').pvalue > .01
+    for what, ev in {'training': train, 'held-out': held}.items():
         if ev is None: continue
         if not ev.probs.isfinite().all(): return f"The classifier diverged: its probabilities are not finite; {fix}."
-        most = ev.y.bincount(minlength=len(ev.vocab))
+        most, named = (o.bincount(minlength=len(ev.vocab)) for o in (ev.y, ev.pred))
+        if what == 'held-out' and by_chance(ev.n, ev.n, (most*most).sum().item()/ev.n**2): continue    # too few to show it
         name, share = ev.vocab[most.argmax()], most.max().item()/ev.n
         if len(ev.pred.unique()) == 1:
             return f"The classifier calls every {what} item {ev.vocab[ev.pred[0]]!r}, so it did not learn: {fix}."
         guess = f"naming always {name!r} is right for {share:.1%}"
         if what == 'training' and ev.accuracy < share + .1*(1 - share):
             return f"The classifier is right for {ev.accuracy:.1%} of its training items, and {guess}: {fix}."
-        chance = (most*ev.pred.bincount(minlength=len(ev.vocab))).sum().item()/ev.n**2
-        if what == 'validation' and binomtest(round(ev.accuracy*ev.n), ev.n, chance, 'greater').pvalue > .01:
+        if what == 'training': continue
+        if by_chance(round(ev.accuracy*ev.n), ev.n, (most*named).sum().item()/ev.n**2):
             return (f"The classifier is right for {train.accuracy:.1%} of its training items and {ev.accuracy:.1%} of "
-                    f"{ev.n} validation items, no better than chance ({guess}): check the labels, or add images.")
+                    f"{ev.n} held-out items, no better than chance ({guess}): check the labels, or add images.")
+        if never := [f'{c!r} ({m} items)' for c, n, m in zip(ev.vocab, named, most) if n == 0 and m > 4]:
+            return f"The classifier calls no held-out item {' or '.join(never)}: add images of that class, or {fix}."
     if steps < 20 or (len(losses) > 1 and losses[-1] > .99*losses[0] and train.accuracy < .9):
         return f"The loss of the classifier did not fall in {steps} steps: {fix}."
     return ''

@@ -229,7 +229,7 @@ def device_dls(train:Dataset,     # training data
     if len(train) == 0: raise BadInput("There is no training item left: choose another ratio, class or source.")
     device = default_device(device)
     if n_steps is None and train.epoch_len: n_steps = max(1, train.epoch_len//bs)      # not by the size of the mixture
-    bs = min(bs, len(train))
+    if n_steps is None: bs = min(bs, len(train))          # else alike in all arms, also where few real images stay
     tdl = DeviceDL(train, bs=bs, drop_last=True, shuffle=True, augment=augment, balanced=balanced, n_steps=n_steps,
                    seed=seed, device=device)
     return DataLoaders(tdl, DeviceDL(valid or train, bs=2*bs, device=device), device=device)

@@ -249,13 +249,15 @@ def name(self:Sweep, cell:Cell) -> str: # such as 'ratio=0.5 cnn_seed=0'
     given = cell.given
     return ' '.join(f'{k}={given[k]}' for k in self.varying if k in given) or cell.hash
 
+def _problem(c): return ' '.join(f"{k}: {o}" for k, o in c.run.problems.items()) if c.stage.done else ''
+
 @patch(as_prop=True)
-def table(self:Sweep) -> pd.DataFrame: # a row per cell: what varies, hash, state, seconds, split, error
+def table(self:Sweep) -> pd.DataFrame: # a row per cell: what varies, hash, state, seconds, split, error, problem
     "The cells and their states; `split` is the hash in `runs/split/`"
     def row(c):
         r, given = c.stage.record or {}, c.given
         return dict({k: given.get(k) for k in self.varying}, hash=c.hash, state=c.state, seconds=r.get('seconds'),
-                    split=r.get('split'), error=None if r else (c.error or {}).get('error'))
+                    split=r.get('split'), error=None if r else (c.error or {}).get('error'), problem=_problem(c))
     return pd.DataFrame(map(row, self.cells))
 
 @patch
@@ -418,6 +420,8 @@ def summary(self:Sweep,
     n, failed = self.states, [c for c in self.cells if c.state == 'failed']
     lines = [f"{n['done']} of {len(self)} cells are done, {made} of them made now; {len(failed)} failed.",
              *(f"  {self.name(c)}: {c.error['error']}" for c in failed)]
+    whys = {self.name(c): o for c in self.cells if (o := _problem(c))}
+    if whys: lines.append(f"{_n(len(whys), 'cell')} must not be counted; {': '.join(next(iter(whys.items())))}")
     if failed: lines.append("--retry (retry=True) tries failed cells again; their folders hold error.json.")
     if n['done']: lines.append(f"Next: synthrob_report {self.out}   (verdicts and figures on one page)")
     return '\n'.join(lines)

@@ -184,7 +184,7 @@ def _values(r):
         m = np.array(e.get('confusion', [[e['accuracy']]]))
         if abs(np.trace(m)/m.sum() - e['accuracy']) > 1e-6 and 'confusion' in e:
             raise ValueError(f"accuracy {e['accuracy']} contradicts its confusion matrix")
-        for m in ('accuracy', 'macro_f1', 'ece'): yield r['hash'], part, m, None, e['n'], float(e[m])
+        for m in ('accuracy', 'macro_f1', 'ece'): yield r['hash'], part, m, None, e['n'], float('nan' if e[m] is None else e[m])
         for c, row in e['per_class'].items():
             for m, v in row.items(): yield r['hash'], part, m, c, e['n'], float(v)
     yield r['hash'], None, 'seconds', None, None, float(r['seconds'])
