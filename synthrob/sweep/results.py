@@ -13,7 +13,7 @@ import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
 from scipy.special import ndtr, ndtri
 from ..core.basics import BadInput, check_name, hash_of, read_json, write_json, write_parquet
 from ..data.splits import default_metric
-from ..core.stages import Stage, versions
+from ..core.stages import Stage, read_record, versions
 from ..split.params import SplitParams, idle_params, names_by_role
 from .stats import corrected, decide, joint_p, verdict
 
@@ -196,11 +196,10 @@ def _records(root, kind):
     "Readable records in `root/kind`, and the number of others by reason"
     found, skipped = [], dict(unfinished=0, damaged=0)
     for d in sorted(p for p in (root/kind).glob('*') if p.is_dir()):
-        try: r = read_json(d/'record.json')
-        except FileNotFoundError: skipped['unfinished'] += 1; continue
-        except (OSError, ValueError): r = None
-        if isinstance(r, dict) and r.get('hash') == d.name: found.append(r)
-        else: skipped['damaged'] += 1
+        try: r = read_record(d)
+        except BadInput: skipped['damaged'] += 1; continue
+        if r is None: skipped['unfinished'] += 1
+        else: found.append(r)
     return found, skipped
 
 def _robustness(root, runs, level):
@@ -219,6 +218,7 @@ def _robustness(root, runs, level):
     key = max(found, key=lambda k: (len(by_level[k]), k[1] == 'full'), default=(None, None))
     for run, r in by_level.get(key, {}).items():
         try:
+            read_record(root/'robustness'/r['hash'], [f'{o}.parquet' for o in tables])
             read = {o: _read_table(root/'robustness'/r['hash']/f'{o}.parquet', run) for o in tables}
             scalars = {**(r.get('clean') or {}), **(r.get('summary') or {})}
             numbers += [(run, k, float(v), 'test') for k, v in scalars.items() if isinstance(v, (int, float))
