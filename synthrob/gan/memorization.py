@@ -87,8 +87,9 @@ class CopyReport:
                  f"of holdout images are ({chance})")
         if self.memorises: return f"The generator memorises: {found}."
         if self.p < 1e-4: return f"Some images may be copies, check the nearest pairs: {found}."
-        typical = "; near to training and holdout images alike, they are typical rather than copied"
-        return f"No sign of copies: {found}{typical if self.c_t < -3 else ''}."
+        if self.c_t < -3:
+            return f"Nearer to the training images than holdout images are, check the nearest pairs for copies: {found}."
+        return f"No sign of copies: {found}."
 
 # %% ../../nbs/gan/08_memorization.ipynb #19819fb0
 def _distances(t, h, f):
