@@ -52,7 +52,7 @@ def undisturbed(faces, tmp_path_factory):
 def same(a, b):
     "Two folders hold the same: records but for times, predictions, weights; and one GAN"
     a, b = Path(a), Path(b)
-    times = ('started', 'finished', 'seconds', 'resumed', 'given')
+    times = ('started', 'finished', 'seconds', 'resumed', 'given', 'files', 'checksum')
     plain = lambda o: {k: plain(v) for k, v in o.items() if k not in times} if isinstance(o, dict) else o
     for kind, n in dict(cell=N, split=N, gan=1, pool=None, parts=1, data=1).items():
         names = sorted(p.parent.name for p in b.glob(f'{kind}/*/record.json'))
@@ -135,6 +135,8 @@ def test_a_cell_fails(faces, tmp_path):
     bad.path.unlink()
     assert sweep(**grid).table.state.tolist() == ['done', 'failed'], 'it is left alone'
     assert sweep(**grid, retry=True).table.state.tolist() == ['done', 'done']
+    (lost := s.cells[0].run.stages['split'].file('cnn.safetensors')).unlink()
+    assert sweep(**grid, repair=True).table.state.tolist() == ['done', 'done'] and lost.exists()
 
 @pytest.mark.e2e
 def test_out_of_memory(faces, tmp_path, capsys):

@@ -121,8 +121,9 @@ def read_record(
     "Read the record of a stage; raise `BadInput` if it or one of `files` is not what was written"
     folder = Path(folder)
     try: r = read_json(f := folder/'record.json')
-    except FileNotFoundError: return None
-    except (OSError, ValueError, RecursionError): r = None
+    except (FileNotFoundError, NotADirectoryError): return None
+    except OSError as e: _damaged(f, f'cannot be read ({e.strerror})')
+    except (ValueError, RecursionError): r = None
     good = isinstance(r, dict) and r.get('hash') == folder.name and ('files' in r) == ('checksum' in r)
     if not good or r.get('checksum', 0) != (record_sum(r) if 'files' in r else 0): _damaged(f, 'is damaged')
     known = r.get('files', {})                      # none in records of earlier versions
@@ -192,13 +193,13 @@ def discard_damaged(
     "Delete the folders of damaged stages and of those that depend on them, so that they are made again"
     gone = set()
     for s in stages:
-        why = 'its input is made again' if gone & {i.hash for i in s.inputs.values()} else None
+        why = f'{s.path}, as its input is made again' if gone & {i.hash for i in s.inputs.values()} else None
         try: s.check()
         except BadInput as e: why = str(e).partition(': --repair')[0]
         if why is None: continue
         gone.add(s.hash)
         if not s.path.exists(): continue
-        print(f"Made again: {s.kind}/{s.hash} ({why})", flush=True)
+        print(f"Made again: {why}.", flush=True)
         with _locked(s): shutil.rmtree(s.path)
 
 @patch
