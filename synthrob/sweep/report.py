@@ -20,7 +20,7 @@ from matplotlib.figure import Figure as Drawing
 from ..core.basics import BadInput, replacing, write_parquet
 from ..core.stages import read_record
 from .results import (ARM, CLASSIFIER, LOWER_IS_BETTER, SETTING, SYNTHESIS, TREATMENTS, VALUE,
-                                    conclude, declared_margin, differences, metric_name, paired_runs, results)
+                                    conclude, declared_margin, declared_metric, differences, metric_name, paired_runs, results)
 from .stats import decide, image_se, joint_p, min_seeds
 from ..split.params import SplitParams
 
