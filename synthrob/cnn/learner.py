@@ -47,7 +47,7 @@ class Recipe:
     lr: float                  # (peak) learning rate
     epochs: int                # passes over a training set of the usual size
     bs: int = 256              # batch size; `batch_size` limits it where images are few
-    min_steps: int = None      # optimisation steps, at least; None: 600 where `batch_size` limits the batch
+    min_steps: int = 600       # optimisation steps, at least, where `batch_size` limits the batch
     wd: float = 0.             # decoupled weight decay
     one_cycle: bool = False    # else a constant learning rate
     smooth: float = 0.         # label smoothing, for loss 'ce'
@@ -226,8 +226,7 @@ def cnn_learner(data,              # training `Dataset`, or `DataLoaders`
     mix = [] if mix is None else [mix() if r.alpha is None else mix(r.alpha)]
     learn = DistributedLearner(dls, net, loss_of(r, _weights(class_weights, dls)), opt_func, lr=r.lr, wd=r.wd,
                     wd_bn_bias=True, metrics=accuracy, cbs=[SeedEpochs(seed), Autocast(), History(), *mix])
-    least = 600*(dls.train.bs < r.bs) if r.min_steps is None else r.min_steps
-    epochs = max(r.epochs, math.ceil(least/max(1, len(dls.train))))
+    epochs = max(r.epochs, math.ceil(r.min_steps*(dls.train.bs < r.bs)/max(1, len(dls.train))))
     learn.recipe = replace(r, bs=dls.train.bs, epochs=epochs)
     return no_sync(learn).add_cbs(cbs)
 

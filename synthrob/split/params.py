@@ -98,7 +98,7 @@ class CNNParams:
     cnn_epochs: int = _cnn(None, "epochs of the classifier; None: the preset's", 1, 100_000)
     head: str = _head(None, "classifier of vectors: 'linear' or 'mlp'; None: the preset's", options=('linear', 'mlp'))
     head_epochs: int = _head(None, "epochs of the head; None: the preset's", 1, 100_000)
-    min_steps: int = param(None, "steps of the classifier or head, at least; None: 600 for few images, 0 if epochs are given",
+    min_steps: int = param(None, "on few images, steps of classifier or head, at least; None: 600, 0 if epochs are given",
                            0, 10**9, role='classifier')
     cnn_seed: int = param(0, "seed of the classifier's training", 0, 2**31, role='seed')
 
@@ -202,7 +202,7 @@ def check_params(given:dict      # parameters by name; missing ones have their d
     if p.size is None and p.preset != 'study': p.size = _own_size(p)
     for k, v in (presets[p.preset] | (vector_presets.get(p.preset, {}) if vectors else {})).items():
         if getattr(p, k) is None: setattr(p, k, v)
-    if p.min_steps is None and given.get('head_epochs' if vectors else 'cnn_epochs') is not None: p.min_steps = 0
+    if p.min_steps is None: p.min_steps = 600 if given.get('head_epochs' if vectors else 'cnn_epochs') is None else 0
     if p.how == 'add' and p.ratio == 1:
         raise BadInput("ratio=1 does not go with how='add': no finite number of synthetic images reaches that share; "
                        "choose a smaller ratio or how='replace'.")

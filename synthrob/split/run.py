@@ -4,7 +4,7 @@
 
 # %% ../../nbs/split/04_run.ipynb #52a12d26
 from __future__ import annotations
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
@@ -116,7 +116,7 @@ def recipe(self:SplitRun):
     "The recipe of the classifier, or of the head"
     p = self.p
     name, epochs = (p.head, p.head_epochs) if self.cond['feature'] else (p.cnn, p.cnn_epochs)
-    return replace(cnn_recipe(name), epochs=epochs, min_steps=p.min_steps)
+    return cnn_recipe(name, epochs=epochs, min_steps=p.min_steps)
 
 # %% ../../nbs/split/04_run.ipynb #45de31d7
 @patch

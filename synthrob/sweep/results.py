@@ -50,12 +50,13 @@ def current_names(o # parameters of a record, or a table such as `results` retur
     o = o.rename(columns=_old_names | (_old_columns if 'source' in o else {}))
     new = lambda c, m: c.map(lambda v: m.get(v, v), na_action='ignore')
     o = o.assign(**{k: new(o[k], m) for k, m in _old_values.items() if k in o})
-    if 'content' not in o or 'space' in o: return o
+    if 'content' not in o: return o
+    o = o.assign(**{k: None for k in (*SETTING, *SYNTHESIS, 'min_steps') if k not in o and k != 'space'})
+    if 'space' in o: return o
     h = o.cnn.astype(str).str.extract(_old_head)                                    # missing for a classifier of images
     on = h['head'].notna()
     return o.assign(space=np.where(on, 'feature', 'pixel'), head=h['head'], head_epochs=o.cnn_epochs.where(on),
-                    cnn=h.cnn.where(on, o.cnn), cnn_epochs=h.cnn_epochs.astype('Int64').where(on, o.cnn_epochs),
-                    **{k: None for k in (*SETTING, *SYNTHESIS) if k not in o and k != 'space'})
+                    cnn=h.cnn.where(on, o.cnn), cnn_epochs=h.cnn_epochs.astype('Int64').where(on, o.cnn_epochs))
 
 # %% ../../nbs/sweep/06_results.ipynb #27b0d769
 def _normal(*keys): return np.random.default_rng(int(hash_of(keys), 16)).normal      # one stream per `keys`
