@@ -13,7 +13,7 @@ import ipywidgets as W, numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from ..cnn.corruptions import common, corrupt, extra
 from ..cnn.learner import predict
-from ..core.basics import BadInput, generator, read_json
+from ..core.basics import BadInput, generator
 from ..core.stages import read_record
 from ..data.core import prepare
 from ..data.splits import splits
@@ -115,7 +115,7 @@ def newest(kind:str,  # of stage: 'split' or 'gan'
     done = []
     for f in Path(out).glob(f'{kind}/*/record.json'):
         with suppress(OSError, ValueError):
-            if not (r := read_json(f)).get('simulated'): done.append((str(r.get('finished')), f.parent))
+            if not (r := read_record(f.parent)).get('simulated'): done.append((str(r.get('finished')), f.parent))
     if not done:
         raise BadInput(f"There is no finished {kind} in {str(out)!r}: make one with papermill nbs/03_split.ipynb "
                        "runs/split_0.3.ipynb -p ratio 0.3.")

@@ -11,7 +11,8 @@ import ipywidgets as W, numpy as np, pandas as pd, seaborn as sns
 from fastcore.basics import patch
 from fastcore.xml import P
 from ..cnn.evaluation import Confusion
-from ..core.basics import BadInput, read_json
+from ..core.basics import BadInput
+from ..core.stages import read_record
 from .data import CorruptionExplorer, DataExplorer
 from .gan import GANExplorer
 from .panels import Explorer, View, chart, control, set_options
@@ -49,7 +50,7 @@ class SweepTables:
 
     def _confusion(self, runs):
         "The sum of the confusion matrices of `runs`, a tuple of hashes"
-        tests = [read_json(Path(self.root)/'split'/r/'record.json')['test'] for r in runs]
+        tests = [read_record(Path(self.root)/'split'/r)['test'] for r in runs]
         return Confusion(sum(np.array(t['confusion']) for t in tests), tests[0]['vocab'])
 
 # %% ../../nbs/explore/04_explore_split.ipynb #0a1b46c7

@@ -13,7 +13,7 @@ import pandas as pd
 from fastcore.basics import patch
 import synthrob
 from ..core.basics import BadInput, check_name, hash_of, read_json, write_json
-from ..core.stages import Stage, now, versions
+from ..core.stages import Stage, now, read_record, versions
 from ..data.splits import default_metric, detectable, difference_limit
 from ..split.params import SplitParams, check_params, check_value, idle_params, names_by_role
 from ..split.run import SplitRun
@@ -287,7 +287,7 @@ class Costs:
     def __init__(self, root=None): # the folder of all stages
         self.seconds, self.devices, self.known = defaultdict(list), set(), set()
         for f in Path(root).glob('*/*/record.json') if root else ():
-            with contextlib.suppress(OSError, ValueError, KeyError): self.add(read_json(f))
+            with contextlib.suppress(OSError, ValueError, KeyError): self.add(read_record(f.parent))
 
     def add(self,
             r:dict # see `Stage.record`
