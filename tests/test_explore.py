@@ -102,7 +102,7 @@ def test_corruption_without_a_classifier(images):
     assert clean['src'] == same['src']
 
 def test_a_classifier_comes_from_its_run(faces, tmp_path):
-    "With its test images and predictions; changed images are refused"
+    "With its test images and predictions; a folder that was moved is refused"
     from conftest import TOY
     from synthrob.split.core import run_split
     run = run_split(**TOY, path=faces, out=str(tmp_path), ratio=0.)
@@ -112,7 +112,7 @@ def test_a_classifier_comes_from_its_run(faces, tmp_path):
         assert f'is {ev.vocab[ev.y[i]]}.' in text and f'clean image: {ev.vocab[ev.pred[i]]} ({ev.probs[i].max():.0%})' in text
     moved = tmp_path/'split'/'0123456789abcdef'
     shutil.copytree(run.stages['split'].path, moved)
-    with pytest.raises(BadInput, match='are not those of the run in'): finished_run(moved)
+    with pytest.raises(BadInput, match='is damaged'): finished_run(moved)
 
 def test_exploring_never_trains(tmp_path):
     "Without finished runs, explorers make data at most"

@@ -169,7 +169,7 @@ class Dense(nn.Sequential):
 
 def train(mixed, refresh, path=None, more=(), dls=None, epochs=7):
     hashes, dls = Hashes(), dls or device_dls(mixed, drawn(10, 8), bs=20, device='cpu')
-    learn = cnn_learner(dls, arch=Recipe(Dense, lr=1e-3, epochs=epochs), cbs=[refresh, hashes, *more])
+    learn = cnn_learner(dls, arch=Recipe(Dense, lr=1e-3, epochs=epochs, min_steps=0), cbs=[refresh, hashes, *more])
     with learn.no_bar(), learn.no_logging():
         try: learn.fit_recipe(path=path, every=0)
         except KeyboardInterrupt: pass

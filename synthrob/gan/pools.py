@@ -270,7 +270,7 @@ def pool_problem(pool:Dataset, # synthetic items
                 ) -> str:      # a sentence with the remedy; '' if the classes vary enough
     "Return whether the items of a class hardly differ from each other, less than a twentieth as much as real ones"
     def spread(ds, c):
-        x = take(ds.x, (ds.y == c).nonzero()[:64, 0]).float()
+        x = take(ds.x, (ds.y == c).nonzero()[:64, 0]).clone().float()                        # `clone` reads from the disk
         return diversity(x, torch.zeros(len(x), dtype=torch.int64), 1).nan_to_num(1.).item()   # nan: fewer than two items
     for c, name in enumerate(pool.vocab):
         if (share := spread(pool, c)/max(spread(real, c), 1e-6)) < .05:
