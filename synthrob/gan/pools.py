@@ -22,7 +22,6 @@ from ..data.loaders import to_float
 from ..data.rows import DiskImages, take
 from .learner import class_noise, generate, per_class, shape_noise
 from .nets import GAN
-from .trainer import diversity
 
 # %% auto #0
 __all__ = ['BLOCK', 'label_confidence', 'confidence_thresholds', 'filter_pool', 'acceptance', 'sample_pool', 'RefreshSynthetic',
@@ -271,7 +270,7 @@ def pool_problem(pool:Dataset, # synthetic items
     "Return whether the items of a class hardly differ from each other, less than a twentieth as much as real ones"
     def spread(ds, c):
         x = take(ds.x, (ds.y == c).nonzero()[:64, 0]).clone().float()                        # `clone` reads from the disk
-        return diversity(x, torch.zeros(len(x), dtype=torch.int64), 1).nan_to_num(1.).item()   # nan: fewer than two items
+        return x.std(0).mean().nan_to_num(1.).item()                                # nan: fewer than two items
     for c, name in enumerate(pool.vocab):
         if (share := spread(pool, c)/max(spread(real, c), 1e-6)) < .05:
             return (f"The synthetic items of class {name!r} hardly differ from each other ({share:.1%} of the spread of "
