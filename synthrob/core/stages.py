@@ -15,7 +15,7 @@ from .. import __version__
 from .basics import BadInput, default_device, has_bf16, hash_of, read_json, read_tensors, write_json
 
 # %% auto #0
-__all__ = ['CHECKPOINT', 'Stage', 'now', 'versions', 'device_name', 'file_sum', 'record_sum', 'read_record', 'discard_damaged']
+__all__ = ['CHECKPOINT', 'Stage', 'now', 'versions', 'device_name', 'read_record', 'discard_damaged']
 
 # %% ../../nbs/core/02_stages.ipynb #6e6ab7da
 CHECKPOINT = 'checkpoint.safetensors'   # in the folder of an unfinished stage; deleted once the record is written
@@ -91,7 +91,7 @@ def device_name(
 _sums = {}                                          # (path, size, time of change) -> checksum: once in a process
 _transient = re.compile(r'\..*\.tmp|.*\.damaged|record\.json|error\.json|checkpoint\..*')   # not in a record
 
-def file_sum(
+def _file_sum(
     path # of a file
 ) -> list: # bytes, checksum (XXH3, 128 bits)
     "Return size and checksum of a file, read again only if it has changed"
@@ -104,7 +104,7 @@ def file_sum(
         _sums[key] = h.hexdigest()
     return [s.st_size, _sums[key]]
 
-def record_sum(
+def _record_sum(
     r:dict # a record, as JSON holds it
 ) -> str:  # checksum
     "Return the checksum of a record, without its key `checksum`"
@@ -125,10 +125,10 @@ def read_record(
     except OSError as e: _damaged(f, f'cannot be read ({e.strerror})')
     except (ValueError, RecursionError): r = None
     good = isinstance(r, dict) and r.get('hash') == folder.name and ('files' in r) == ('checksum' in r)
-    if not good or r.get('checksum', 0) != (record_sum(r) if 'files' in r else 0): _damaged(f, 'is damaged')
+    if not good or r.get('checksum', 0) != (_record_sum(r) if 'files' in r else 0): _damaged(f, 'is damaged')
     known = r.get('files', {})                      # none in records of earlier versions
     for name in known if files is None else known.keys() & set(files):
-        try: same = file_sum(folder/name) == known[name]
+        try: same = _file_sum(folder/name) == known[name]
         except FileNotFoundError: _damaged(folder/name, 'is missing')
         except OSError as e: _damaged(folder/name, f'cannot be read ({e.strerror})')
         if not same: _damaged(folder/name, 'is not the file that was written')
@@ -215,8 +215,8 @@ def _run(self:Stage):
     if both := set(more) & {*head, 'finished', 'seconds', 'files', 'checksum'}:
         raise ValueError(f"work must not set {sorted(both)} of the record")
     seconds = round(time.perf_counter() - t, 3)
-    files = {f.relative_to(self.path).as_posix(): file_sum(f) for f in sorted(self.path.rglob('*'))
+    files = {f.relative_to(self.path).as_posix(): _file_sum(f) for f in sorted(self.path.rglob('*'))
              if f.is_file() and not _transient.fullmatch(f.name)}
     write_json(f := self.file('record.json'), {**head, 'finished': now(), 'seconds': seconds, **more, 'files': files})
     r = read_json(f)
-    write_json(f, {**r, 'checksum': record_sum(r)})
+    write_json(f, {**r, 'checksum': _record_sum(r)})

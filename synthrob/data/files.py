@@ -110,11 +110,17 @@ class _TarInfo(tarfile.TarInfo):
             raise BadInput(f"{tar.name} holds a name or header of {self.size:,} bytes: do not trust this file.")
         return super()._proc_member(tar)
 
-def open_tar(path):
+def open_tar(
+    path # of a tar
+) -> tarfile.TarFile:
     "Open a tar, however compressed, as a stream; its members come in the order of the file"
     return tarfile.open(path, 'r|*', tarinfo=_TarInfo)
 
-def is_tar(path): return bool(re.search(r'\.(tar(\.\w+)?|tgz|tbz2?|txz)$', Path(path).name.lower()))
+def is_tar(
+    path # of a file, which need not exist
+) -> bool:
+    "Return whether the name is that of a tar, such as x.tar, x.tar.gz or x.tgz"
+    return bool(re.search(r'\.(tar(\.\w+)?|tgz|tbz2?|txz)$', Path(path).name.lower()))
 
 DAMAGE = (EOFError, OSError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, csv.Error,
           NotImplementedError, RuntimeError, OverflowError)   # what Python's readers raise for damaged archives

@@ -23,7 +23,7 @@ from ..data.core import content_key, data_stage
 from ..data.dataset import Dataset
 from ..data.near import near_duplicates
 from ..data.rows import take
-from ..data.splits import (Splits, check_held_out, check_metric, check_no_leak, default_folds, default_metric,
+from ..data.splits import (Splits, check_held_out, check_metric, check_no_leak, default_folds,
                                    splits as split_data, subjects)
 from ..gan.learner import SampleSheet, gan_learner, load_gan, save_gan
 from ..gan.memorization import evaluate_pool
@@ -160,7 +160,7 @@ def _find_copies(self:SplitRun, stage):
 def _split(self:SplitRun, stage):
     "Work of the stage 'parts'"
     p, subject = self.p, None
-    self.metric_of(self.images.y)
+    if p.metric: check_metric(p.metric, self.images.vocab)
     if p.groups: subject = subjects(self.images, p.groups, p.path)
     near = pd.read_parquet(self._need('copies').file('pairs.parquet')) if 'copies' in self.stages else None
     s = split_data(self.images, seed=p.split_seed, leak=self.leak, subject=subject, near=near, folds=self.folds, fold=p.fold)
@@ -173,14 +173,6 @@ def _split(self:SplitRun, stage):
 def folds(self:SplitRun) -> int: # 1: one test part
     "The number of folds; those of the data if it is left to them"
     return self._folds or default_folds(self.images)
-
-@patch
-def metric_of(self:SplitRun,
-    y # labels that decide on the default
-) -> str:
-    "Return the metric that is decided on; raises `BadInput` for the recall of an unknown class"
-    if self.p.metric: check_metric(self.p.metric, self.images.vocab)
-    return self.p.metric or default_metric(y.bincount(minlength=self.images.c).tolist())
 
 @patch(as_prop=True)
 def images(self:SplitRun) -> Dataset:

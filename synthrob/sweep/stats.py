@@ -15,8 +15,8 @@ from statsmodels.stats.contingency_tables import mcnemar as _mcnemar
 from ..core.basics import BadInput
 
 # %% auto #0
-__all__ = ['joint_p', 'min_seeds', 'decide', 'word', 'power', 'seeds_needed', 'mde', 'Verdict', 'image_se', 'verdict',
-           'corrected', 'hierarchical_bootstrap', 'holm', 'verdicts', 'McNemar', 'mcnemar']
+__all__ = ['joint_p', 'min_seeds', 'decide', 'power', 'seeds_needed', 'mde', 'Verdict', 'image_se', 'verdict', 'corrected',
+           'hierarchical_bootstrap', 'holm', 'verdicts', 'McNemar', 'mcnemar']
 
 # %% ../../nbs/sweep/05_stats.ipynb #527de166
 def _check_diffs(diffs, ndims=(1,), axis=None):
@@ -166,9 +166,9 @@ def decide(
         low, high = _interval(D, 1-alpha, seed, n_boot, image_se)
         p = _sign_flip(D, seed, n_boot)
     t = pd.DataFrame(dict(estimate=m, low=low, high=high, p=p, p_equivalence=_tost(m, se, df, margin), se=se, df=df))
-    return t.assign(kind=np.where(varies & (runs >= least), word(t, margin, alpha), 'undecided'))
+    return t.assign(kind=np.where(varies & (runs >= least), _word(t, margin, alpha), 'undecided'))
 
-def word(
+def _word(
     t,          # `low`, `high`, `p` and `p_equivalence`: a table or a `Verdict`
     margin=.02, # equivalence margin
     alpha=.05   # level
@@ -379,7 +379,7 @@ def corrected(
 ) -> Verdict:
     "Return the verdict on one of several arms, with the word that its adjusted p allows"
     v = replace(v, p=max(v.p, float(p)), p_equivalence=max(v.p_equivalence, float(p_equivalence)), among=among)
-    return v if v.kind == 'undecided' else replace(v, kind=str(word(v, v.margin, round(1 - v.level, 12))))
+    return v if v.kind == 'undecided' else replace(v, kind=str(_word(v, v.margin, round(1 - v.level, 12))))
 
 # %% ../../nbs/sweep/05_stats.ipynb #09964427
 def hierarchical_bootstrap(
@@ -437,7 +437,7 @@ def verdicts(
     for i, k in enumerate(sorted(alone, key=lambda k: (alone[k].p, -abs(alone[k].effect or math.inf)))):
         v = alone[k]
         going = going and at(k, alpha/(m-i)).kind in ('better', 'worse')
-        equal = v.varies and v.n >= min_seeds(alpha) and word(replace(v, p=1., p_equivalence=pe[k]), margin, alpha) == 'equivalent'
+        equal = v.varies and v.n >= min_seeds(alpha) and _word(replace(v, p=1., p_equivalence=pe[k]), margin, alpha) == 'equivalent'
         kind = v.kind if going else 'equivalent' if equal else 'undecided'
         out[k] = replace(v, kind=kind, p=float(p[k]), p_equivalence=float(pe[k]), comparisons=m,
                          more_seeds=0 if kind != 'undecided' else at(k, alpha/m).more_seeds)
