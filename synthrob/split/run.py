@@ -361,9 +361,8 @@ def _fit_classifier(self:SplitRun, folder):
 
 @patch
 def _given(self:SplitRun):
-    "The parameters, with the number of folds; `fold` only if there are several"
-    many = self.folds > 1
-    return {k: v for k, v in asdict(self.p).items() if k != 'fold' or many} | (dict(folds=self.folds) if many else {})
+    "The parameters; `fold` only if there are several"
+    return {k: v for k, v in asdict(self.p).items() if k != 'fold' or self.folds > 1}
 
 @patch
 def _train_classifier(self:SplitRun, stage):
@@ -385,7 +384,7 @@ def _train_classifier(self:SplitRun, stage):
     leak = leak_worth(evs['test'], s.table.leaked.to_numpy()[s.test.numpy()])
     return dict(**{k: ev.to_dict() for k, ev in evs.items()}, history=learn.history, counts=counts,
                 steps=len(learn.dls.train)*learn.recipe.epochs, bs=learn.recipe.bs, epochs=learn.recipe.epochs,
-                given=self._given(), splits=s.report, leak=leak, **(dict(problem=problem) if problem else {}),
+                given=self._given(), folds=self.folds, splits=s.report, leak=leak, **(dict(problem=problem) if problem else {}),
                 broken=self.images.about['broken'], pool=self.pool and self.stages['pool'].record)
 
 @patch

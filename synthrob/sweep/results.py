@@ -155,7 +155,7 @@ def _params(r, made):
     p = SplitParams(**{k: v for k, v in g.items() if k in _types})
     row = {k: getattr(p, k) for k in (*SETTING, *SYNTHESIS, *CLASSIFIER, *ARM, *SEEDS) if k in _types}
     row |= dict.fromkeys(set(row) & set(idle_params(p)))
-    many = (g.get('folds') or 1) > 1 or (g.get('fold') or 0) > 0         # one test part is no cross-validation
+    many = (r.get('folds') or g.get('folds') or 1) > 1                   # one test part is no cross-validation
     row |= dict(fold=g['fold'] if many else None) | ({} if many or 'folds' not in row else dict(folds=None))
     of, train = made.get(r['inputs'].get('pool'), {}), r['inputs']['train']
     row |= dict(features_hash=train if made.get(train, {}).get('kind') == 'features' else None,
