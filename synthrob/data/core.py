@@ -292,7 +292,7 @@ def data_stage(
     src = _source(data, path or None, size, channels, options)
     links = options.get('name') == 'links'
     if src.content: src.params['content'] = [content_key(o, Path(root)/'data', links) for o in src.content]
-    stage = Stage('data', src.params, partial(_decode, src), out=root, device='cpu')
+    stage = Stage('data', src.params, partial(_decode, src), version=2, out=root, device='cpu')
     return stage, partial(_open, src, stage, data, vocab)
 
 def _open(source, stage, data, vocab):

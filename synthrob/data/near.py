@@ -35,9 +35,9 @@ def _sampling(scale, offset):
 def _window(scale, y=0., x=0.): return torch.kron(_sampling(scale, y), _sampling(scale, x))
 
 _similar = .6                               # least similarity of descriptors for a pair to be verified
-_base, _step, _reach = .65, .115, .16        # the central window; its step and largest shift
-_windows = [(s, y*d, x*d) for s in (1, .86, .74) for d in (_step*_base*s,) for n in (round(_reach/d),)
-            for y in range(-n, n+1) for x in range(-n, n+1) if math.hypot(y, x)*d < 1.2*_reach]
+_base, _step, _reach = .65, .115, .2         # the central window; its step and largest shift
+_windows = [(s, y*d, x*d) for s in (1, .86, .74, .66) for d in (_step*_base*s,) for n in (round(_reach/d),)
+            for y in range(-n, n+1) for x in range(-n, n+1) if math.hypot(y, x)*d < 1.3*_reach]
 
 # %% ../../nbs/data/09_near.ipynb #e0ea0006
 class _Descriptors:
@@ -242,7 +242,7 @@ def near_duplicates(
     images,             # uint8 (n,c,h,w), tensor or array, or a `Dataset`
     others=None,        # `b` is one of these, such as training images beside synthetic `images`; None: one of `images`
     threshold:float=.6, # of the score; higher where even random pairs look alike, see below
-    k:int=4,            # candidates for each image
+    k:int=8,            # candidates for each image
     progress:bool=None  # show progress bars? None: for more than 2,000 images
 ) -> pd.DataFrame: # a row per pair, best first: `a`, `b`, `score`, `scale`, `dy`, `dx` (pixels), `mirror`
     "Find pairs of images that show the same picture cropped, scaled, shifted, mirrored, compressed or retouched"
