@@ -154,7 +154,7 @@ def test_a_step_computes_nothing(sweep, monkeypatch):
     e, ratios = SplitExplorer(sweep), (0., .2, .4)
     for name in ('differences', 'conclude'): monkeypatch.setattr(f'synthrob.explore.split.{name}', None)
     shown = [e.show(ratio=r)._repr_html_() for r in ratios]
-    monkeypatch.setattr('synthrob.explore.split.read_json', None)
+    monkeypatch.setattr('synthrob.explore.split.read_record', None)
     e.chart.cache_clear()
     assert shown == [e.show(ratio=r)._repr_html_() for r in ratios] and len(set(shown)) == 3
 
