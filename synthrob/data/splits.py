@@ -328,6 +328,7 @@ def _tested(images, splits, metric):
     check_metric(metric, images.vocab)
     return n, [sum(o) for o in zip(*n.values())] if splits.report.get('folds', 1) > 1 else n['test'], metric
 
+# %% ../../nbs/data/08_splits.ipynb #f6003b27
 def difference_limit(
     images:Dataset, # as given to `splits`
     splits:Splits,  # one fold stands for all
