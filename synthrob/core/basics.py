@@ -185,6 +185,7 @@ def write_tensors(
     tensors, meta = {k: v.detach().cpu().contiguous() for k,v in tensors.items()}, metadata or {}
     with replacing(path) as t: save_file(tensors, t, metadata={**meta, 'checksum': _tensors_sum(tensors, meta)})
 
+# %% ../../nbs/core/01_basics.ipynb #99e322af
 def read_metadata(
     path # a safetensors file
 ) -> dict: # name -> text

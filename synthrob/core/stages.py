@@ -111,6 +111,7 @@ def _record_sum(
     text = json.dumps({k: v for k,v in r.items() if k != 'checksum'}, sort_keys=True)
     return xxhash.xxh3_128_hexdigest(text.encode())
 
+# %% ../../nbs/core/02_stages.ipynb #b7209246
 def _damaged(file, what):
     raise BadInput(f"{file} {what}: --repair (repair=True) makes it and what depends on it again.")
 

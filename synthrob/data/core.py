@@ -170,6 +170,7 @@ def _check_classes(files):
 
 _own_sizes = {}
 
+# %% ../../nbs/00_data.ipynb #dd51824c
 def own_size(
     data:str,   # name of a source
     path,       # its path

@@ -125,6 +125,7 @@ def is_tar(
 DAMAGE = (EOFError, OSError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, csv.Error,
           NotImplementedError, RuntimeError, OverflowError)   # what Python's readers raise for damaged archives
 
+# %% ../../nbs/data/03_files.ipynb #3f0353dd
 @lru_cache(1)
 def _tar_images(path, stamp):
     "Return a temporary zip of the images in a tar; other members are only named there"
@@ -217,6 +218,7 @@ def _above(names):
     "Return all folders above the files `names`"
     return {o.rsplit('/', k)[0] for o in names for k in range(1, o.count('/') + 1)}
 
+# %% ../../nbs/data/03_files.ipynb #67f965bb
 def _layout(path, images, folders):
     "Return (part, label, folder above the class) of each image, taken from its folders, or from its name: cat.0.png"
     dirs = [tuple(o.split('/')[:-1]) for o in images]

@@ -135,6 +135,7 @@ def _covered(rows, sign):
     a, b = (p, q) if sign < 0 else (q, p)
     return ((a > rows.start) & (a < rows.stop - 1) & (b >= 1) & (b < _side - 1)).float()
 
+# %% ../../nbs/data/09_near.ipynb #b23eac50
 class _Register:
     "Registration of pairs by the correlation of their gradients, less the mean gradients of the whole set"
     def __init__(self,

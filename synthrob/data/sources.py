@@ -39,6 +39,7 @@ try:
 except lmdb.Error as e: sys.exit(str(e))
 """
 
+# %% ../../nbs/data/04_sources.ipynb #b70e2a52
 @contextmanager
 def _read_lmdb(folder, first=b'', n=0):
     "Open a database in a child process; yield (number of entries, its first `n` (key, value) from `first` on)"

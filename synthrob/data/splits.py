@@ -62,6 +62,7 @@ def _folds(y, whole, mask, k, *keys):
     out = np.full(len(mask), -1); out[i] = best[1]
     return out
 
+# %% ../../nbs/data/08_splits.ipynb #e20d17db
 def _draw_groups(images, whole, mask, share, *keys):
     "A mask of about `share` of the images in `mask`: whole groups, all classes in both parts if that can be"
     y, k = images.y.numpy(), max(2, round(1/share))
@@ -124,6 +125,7 @@ def _column(path, name):
         out |= {f'{f.parent.name}/{f.stem}/{j}': v for j,v in enumerate(values)}
     return out
 
+# %% ../../nbs/data/08_splits.ipynb #7027df7f
 def subjects(
     images:Dataset, # with names
     groups:str,     # regular expression on file names, its first (...) is the subject; 'folder'; 'column:NAME'

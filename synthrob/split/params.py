@@ -234,6 +234,7 @@ def check_params(given:dict      # parameters by name; missing ones have their d
     default_device(p.device)
     return replace(p, **{k: _fields[k].default for k in idle_params(p)})
 
+# %% ../../nbs/split/01_params.ipynb #91099f7e
 def _own_size(p):
     "The side of a folder's images, None if they are large"
     from synthrob.data.core import own_size

@@ -156,6 +156,7 @@ def _find_copies(self:SplitRun, stage):
     write_parquet(stage.file('pairs.parquet'), pairs)
     return dict(pairs=len(pairs), labels_differ=int((y[pairs.a] != y[pairs.b]).sum()))
 
+# %% ../../nbs/split/04_run.ipynb #1ab34eda
 @patch
 def _split(self:SplitRun, stage):
     "Work of the stage 'parts'"
@@ -364,6 +365,7 @@ def _given(self:SplitRun):
     "The parameters; `fold` only if there are several"
     return {k: v for k, v in asdict(self.p).items() if k != 'fold' or self.folds > 1}
 
+# %% ../../nbs/split/04_run.ipynb #22a9d5e4
 @patch
 def _train_classifier(self:SplitRun, stage):
     "Work of the stage 'split'"

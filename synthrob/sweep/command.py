@@ -93,6 +93,7 @@ def grids_of(spec,            # a grid; a dict with `grids` and what they have i
     for k in itertools.chain(*grids): check_name(k, axes(), f"There is no axis {k!r}")
     return [{**common, **g} for g in grids], {k: v for k, v in spec.items() if k not in common and k != 'grids'}
 
+# %% ../../nbs/sweep/04_command.ipynb #ce4f4dcf
 def _check_unique(node, path):
     "Raise `BadInput` if a mapping has a key twice: YAML would keep the last one silently"
     pairs = node.value if isinstance(node, yaml.MappingNode) else []

@@ -53,6 +53,7 @@ def _number(o):
 
 MOST = 100_000    # values of an axis, and cells of a grid
 
+# %% ../../nbs/sweep/01_grid.ipynb #4888bfca
 def _spread(o, name):
     m = re.fullmatch(r'(\d+) *\.\. *(\d+)', o) if isinstance(o, str) else None
     if m: _check_number(int(m[2]) - int(m[1]) + 1, 'values', f'{name}={o}')
@@ -205,6 +206,7 @@ def default_grid(
     controls = ['oversample'] + ['class_weights']*(default_metric(n) != 'accuracy')
     return [dict(ratio=[0, *ratios]) | base, dict(ratio=ratios, treatment=controls) | base]
 
+# %% ../../nbs/sweep/01_grid.ipynb #bededb3e
 class Sweep:
     "The cells of one or several grids, and the equivalence margin declared for them; raises `BadInput`"
     def __init__(self,

@@ -131,6 +131,7 @@ def net_name(row # of a table with the columns `CLASSIFIER` and `extractor`
     if pd.isna(row['head']): return row['cnn']
     return f"{row['head']} head on {row['extractor'] if pd.isna(row['cnn']) else row['cnn']}"
 
+# %% ../../nbs/sweep/07_report.ipynb #1045f9ab
 def headline(row,        # of `conclude`
              margin,     # equivalence margin
              level=.95   # of the interval
@@ -529,6 +530,7 @@ def _command(frame, r, treatment, seeds):
     flag = lambda v: shlex.quote(f'{v:g}' if isinstance(v, float) else str(v))
     return 'synthrob_sweep ' + ' '.join(f'--{k} {flag(v)}' for k, v in given.items())
 
+# %% ../../nbs/sweep/07_report.ipynb #a7757c97
 def _against_controls(frame, r, margin, alpha):
     "Sentences that compare the arm `r` with the controls at the same ratio, or say how to run them"
     for control, name in dict(oversample='oversampled real images', class_weights='class weights').items():

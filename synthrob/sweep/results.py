@@ -572,6 +572,7 @@ def conclude(frame,       # from `results`
 _tested = ['cnn_seeds', 'gan_seeds', 'pairs', 'problem', 'baseline', 'value', 'diff', 'improvement', 'singles', 'low', 'high',
            'p_alone', 'p_equivalence', 'verdict']
 
+# %% ../../nbs/sweep/06_results.ipynb #1790b66b
 def _correct(t, pairs, family, at, margin, alpha, metric):
     "Set the verdicts of the rows `at` of `t`, with p corrected for looking at all rows of `family`"
     if not len(at): return

@@ -136,6 +136,7 @@ def _folds(X):
     d, F = X.mean(2), X.shape[1]
     return d.mean(1), np.sqrt((1/F + 1/(F-1))*d.var(1, ddof=1)), np.full(len(d), F-1.)
 
+# %% ../../nbs/sweep/05_stats.ipynb #6ca3f2ca
 def decide(
     diffs,      # paired differences, fractions of 1: (n,k) by experiment and classifier seed, or (n,G,S) with GAN seeds
     margin=.02, # equivalence margin, a fraction of 1
