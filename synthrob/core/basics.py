@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 # %% auto #0
-__all__ = ['BadInput', 'check_name', 'hash_of', 'hash_file', 'hash_array', 'replacing', 'write_json', 'read_json',
+__all__ = ['BadInput', 'check_name', 'hash_of', 'hash_file', 'hash_array', 'replacing', 'write_json', 'read_json', 'reading',
            'write_parquet', 'write_tensors', 'read_metadata', 'read_tensors', 'write_array', 'read_array',
            'default_device', 'has_bf16', 'generator', 'seeded']
 
@@ -160,6 +160,16 @@ def read_json(
 ):       # dict, list, text, number, bool or None
     "Read a JSON file; raise `ValueError` if it is damaged"
     return json.loads(Path(path).read_text(encoding='utf-8'))
+
+@contextlib.contextmanager
+def reading(
+    path,                            # what is read in the block, for the message
+    remedy='delete it to make it again' # end of the message
+):
+    "Raise `BadInput` in place of whatever a library raises in the block for a damaged file"
+    try: yield
+    except (BadInput, MemoryError): raise
+    except Exception as e: raise BadInput(f"{path} is damaged or incomplete ({type(e).__name__}): {remedy}.") from e
 
 # %% ../../nbs/core/01_basics.ipynb #acba48cf
 def write_parquet(

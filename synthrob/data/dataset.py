@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from sklearn.decomposition import PCA
-from ..core.basics import (BadInput, generator, hash_array, hash_of, read_array, read_json, write_array,
+from ..core.basics import (BadInput, generator, hash_array, hash_of, read_array, read_json, reading, write_array,
                                   write_json, write_parquet)
 from .duplicates import duplicate_groups
 from .rows import DiskImages, hash_images, take
@@ -224,10 +224,12 @@ def load(cls:Dataset,
     folder = Path(folder)
     if not (folder/'dataset.json').is_file():
         raise BadInput(f"{folder} holds no data set (no dataset.json): check the path.")
-    about = read_json(folder/'dataset.json')
-    x, y = (torch.from_numpy(read_array(folder/f'{o}.npy')) for o in 'xy')
-    ds = Dataset(x, y, about['vocab'], pd.read_parquet(folder/'items.parquet'), about['about'], about['epoch_len'])
-    if ds.hash != about['content']:
+    with reading(folder):
+        about = read_json(folder/'dataset.json')
+        x, y = (torch.from_numpy(read_array(folder/f'{o}.npy')) for o in 'xy')
+        ds = Dataset(x, y, about['vocab'], pd.read_parquet(folder/'items.parquet'), about['about'], about['epoch_len'])
+        same = ds.hash == about['content']
+    if not same:
         raise BadInput(f"{folder} does not hold the items that were saved there: make it again.")
     return ds
 

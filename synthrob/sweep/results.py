@@ -14,7 +14,7 @@ from scipy.special import ndtr, ndtri
 from ..core.basics import BadInput, check_name, hash_of, read_json, write_json, write_parquet
 from ..data.splits import default_metric
 from ..core.stages import Stage, read_record, versions
-from ..split.params import SplitParams, idle_params, names_by_role
+from ..split.params import SplitParams, check_value, idle_params, names_by_role
 from .stats import corrected, decide, joint_p, verdict
 
 # %% auto #0
@@ -150,7 +150,7 @@ def simulate_runs(root,                           # folder to write to, as `runs
 # %% ../../nbs/sweep/06_results.ipynb #0a5d7e04
 def _params(r, made):
     "The relevant parameters of the record `r`, None where they do not apply; `made`: hash -> record of other stages"
-    g = current_names(r['given'])
+    g = {k: check_value(k, v) if k in _types else v for k, v in current_names(r['given']).items()}
     g['ratio'], g['cnn_seed']                                      # a record without them is damaged
     p = SplitParams(**{k: v for k, v in g.items() if k in _types})
     row = {k: getattr(p, k) for k in (*SETTING, *SYNTHESIS, *CLASSIFIER, *ARM, *SEEDS) if k in _types}
@@ -163,9 +163,9 @@ def _params(r, made):
     up = lambda h: (i := made.get(h, {}).get('inputs', {})).get('train') or i.get('data')
     while up(train): train = up(train)                             # vectors, parts, data
     return row | dict(
-        run=r['hash'], content=made.get(train, {}).get('content', train), leak=g.get('preset') == 'study',
-        margin=g.get('margin'), declared_metric=g.get('metric', 'accuracy'), problem=_problem(r, made), simulated=bool(r.get('simulated')), device=r['device'], started=r['started'],
-        finished=r['finished'], versions=', '.join(f'{k} {v}' for k, v in r['versions'].items() if v))
+        run=r['hash'], content=str(made.get(train, {}).get('content', train)), leak=g.get('preset') == 'study',
+        margin=g.get('margin'), declared_metric=g.get('metric', 'accuracy'), problem=_problem(r, made), simulated=bool(r.get('simulated')), device=str(r['device']), started=str(r['started']),
+        finished=str(r['finished']), versions=', '.join(f'{k} {v}' for k, v in r['versions'].items() if v))
 
 def _problem(r, made):
     "What keeps the run of the record `r` from counting: the problems of its stages, or a single class predicted"
@@ -193,6 +193,11 @@ def _values(r):
 # %% ../../nbs/sweep/06_results.ipynb #714b5489
 _unusable = (KeyError, TypeError, ValueError, AttributeError)    # raised by an incomplete record
 
+def _well_formed(r):
+    "Whether what all records have is of the right type, also in a record without a checksum"
+    return (isinstance(i := r.get('inputs'), dict) and all(isinstance(o, str) for o in i.values()) and
+            isinstance(r.get('seconds'), (int, float)) and isinstance(r.get('report', {}), dict))
+
 def _records(root, kind):
     "Readable records in `root/kind`, and the number of others by reason"
     found, skipped = [], dict(unfinished=0, damaged=0)
@@ -200,7 +205,8 @@ def _records(root, kind):
         try: r = read_record(d)
         except BadInput: skipped['damaged'] += 1; continue
         if r is None: skipped['unfinished'] += 1
-        else: found.append(r)
+        elif kind == 'cell' or _well_formed(r): found.append(r)
+        else: skipped['damaged'] += 1
     return found, skipped
 
 def _robustness(root, runs, level):
