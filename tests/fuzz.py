@@ -4,7 +4,7 @@
     python tests/fuzz.py --kind zip --only 123                          # one input again, with its traceback
 
 Each input is made from (seed, kind, number) by changing a good one: bytes, numbers, names, values. It counts as *refused* (`BadInput`, or
-argparse's message), *accepted*, or as a fault: another exception, a hang of more than 10 s, a killed process, a file written outside the
+argparse's message), *accepted*, or as a fault: another exception, more than 10 s of CPU time or 50 s, a killed process, a file written outside the
 output folder, a pickle or program run.
 """
 import argparse, contextlib, gzip, io, json, os, random, resource, shutil, signal, struct, sys, tarfile, tempfile, time, traceback, warnings
@@ -32,7 +32,7 @@ from synthrob.sweep.grid import combinations, values
 from synthrob.sweep.results import results, simulate_runs
 from dataclasses import fields
 
-HANG, MEMORY = 10, 2<<30          # seconds, and bytes that a process may take beyond its start, of one input
+HANG, MEMORY = 10, 2<<30          # seconds of CPU time (or five times as many by the clock), and bytes that a process may take beyond its start, of one input
 
 # --- changing good input ---
 
@@ -425,8 +425,8 @@ def try_one(kind, seeds, box, seed, i):
     rng, why = random.Random(f'{seed} {kind} {i}'), ''
     core._own_sizes.clear(); stages._sums.clear()
     reset_peak(); before = peak()
-    t, quiet = time.perf_counter(), io.StringIO()
-    signal.setitimer(signal.ITIMER_REAL, HANG)
+    t, quiet = time.process_time(), io.StringIO()
+    signal.setitimer(signal.ITIMER_PROF, HANG); signal.setitimer(signal.ITIMER_REAL, 5*HANG)
     _watch.update(allowed=(str(box/'out'), str(box/'tmp'), '/dev/null', str(box/'inp')), found=[])
     try:
         with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet), warnings.catch_warnings():
@@ -441,9 +441,9 @@ def try_one(kind, seeds, box, seed, i):
         if isinstance(e, KeyboardInterrupt): raise
         how, why = 'exception', traceback.format_exc()
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0); signal.setitimer(signal.ITIMER_REAL, 0)
         _watch['on'] = False
-    seconds, used = time.perf_counter() - t, max(0, peak() - before)
+    seconds, used = time.process_time() - t, max(0, peak() - before)
     made = [o.name for o in (*box.iterdir(), *(box/'cwd').iterdir()) if o.name not in ('inp', 'out', 'cwd', 'tmp')]
     if _watch['found'] or made: how, why = 'outside', f"{_watch['found'] + made}\n{why}"
     if how == 'refused' and kind not in ('image',) and why.startswith('Traceback'): how = 'exception'
@@ -451,8 +451,7 @@ def try_one(kind, seeds, box, seed, i):
 
 def run_chunk(kind, seed, a, b, root, dest):
     "Try the inputs `a` to `b` of a kind; each begun input is noted, so that one that kills the process is known"
-    signal.signal(signal.SIGALRM, on_alarm)
-    soft = resource.getrusage(resource.RUSAGE_SELF)
+    for o in signal.SIGALRM, signal.SIGPROF: signal.signal(o, on_alarm)
     with open('/proc/self/statm') as f: size = int(f.read().split()[0])*4096
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, -1))
     sys.addaudithook(_audit)
@@ -538,7 +537,8 @@ def one(kind, seed, i):
     with tempfile.TemporaryDirectory() as d:
         d = Path(d); (d/'seeds').mkdir()
         if KINDS[kind][2]: KINDS[kind][2](d/'seeds')
-        signal.signal(signal.SIGALRM, on_alarm); sys.addaudithook(_audit)
+        for o in signal.SIGALRM, signal.SIGPROF: signal.signal(o, on_alarm)
+        sys.addaudithook(_audit)
         print(*try_one(kind, d/'seeds', d/'box', seed, i), sep='\n')
         os.chdir('/')
 

@@ -159,7 +159,9 @@ def read_json(
     path # a JSON file in UTF-8
 ):       # dict, list, text, number, bool or None
     "Read a JSON file; raise `ValueError` if it is damaged"
-    return json.loads(Path(path).read_text(encoding='utf-8'))
+    obj = json.loads(text := Path(path).read_text(encoding='utf-8'))
+    if r'\ud' in text or r'\uD' in text: json.dumps(obj, ensure_ascii=False).encode()       # raises for half a character
+    return obj
 
 @contextlib.contextmanager
 def reading(

@@ -175,7 +175,7 @@ def blocks(
 ):
     "Yield `x` in parts, as arrays"
     n = max(1, size//max(1, math.prod(x.shape[1:])))
-    for a in range(0, len(x), n): yield np.ascontiguousarray(x[a:a+n])
+    for a in range(0, len(x), n): yield np.ascontiguousarray(o.cpu() if isinstance(o := x[a:a+n], torch.Tensor) else o)
 
 def hash_images(
     x # uint8 images: `DiskImages`, tensor or array

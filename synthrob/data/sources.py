@@ -178,7 +178,7 @@ def parquet_columns(
     columns, types = schema.names, dict(zip(schema.names, schema.types))
     try: known = json.loads((schema.metadata or {})[b'huggingface'])['info']['features']
     except (KeyError, ValueError, TypeError, RecursionError): known = {}
-    feature = lambda c: known[c] if isinstance(known.get(c), dict) else {}
+    feature = lambda c: known[c] if isinstance(known, dict) and isinstance(known.get(c), dict) else {}
     def is_image(c):
         t, binary = types[c], lambda t: _holds(t, 'binary', 'large_binary')
         if pa.types.is_struct(t): return any(o.name == 'bytes' and binary(o.type) for o in t)

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/sweep/04_command.ipynb #2a64d784
 from __future__ import annotations
-import argparse, contextlib, itertools, os, re, signal, sys
+import argparse, contextlib, itertools, math, os, re, signal, sys
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -63,7 +63,7 @@ def _check_settings(o):
     for k, (default, kind, _) in _settings.items():
         v, high = o[k], 1 if k in _plan else float('inf')
         if v is None and default is None or kind is str or k in _common: continue
-        number = isinstance(v, (int, float)) and not isinstance(v, bool) and v == kind(v)
+        number = isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) and v == kind(v)
         want = f"whole number from {int(k != 'gpus')}" if kind is int else 'number above 0' + ' and below 1'*(high == 1)
         if not number or not (v > 0 or k == 'gpus' and v == 0) or v >= high:
             raise BadInput(f"{k}={v!r} is out of range: choose a {want}.")

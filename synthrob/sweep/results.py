@@ -185,9 +185,9 @@ def _values(r):
         m = np.array(e.get('confusion', [[e['accuracy']]]))
         if abs(np.trace(m)/m.sum() - e['accuracy']) > 1e-6 and 'confusion' in e:
             raise ValueError(f"accuracy {e['accuracy']} contradicts its confusion matrix")
-        for m in ('accuracy', 'macro_f1', 'ece'): yield r['hash'], part, m, None, e['n'], float('nan' if e[m] is None else e[m])
+        for m in ('accuracy', 'macro_f1', 'ece'): yield r['hash'], part, m, None, int(e['n']), float('nan' if e[m] is None else e[m])
         for c, row in e['per_class'].items():
-            for m, v in row.items(): yield r['hash'], part, m, c, e['n'], float(v)
+            for m, v in row.items(): yield r['hash'], part, m, c, int(e['n']), float(v)
     yield r['hash'], None, 'seconds', None, None, float(r['seconds'])
 
 # %% ../../nbs/sweep/06_results.ipynb #714b5489
@@ -196,7 +196,8 @@ _unusable = (KeyError, TypeError, ValueError, AttributeError)    # raised by an 
 def _well_formed(r):
     "Whether what all records have is of the right type, also in a record without a checksum"
     return (isinstance(i := r.get('inputs'), dict) and all(isinstance(o, str) for o in i.values()) and
-            isinstance(r.get('seconds'), (int, float)) and isinstance(r.get('report', {}), dict))
+            isinstance(r.get('seconds'), (int, float)) and isinstance(r.get('report', {}), dict) and
+            isinstance(r.get('content', ''), str))
 
 def _records(root, kind):
     "Readable records in `root/kind`, and the number of others by reason"
@@ -217,7 +218,7 @@ def _robustness(root, runs, level):
         try:
             if (run := r['inputs']['split']) not in runs: continue
             lv = r['params']['level']                              # its content may differ between versions
-            name = lv if isinstance(lv, str) else r['about']['level']['name']
+            name = lv if isinstance(lv, str) else str(r['about']['level']['name'])
             by_level.setdefault((hash_of(lv), name), {})[run] = r
         except _unusable: skipped['damaged'] += 1
     found = [k for k in by_level if level in (None, k[1])]
@@ -240,6 +241,7 @@ def _robustness(root, runs, level):
 def _read_table(file, run):
     "The table in `file` with a column `run`"
     t = pq.read_table(file, use_threads=False).replace_schema_metadata(None)        # small files: threads cost more
+    t.validate(full=True)                                                          # text that is not UTF-8
     if not {'n', 'accuracy'} <= set(t.column_names): raise ValueError(f'{file} has no accuracies')
     return t.append_column('run', pa.array([run]*len(t)))
 
@@ -334,7 +336,7 @@ def _select(params, where):
     for k, v in where.items():
         check_name(k, params.columns, f"Runs have no parameter {k!r}")
         v = list(v) if isinstance(v, (list, tuple, set, range, np.ndarray)) else [v]
-        left = params[params[k].isin(v) | params[k].isna()]
+        left = params[params[k].astype(object).isin(v) | params[k].isna()]
         have = ', '.join(map(repr, sorted(params[k].dropna().unique().tolist())))
         if not len(left): raise BadInput(f"{k}={v[0] if len(v) == 1 else v!r} has no runs: choose from {have}.")
         params = left
