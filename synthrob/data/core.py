@@ -16,8 +16,8 @@ from ..core.stages import Stage
 from .dataset import Dataset
 from .duplicates import duplicate_groups
 from .faces import draw_faces, emotions
-from .files import (DAMAGE, FER_CLASSES, FER_USAGES, IMAGE_TYPES, decode_files, existing, has_colour, is_tar,
-                                 list_files, list_images, open_tar, read_fer_csv, survey, torchvision_images)
+from .files import (DAMAGE, FER_CLASSES, FER_USAGES, IMAGE_TYPES, decode_files, existing, fer_tables, has_colour,
+                                 is_tar, list_files, list_images, open_tar, read_fer_csv, survey, torchvision_images)
 from .rows import DiskImages, blocks, hash_images, read_images
 from .sources import list_shards, lmdb_size, lsun_databases, lsun_images, parquet_columns, parquet_images
 from .splits import Splits, default_folds, detectable, splits
@@ -110,7 +110,7 @@ def _holds_images(path):
 
 def _found(files, **more):
     "What a record says of the files that were listed"
-    return dict(ignored=files.ignored, notes=files.notes, **more)
+    return dict(ignored=files.ignored, notes=files.notes) | more
 
 @source
 def fer2013(
@@ -124,18 +124,20 @@ def fer2013(
         raise BadInput("data='fer2013' needs a path: give the zip, the folder, the CSV or the tar.gz of FER-2013.")
     if test not in FER_USAGES[1:]:
         raise BadInput(f"test={test!r} is no part of FER-2013: choose 'PublicTest' or 'PrivateTest'.")
-    path, size, channels = existing(path), size or 48, channels or 1
+    (path, labels), size, channels = fer_tables(existing(path)), size or 48, channels or 1
     def read(out):
-        if not _holds_images(path): return read_fer_csv(path, out, size, channels)
+        if not _holds_images(path): return read_fer_csv(path, out, size, channels, labels)
         files = list_images(path)
         if bad := sorted(set(files.table.label.str.lower()) - {*FER_CLASSES, 'contempt'}):
             raise BadInput(f"{path} has the class {bad[0]!r}, which is not in FER-2013: use data='folder'.")
         table, broken = decode_files(files, out, size, channels, strict=(48, 48, 'L'))
         usage = table.name.str.extract(f"(?:^|/)({'|'.join(FER_USAGES)})(?:/|[^/]*$)")[0]
-        return table.assign(label=table.label.str.lower(), part=usage.fillna(table.part)), broken, _found(files)
+        table = table.assign(label=table.label.str.lower(), part=usage.fillna(table.part))
+        return table, broken, _found(files, sides=[48]*3)
     parts = {'Training': 'train', 'PublicTest': 'out', 'PrivateTest': 'out', test: 'test'}
     def part(t): return t.part.replace(parts)
-    return Source(dict(source='fer2013', size=size, channels=channels), read, FER_FIVE, part, [path])
+    content = [o for o in (path, labels) if o]
+    return Source(dict(source='fer2013', size=size, channels=channels), read, FER_FIVE, part, content)
 
 # %% ../../nbs/00_data.ipynb #72f61b9f
 @source
@@ -156,10 +158,8 @@ def folder(
         files = list_images(path, links)
         _check_classes(files)
         about = survey(files)
-        if about['bits']:
-            files.notes.append(f"deep grey images are read as {about['bits']} bits, the same for all classes.")
         more = decode_files(files, out, size, channels or (3 if has_colour(files) else 1), bits=about['bits'] or 16)
-        return *more, _found(files, sides=about['sides'])
+        return *more, _found(files, sides=about['sides'], notes=files.notes + about['notes'])
     return Source(dict(source='folder', size=size, channels=channels), read, content=[path])
 
 def _check_classes(files):
