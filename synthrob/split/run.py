@@ -23,7 +23,7 @@ from ..data.core import content_key, data_stage
 from ..data.dataset import Dataset
 from ..data.near import near_duplicates
 from ..data.rows import take
-from ..data.splits import (Splits, check_held_out, check_metric, check_no_leak, default_folds,
+from ..data.splits import (Splits, check_held_out, check_metric, check_no_leak,
                                    splits as split_data, subjects)
 from ..gan.learner import SampleSheet, gan_learner, load_gan, save_gan
 from ..gan.memorization import evaluate_pool
@@ -34,7 +34,7 @@ from ..gan.trainer import gan_recipe
 from .features import Extractor, Scale, extract, pretrained
 from .mixture import mix, nested_order, plan, pool_multiple
 from .params import (DataParams, GANParams, MixParams, PoolParams, RunParams, SplitParams, check_params,
-                                   conditions, fixed_test, params_of)
+                                   conditions, params_of)
 
 # %% auto #0
 __all__ = ['SplitRun', 'predictions_frame', 'evaluation_from', 'leak_worth']
@@ -56,10 +56,7 @@ class SplitRun:
         vocab = [o.strip() for o in p.vocab.split(',')] if p.vocab else None
         return data_stage(source, p.path, vocab, p.size, p.channels, p.out, **(dict(name=name) if name else {}))
 
-    @property
-    def _folds(self):
-        "The number of folds, None if the data decide"
-        return 1 if self.leak or self.p.data.partition(':')[0] in fixed_test else self.p.folds
+    folds = property(lambda self: self.p.folds or 1, doc="The number of folds; 1: one test part")
 
     @cached_property
     def judge(self) -> SplitRun:
@@ -85,7 +82,7 @@ def stages(self:SplitRun) -> dict: # kind -> `Stage`, in the order in which they
     vector, s = c['feature'], dict(data=self._source[0])
     own = dict(vocab=p.vocab, split_seed=p.split_seed, real_share=p.real_share, leak=self.leak)
     if p.groups: own['groups'] = p.groups
-    if self._folds != 1: own |= dict(folds=self._folds or 'auto', fold=p.fold)
+    if self.folds > 1: own |= dict(folds=self.folds, fold=p.fold)
     if p.copies == 'near' and not self.leak and p.data != 'faces':    # each face is drawn anew
         s['copies'] = self._stage('copies', {}, self._find_copies, data=s['data'])
     s['parts'] = self._stage('parts', own, self._split, data=s['data'], copies=s.get('copies'))
@@ -173,10 +170,6 @@ def _split(self:SplitRun, stage):
     write_parquet(stage.file('parts.parquet'), s.table.assign(used=np.isin(np.arange(len(s.table)), used)))
     return dict(report=s.report, n_used=len(used))
 
-@patch(as_prop=True)
-def folds(self:SplitRun) -> int: # 1: one test part
-    "The number of folds; those of the data if it is left to them"
-    return self._folds or default_folds(self.images)
 
 @patch(as_prop=True)
 def images(self:SplitRun) -> Dataset:

@@ -17,7 +17,7 @@ from fastcore.xml import (Body, Caption, Div, Figcaption, Figure, H1, H2, H3, He
                           Section, Span, Style, Table, Tbody, Td, Th, Thead, Title, Tr, Ul, to_xml)
 from fastprogress.fastprogress import progress_bar
 from matplotlib.figure import Figure as Drawing
-from ..core.basics import BadInput, replacing, write_parquet
+from ..core.basics import BadInput, command, replacing, write_parquet
 from ..core.stages import read_record
 from .results import (ARM, CLASSIFIER, LOWER_IS_BETTER, SETTING, SYNTHESIS, TREATMENTS, VALUE,
                       conclude, declared_margin, declared_metric, differences, metric_name, paired_runs, results)
@@ -722,6 +722,7 @@ def _value(text):
     except (ValueError, SyntaxError): return text
     return v if isinstance(v, (int, float, bool)) else text
 
+@command('synthrob_report')
 def main(args=None # list of arguments; None: those of the command line
         ):
     "Run the command `synthrob_report`; return 2 for bad input, else 0"
@@ -739,14 +740,10 @@ def main(args=None # list of arguments; None: those of the command line
                    help='choose the arm by the classifier seeds below, judge it by those from here')
     a = p.parse_args(args)
     out = Path(a.out or Path(a.runs)/'report')
-    try:
-        for o in a.only:
-            if '=' not in o: raise BadInput(f"--only {o} has no value: write a name and its values, as in ratio=0,.3.")
-        where = {k: [_value(o) for o in v.split(',')] for k, v in (o.split('=', 1) for o in a.only)}
-        with redirect_stdout(sys.stderr):                                                        # progress
-            rep = report(a.runs, out, a.sweep, a.margin, a.alpha, a.metric, a.confirm, **where)
-    except BadInput as e:
-        print(f'synthrob_report: {e}', file=sys.stderr)
-        return 2
+    for o in a.only:
+        if '=' not in o: raise BadInput(f"--only {o} has no value: write a name and its values, as in ratio=0,.3.")
+    where = {k: [_value(o) for o in v.split(',')] for k, v in (o.split('=', 1) for o in a.only)}
+    with redirect_stdout(sys.stderr):                                                            # progress
+        rep = report(a.runs, out, a.sweep, a.margin, a.alpha, a.metric, a.confirm, **where)
     print(f"{rep}\n\nOpen {out/'report.html'} in a browser, and read 'What cannot be claimed' before you quote it.")
     return 0
