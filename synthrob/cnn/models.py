@@ -127,9 +127,11 @@ def check_net(net,         # called as net(size, channels, n_classes)
              ):
     "Raise `BadInput`, naming the sizes that fit, unless `net` takes such images and returns `n_classes` logits"
     def shape_at(size):
-        with seeded('try'):
+        big, x = isinstance(net, Torchvision), torch.zeros(2, channels, size, size)
+        with seeded('try'), torch.no_grad():
+            if not big: return tuple(net(size, channels, n_classes)(x).shape)
             with _NoWeights(): m = net(size, channels, n_classes).to('meta')
-            with torch.device('meta'): return tuple(m(torch.empty(2, channels, size, size)).shape)
+            with torch.device('meta'): return tuple(m(x.to('meta')).shape)
     def fits(size):
         try: return bool(shape_at(size))
         except (RuntimeError, ValueError, AssertionError): return False
