@@ -58,7 +58,8 @@ def problem(self:Confusion) -> str: # a sentence with the remedy; '' if there is
     true, named = self.confusion.values.sum(1), self.confusion.values.sum(0)
     chance = lambda a, b: min(1., (a*b).sum()/self.n**2)
     beaten = lambda right, p: binomtest(int(right), self.n, p, 'greater').pvalue <= .01
-    if not self.n or not beaten(self.n, chance(true, true)) or beaten(np.trace(self.confusion), chance(true, named)): return ''
+    few = not self.n or not beaten(self.n, chance(true, true))
+    if few or beaten(np.trace(self.confusion), chance(true, named)): return ''
     return (f"The classifier is right for {self.accuracy:.1%} of {self.n} held-out items, no better than chance "
             f"({chance(true, named):.1%}): check the labels, or add images.")
 

@@ -126,7 +126,8 @@ def recipe(name, # one of `recipes`, a classifier of torchvision such as 'torchv
     "Return a recipe by name, with `changes`; raises `BadInput` for unknown names"
     known = [f.name for f in fields(Recipe)]
     for k in changes: check_name(k, known, f"A recipe has no {k!r}")
-    r, changes = name if isinstance(name, Recipe) else _by_name(name), {k: v for k, v in changes.items() if v is not None}
+    changes = {k: v for k, v in changes.items() if v is not None}
+    r = name if isinstance(name, Recipe) else _by_name(name)
     if 'epochs' in changes: changes = {'min_steps': 0, **changes}                       # exactly these
     return replace(r, **changes)
 
@@ -330,8 +331,8 @@ def learning_problem(learn   # a trained `Learner` from `cnn_learner`
         return f"The classifier calls every training item {ev.vocab[named[0]]!r}, so it did not learn: {fix}."
     share, at = (ev.y.bincount()/ev.n).max(0)
     if ev.accuracy < share + .1*(1 - share):
-        return (f"The classifier is right for {ev.accuracy:.1%} of its training items, and naming always {ev.vocab[at]!r} is "
-                f"right for {share:.1%}: {fix}.")
+        return (f"The classifier is right for {ev.accuracy:.1%} of its training items, and naming always "
+                f"{ev.vocab[at]!r} is right for {share:.1%}: {fix}.")
     if steps < 20 or (len(losses) > 1 and losses[-1] > .99*losses[0] and ev.accuracy < .9):
         return f"The loss of the classifier did not fall in {steps} steps: {fix}."
     return ''
