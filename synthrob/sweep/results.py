@@ -471,7 +471,8 @@ def _per_run(frame, metric, part, where):
         raise BadInput(f"metric={metric!r} has no values for part={part!r}{more}: "
                        f"choose from {', '.join(map(str, frame.metric.unique()))}.")
     runs = f.drop_duplicates('run')
-    runs = runs.assign(**{k: d for k, d in dict(fold=None, problem='', doubt='').items() if k not in runs})  # older tables
+    old = {k: d for k, d in dict(fold=None, problem='', doubt='').items() if k not in runs}            # of older tables
+    runs = runs.assign(**old)
     runs = runs[['run', 'problem', 'doubt', *SETTING, *SYNTHESIS, *CLASSIFIER, *ARM, *SEEDS]].astype(object)
     runs = runs.where(runs.notna(), None)
     return list(runs.assign(value=runs.run.map(f.groupby('run', observed=True).value.mean())).itertuples(index=False))
@@ -504,8 +505,8 @@ def _judge(pairs, margin, alpha, lower=False):
         if len(p.cnn_seeds) > 1 and not p.problem: by_shape.setdefault((p.folds > 1, p.diffs.shape), []).append(i)
     tests = ['low', 'high', 'p', 'p_equivalence']
     t = pd.DataFrame(rows).reindex(columns=(
-        *SETTING, *CLASSIFIER, *ARM, 'n_folds', 'gan_seeds', 'cnn_seeds', 'pairs', 'missing', 'problem', 'note', 'baseline',
-        'value', 'diff', 'improvement', 'singles', *tests, 'verdict', *SYNTHESIS)).astype(dict(verdict=object))
+        *SETTING, *CLASSIFIER, *ARM, 'n_folds', 'gan_seeds', 'cnn_seeds', 'pairs', 'missing', 'problem', 'note',
+        'baseline', 'value', 'diff', 'improvement', 'singles', *tests, 'verdict', *SYNTHESIS)).astype(dict(verdict=object))
     turned = dict(better='worse', worse='better') if lower else {}
     for (folds, _), at in by_shape.items():                  # arms with as many seeds in one call, for speed
         d = decide(np.stack([pairs[i].diffs for i in at]), margin, alpha, n_boot=9999, folds=folds)
