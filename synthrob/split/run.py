@@ -401,9 +401,7 @@ def _train_classifier(self:SplitRun, stage):
     write_parquet(stage.file('predictions.parquet'), predictions_frame(parts))
     kept = real.y[a.keep].bincount(minlength=real.c).tolist()
     counts = {c: dict(real=r, added=int(n)) for c, r, n in zip(real.vocab, kept, a.add)}
-    held = evs['valid'] if evs['valid'].n >= 100 else Evaluation(
-        torch.cat([o.probs for o in evs.values()]), torch.cat([o.y for o in evs.values()]), real.vocab)
-    problem = learning_problem(learn, None if p.ratio else held)    # on real items, an arm may be bad
+    problem = learning_problem(learn)
     leak = leak_worth(evs['test'], s.table.leaked.to_numpy()[s.test.numpy()])
     return dict(**{k: ev.to_dict() for k, ev in evs.items()}, history=learn.history, counts=counts,
                 steps=len(learn.dls.train)*learn.recipe.epochs, bs=learn.recipe.bs, epochs=learn.recipe.epochs,

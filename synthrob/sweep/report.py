@@ -576,6 +576,7 @@ def _verdict_part(frame, table, margin, alpha):
                 small.append(f"By itself p is {_p(r.p_alone)}. Fresh seeds need no correction: "
                              f"{_command(frame, r, 'synthetic', f'{fresh}..{fresh + 5}')}, then synthrob_report "
                              f"--confirm {fresh}")
+        if r.note: small.append(f"Counted all the same: {r.note}")
         if not r.problem: small += [*_for_other_images(frame, r, alpha), *_against_controls(frame, r, margin, alpha)]
         big = P(headline(r, margin, 1 - alpha), cls='big')
         parts.append(Div(big, *[P(o, cls='small') for o in small], cls='verdict'))
