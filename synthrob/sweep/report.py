@@ -20,7 +20,8 @@ from matplotlib.figure import Figure as Drawing
 from ..core.basics import BadInput, replacing, write_parquet
 from ..core.stages import read_record
 from .results import (ARM, CLASSIFIER, LOWER_IS_BETTER, SETTING, SYNTHESIS, TREATMENTS, VALUE,
-                                    conclude, declared_margin, declared_metric, differences, exchange_rate, metric_name, paired_runs, results)
+                      conclude, declared_margin, declared_metric, differences, exchange_rate, metric_name, paired_runs,
+                      results)
 from .stats import decide, image_se, joint_p, min_seeds
 from ..split.params import SplitParams
 
@@ -30,11 +31,10 @@ __all__ = ['INK', 'NETS', 'style', 'plot_ratio', 'corruption_table', 'plot_corru
 
 # %% ../../nbs/sweep/07_report.ipynb #39fa7c3f
 INK = '#0a0b0c'      # colour of text and axes in a figure; the page replaces it by its own
-_metrics = dict(accuracy='accuracy', balanced_accuracy='balanced accuracy', macro_f1='macro-F1', mca='mean corruption accuracy', ece='calibration error',
-                recall='recall')
-NETS = {'poster': "small CNN (the study's)", 'strong': 'strong CNN', 'linear': 'linear head', 'mlp': 'MLP head'}   # plain names
-_attack = dict(fgsm='FGSM', pgd='PGD', apgd='APGD', dlr='APGD-DLR', deepfool='DeepFool', square='Square', autoattack='AutoAttack',
-               noise='random noise')
+_metrics = dict(accuracy='accuracy', balanced_accuracy='balanced accuracy', macro_f1='macro-F1',
+                mca='mean corruption accuracy', ece='calibration error', recall='recall')
+NETS = dict(poster="small CNN (the study's)", strong='strong CNN', linear='linear head', mlp='MLP head')  # plain names
+_attack = dict(fgsm='FGSM', pgd='PGD', apgd='APGD', dlr='APGD-DLR', deepfool='DeepFool', autoattack='AutoAttack')
 _marker, _dash = dict(replace='o', add='s'), dict(synthetic='-', oversample='--', class_weights=':')
 _label = dict(synthetic='synthetic', oversample='control: oversampled real images',
               class_weights='control: class weights')
@@ -90,7 +90,7 @@ def corruption_table(frame # from `results`
                     ) -> pd.DataFrame: # one row per arm and corruption, with `diff`: accuracy minus that at ratio 0
     "Return differences to ratio 0 under every corruption (mean over severities) and attack; empty if not evaluated"
     rows, by = [], dict(corruption=['corruption'], attack=['attack', 'norm', 'eps'])
-    radius = lambda norm, eps: f'length {eps:.3g}' if norm == '2' else f'± {255*eps:.3g}/255'  # of the change, or grey levels
+    radius = lambda norm, eps: f'length {eps:.3g}' if norm == '2' else f'± {255*eps:.3g}/255'      # grey levels
     for kind, cols in by.items():
         values = frame[(frame.metric == f'{kind}_accuracy') & ~(frame.eps == 0)]
         for key, f in values.groupby(cols, observed=True, sort=False):
@@ -148,22 +148,25 @@ def headline(row,        # of `conclude`
     net, d, m = f"the {net_name(row)}", row['diff'], points(margin, False)
     if row.get('problem'): return f"No verdict on {net}: {row.problem}"
     if pd.isna(d): return f"No verdict on {net}: there is no complete pair of runs."
-    moved, what = f"from {points(row.baseline, False)} to {points(row.value, False)} %", metric_name(row.get('metric') or 'accuracy')
+    moved = f"from {points(row.baseline, False)} to {points(row.value, False)} %"
+    what = metric_name(row.get('metric') or 'accuracy')
     begin = f"Undecided: with {arm.rstrip(',')}, the {what} of {net} changed"
     if pd.isna(row.low): return f"{begin} {moved} for one seed; a single seed decides nothing."
     if row.cnn_seeds < (least := min_seeds(1 - level)):
-        each, what = ', '.join(map(points, row.get('singles') or ())), 'pairs' if row.get('n_folds', 1) > 1 else 'classifier seeds'
-        return f"{begin} {moved}; {row.cnn_seeds} {what} decide nothing, {least} may. The single pairs of runs: {each} points."
+        each, what = ', '.join(map(points, row.singles)), 'pairs' if row.n_folds > 1 else 'classifier seeds'
+        return (f"{begin} {moved}; {row.cnn_seeds} {what} decide nothing, {least} may. "
+                f"The single pairs of runs: {each} points.")
     if row.verdict == 'undecided' and row.low == row.high:
         return f"{begin} by exactly {points(d)} points in each of {row.cnn_seeds} pairs, as if one net were run again."
     interval, by = f"({100*level:g} % interval {_interval(row)})", points(abs(d), False)
+    among = f", corrected for the choice among {row.among} arms" if row.get('among', 1) > 1 else ''
     return dict(
         better=f"Better: {arm} raised the {what} of {net} {moved}, by {by} points {interval}.",
         worse=f"Worse: {arm} lowered the {what} of {net} {moved}, by {by} points {interval}.",
         equivalent=f"Equivalent: {arm} changed the {what} of {net} by {points(d)} points {interval}, less than the "
                    f"equivalence margin of {m} points.",
-        undecided=f"{begin} by {points(d)} points {interval}. This shows neither a difference nor equivalence within "
-                  f"{m} points" + f", corrected for the choice among {row.among} arms"*bool(row.get('among', 1) > 1) + '.'
+        undecided=f"{begin} by {points(d)} points {interval}. This shows neither a difference nor equivalence "
+                  f"within {m} points{among}."
     )[row.verdict]
 
 # %% ../../nbs/sweep/07_report.ipynb #07f258a9
@@ -210,8 +213,8 @@ def _about_arms(table):
         yield "Undecided does not mean equal: these runs cannot tell."
     if len(syn) == len(table):
         yield "No control was run: oversampled real images, or class weights, might do as well."
-    yield ("Should one arm now and then lose much (skewed differences), six seeds are called better or worse falsely in up "
-           "to 7 of 100 cases, not 5.")
+    yield ("Should one arm now and then lose much (skewed differences), six seeds are called better or worse falsely "
+           "in up to 7 of 100 cases, not 5.")
     nets = table.apply(net_name, axis=1).unique()
     yield (f"There is one classifier, the {nets[0]}. A gain on a weak classifier may vanish on a strong one."
            if len(nets) == 1 else "Each classifier is judged on its own, without adjustment for their number.")
@@ -226,10 +229,11 @@ def limits(frame,    # from `results`, of one setting
            alpha=.05 # level of the tests
           ) -> list: # of sentences
     "Return what cannot be claimed from these runs"
-    n, metric = int(frame[(frame.metric == 'accuracy') & (frame.part == 'test')].n.max()), metric_name(table.metric.iloc[0])
+    n = int(frame[(frame.metric == 'accuracy') & (frame.part == 'test')].n.max())
+    metric = metric_name(table.metric.iloc[0])
     return [*_about_runs(frame), *_about_seeds(frame, table, alpha), *_about_arms(table),
-            "Intervals cover the choice of images, each tested in one of the folds; nothing here holds for images of another "
-            "kind." if table.n_folds.max() > 1 else
+            "Intervals cover the choice of images, each tested in one of the folds; nothing here holds for images of "
+            "another kind." if table.n_folds.max() > 1 else
             f"Intervals in figures and tables describe repeated training, evaluated on these {n:,} test images. Only "
             "the sentence that includes the choice of test images holds for other images of the same kind; nothing "
             "here holds for images of another kind.",
@@ -265,7 +269,7 @@ _figures_made = count()
 def _svg(draw, alt, size=(3., 2.4)):
     "The figure that `draw(ax=...)` draws, as inline SVG whose text has the colour of the page"
     buf = StringIO()
-    with style(), mpl.rc_context({'svg.hashsalt': f'{next(_figures_made)}'}):      # equal figures on a page need other ids
+    with style(), mpl.rc_context({'svg.hashsalt': f'{next(_figures_made)}'}):     # ids differ between figures
         fig = Drawing(figsize=size, layout='constrained')
         draw(ax=fig.subplots())
         fig.savefig(buf, format='svg', transparent=True, metadata=dict.fromkeys(('Date', 'Creator', 'Format', 'Type')))
@@ -326,8 +330,8 @@ _css = """
 @media(max-width:45rem){
  .synthrob thead{display:none}
  .synthrob tr{display:block;border-top:2px solid var(--line);padding:.3rem 0}
- .synthrob td,.synthrob tbody th{display:flex;justify-content:space-between;gap:1rem;border:0;padding:.1rem .6rem;white-space:normal;
-  text-align:left}
+ .synthrob td,.synthrob tbody th{display:flex;justify-content:space-between;gap:1rem;border:0;
+  padding:.1rem .6rem;white-space:normal;text-align:left}
  .synthrob td::before{content:attr(data-label);color:var(--soft);flex:none;max-width:60%}
  .synthrob td[data-label=value]::before{content:none}
  .synthrob td:empty{display:none}}
@@ -347,9 +351,10 @@ def _gone(frame, content):
     "Images left out of a data set, by reason, in words"
     return ', '.join(f'{n:,} {_reasons.get(k, k)}' for k, n in frame.attrs.get('left_out', {}).get(content, {}).items())
 
-_words = dict(add='all real images stay, synthetic ones are added', replace='synthetic images take the place of real ones',
-              prior='as many synthetic images of each class as of real ones', balance='the smallest classes first',
-              synthetic='images from the pool', oversample='real images repeated (control)', class_weights='weights in the loss (control)')
+_words = dict(add='synthetic images are added to the real ones', replace='synthetic images take the place of real ones',
+              prior='by the shares of the real classes', balance='the smallest classes first',
+              synthetic='images from the pool', oversample='real images repeated (control)',
+              class_weights='weights in the loss (control)')
 
 def _epochs(t): return t.head_epochs.fillna(t.cnn_epochs)       # of the classifier, or of the head on vectors
 
@@ -357,6 +362,7 @@ def _summary(frame):
     "What the runs of one setting share and what varies, in words"
     runs = frame.drop_duplicates('run')
     one, all_of = runs.iloc[0], lambda k: _listed(runs[k])
+    words = lambda k: '; '.join(f'{o}: {_words[o]}' for o in sorted(runs[k].dropna().unique()))
     n = {p: int(g.n.max()) for p, g in frame[frame.metric == 'accuracy'].groupby('part', observed=True)}
     about = {k: SplitParams.__dataclass_fields__[k] for k in SYNTHESIS}
     gan = [f"{f.metadata['about'].partition(';')[0].partition(':')[0]} ({k}): {all_of(k)}" for k, f in about.items()
@@ -370,8 +376,8 @@ def _summary(frame):
         'real training images used': f'{100*one.real_share:g} %',
         'classifiers': '; '.join(f'{k}, {_listed(_epochs(g))} epochs'
                                  for k, g in runs.groupby(runs.apply(net_name, axis=1))),
-        'ratios': all_of('ratio'), **{name: '; '.join(f'{o}: {_words[o]}' for o in sorted(runs[k].dropna().unique()))
-                                     for name, k in {'ways of mixing': 'how', 'classes': 'classes', 'treatments': 'treatment'}.items()},
+        'ratios': all_of('ratio'), 'ways of mixing': words('how'), 'classes': words('classes'),
+        'treatments': words('treatment'),
         'GAN and pool': '; '.join(gan) or 'none', 'GAN seeds': all_of('gan_seed') or 'none',
         'classifier seeds': all_of('cnn_seed'), 'robustness': all_of('level') or 'not evaluated',
         'hardware': all_of('device'), 'versions': '; '.join(runs.versions.unique()),
@@ -390,11 +396,13 @@ def _range(v): return f'{int(v.min())}' if v.min() == v.max() else f'{int(v.min(
 def _ratio_figure(frame, t, metric, net, margin=None, alpha=.05, class_=None):
     "`plot_ratio` of the `differences` `t` of `metric` (recall: of `class_`), with caption and alternative text"
     key, _, of = metric.partition(':')
-    zero = frame[(frame.metric == dict(balanced_accuracy='recall').get(key, key)) & (frame.part == 'test') & (frame.ratio == 0)]
+    own = dict(balanced_accuracy='recall').get(key, key)                        # its mean
+    zero = frame[(frame.metric == own) & (frame.part == 'test') & (frame.ratio == 0)]
     zero = _matching(zero, t.iloc[0], CLASSIFIER)
     if of or class_: zero = zero[zero['class'] == (of or class_)]
     zero, t = zero.groupby('run', observed=True).value.mean(), t[t['diff'].notna()]
-    name, syn = _metrics.get(metric, metric_name(metric)) + (f' of {class_}' if class_ else ''), t[t.treatment == 'synthetic']
+    name = _metrics.get(metric, metric_name(metric)) + (f' of {class_}' if class_ else '')
+    syn = t[t.treatment == 'synthetic']
     pairs = (f"{_range(syn.pairs)} pairs of runs a point ({_range(syn.gan_seeds)} GAN x {_range(syn.cnn_seeds)} "
              "classifier seeds)" if len(syn) else 'controls only')
     sd = f', SD {100*zero.std():.1f} over {len(zero)} runs' if len(zero) > 1 else ', one run'
@@ -425,13 +433,14 @@ def _heat_figure(t, net, name, limit=None):
     mean = t[t.kind == 'corruption'].groupby('ratio')['diff'].mean()
     alt = (f"Differences in accuracy to ratio 0 under corruption, {net}, {name}. Means: " +
            ', '.join(f'{points(v)} at {r:g}' for r, v in mean.items()))
-    caption = (f"{net[0].upper()}{net[1:]}, {name}: accuracy minus that at ratio 0, in points; mean over severities and "
+    caption = (f"{net}, {name}: accuracy minus that at ratio 0, in points; mean over severities and "
                f"{_range(t.pairs)} pairs of runs. Orange is higher, purple lower.")
     size = 3.7, .6 + .19*t.corruption.nunique()
     return Figure(_svg(partial(plot_corruptions, t, limit), alt, size), Figcaption(caption))
 
 # %% ../../nbs/sweep/07_report.ipynb #3a2d0636
-_symbol = dict(better='▲\xa0better', worse='▼\xa0worse', equivalent='=\xa0equivalent', undecided='?\xa0undecided', none='✕\xa0no verdict')
+_symbol = dict(better='▲\xa0better', worse='▼\xa0worse', equivalent='=\xa0equivalent', undecided='?\xa0undecided',
+               none='✕\xa0no verdict')
 
 def _pct(x): return '' if pd.isna(x) else f'{100*x:.1f}'
 def _diff(x): return '' if pd.isna(x) else points(x)
@@ -443,12 +452,13 @@ def _net_name(net, table):
     return net_name(net) + (f", {_epochs(pd.DataFrame([net])).item():g} epochs" if many else '')
 
 def _arms_table(t, others, name):
-    "One row per arm of `conclude` of the classifier `name`; `others`: `differences` of further metrics, with the same rows"
+    "The arms of the classifier `name` from `conclude`; `others`: `differences` of further metrics, with the same rows"
     rows = []
     for i, r in t.iterrows():
         arm = f"{r.treatment.replace('_', ' ')}, {r.how}" + ', smallest classes first'*(r.classes == 'balance')
-        row = {'arm': arm, 'ratio': f'{r.ratio:g}', 'pairs': f'{r.gan_seeds} x {r.cnn_seeds}', 'ratio 0, %': _pct(r.baseline),
-               f'{metric_name(r.metric)}, %': _pct(r.value), 'difference, points': _diff(r['diff']), 'interval': _interval(r),
+        row = {'arm': arm, 'ratio': f'{r.ratio:g}', 'pairs': f'{r.gan_seeds} x {r.cnn_seeds}',
+               'ratio 0, %': _pct(r.baseline), f'{metric_name(r.metric)}, %': _pct(r.value),
+               'difference, points': _diff(r['diff']), 'interval': _interval(r),
                'probability of improvement, %': _pct(r.improvement),
                'verdict': _symbol.get(r.verdict, 'none') + ', chosen'*r.chosen, 'p, no difference': _p(r.p),
                'p, beyond the margin': _p(r.p_equivalence), 'detectable, points': _pct(r.mde)}
@@ -457,9 +467,9 @@ def _arms_table(t, others, name):
 
 _arms_words = ("Every arm on the test images against ratio 0 with the same classifier seed. Pairs: GAN x classifier "
                "seeds. Verdict and p are corrected for the number of arms: of the chosen arm for those it was chosen "
-               "among, of the others for all. Probability of improvement: share of all pairs of runs, whatever their seed, "
-               "in which the arm is better (rliable's definition). Detectable: the smallest difference that 80 of 100 "
-               "experiments with as many seeds would find. The columns on the right are differences, too.")
+               "among, of the others for all. Probability of improvement: share of all pairs of runs, whatever their "
+               "seed, in which the arm is better (rliable's definition). Detectable: the smallest difference that 80 of "
+               "100 experiments with as many seeds would find. The columns on the right are differences, too.")
 
 # %% ../../nbs/sweep/07_report.ipynb #2b63427d
 def _recall_table(top, recalls):
@@ -478,8 +488,8 @@ def _cost_table(frame):
     "`costs` as HTML"
     rows = [{'stage': r.stage, 'made': '' if pd.isna(r.made) else f'{r.made:.0f}', 'mean': duration(r['mean']),
              'SD': duration(r.sd), 'total': duration(r.total)} for _, r in costs(frame).iterrows()]
-    caption = 'Time of each stage on the hardware named above, summed; a GAN or pool counts once, however many runs used it.'
-    if wall := frame.attrs.get('wall'): caption += f' By the clock, {duration(wall)} passed while any stage of these runs was running.'
+    caption = 'Time of each stage on the hardware named above, summed; a GAN or pool counts once for all its runs.'
+    if wall := frame.attrs.get('wall'): caption += f' By the clock, stages of these runs took {duration(wall)}.'
     return _html_table(rows, caption, ('stage',), (len(rows) - 1,))
 
 # %% ../../nbs/sweep/07_report.ipynb #fa6e6a29
@@ -510,7 +520,8 @@ def image_differences(pairs,  # one of `paired_runs`, on the metric
         read_record(at := Path(root)/'split'/run, ['predictions.parquet'])
         t = pq.read_table(at/'predictions.parquet', columns=['part', 'index', 'true', 'predicted']).to_pandas()
         t = t[t.part == 'test'].sort_values('index')
-        weight = len(t)/t.true.nunique()/t.groupby('true').true.transform('size') if metric == 'balanced_accuracy' else 1.
+        weight = 1.
+        if metric == 'balanced_accuracy': weight = len(t)/t.true.nunique()/t.groupby('true').true.transform('size')
         return t['index'].to_numpy(), ((t.true == t.predicted)*weight).to_numpy(dtype=float)
     base, arm = [correct(h) for h in pairs.base_runs], [[correct(h) for h in row] for row in pairs.runs]
     if not all(np.array_equal(i, base[0][0]) for i, _ in sum(arm, base)):
@@ -520,14 +531,16 @@ def image_differences(pairs,  # one of `paired_runs`, on the metric
 # %% ../../nbs/sweep/07_report.ipynb #8f053495
 def _for_other_images(frame, r, alpha):
     "The interval of the arm `r` including the choice of test images, if the predictions can be read"
-    if r.n_folds > 1 or r.cnn_seeds < min_seeds(alpha) or 'root' not in frame.attrs or r.metric not in list(_metrics)[:2]: return
+    if r.n_folds > 1 or r.cnn_seeds < min_seeds(alpha) or 'root' not in frame.attrs: return
+    if r.metric not in ('accuracy', 'balanced_accuracy'): return
     same = lambda a, b: a == b or (pd.isna(a) and pd.isna(b))
     pairs = next(p for p in paired_runs(frame, r.metric) if all(same(v, r[k]) for k, v in p.arm.items()))
     try: x = image_differences(pairs, frame.attrs['root'], r.metric)
     except (OSError, KeyError, ValueError):
         yield 'The predictions of these runs cannot be read, so there is no interval for other images.'
     else:
-        d = decide((x.mean(-1) if len(x) > 1 else x[0].mean(-1))[None], alpha=alpha, n_boot=9999, image_se=image_se(x)).iloc[0]
+        means = x.mean(-1) if len(x) > 1 else x[0].mean(-1)
+        d = decide(means[None], alpha=alpha, n_boot=9999, image_se=image_se(x)).iloc[0]
         yield (f'Including the choice of test images ({x.shape[-1]:,}), the {100*(1 - alpha):g} % interval is '
                f'{_interval(pd.Series({**r, "low": d.low, "high": d.high}))} points.')
 
@@ -537,7 +550,8 @@ def _command(frame, r, treatment, seeds):
     default = SplitParams.__dataclass_fields__
     given = {k: r[k] for k in cols if k in default and not pd.isna(r[k]) and r[k] != default[k].default}
     path = dict(path='PATH') if r['data'] != 'faces' else {}
-    given |= path | dict(ratios=f'{r.ratio:g}' if treatment != 'synthetic' else f'0,{r.ratio:g}', treatment=treatment, seeds=seeds)
+    ratios = f'{r.ratio:g}' if treatment != 'synthetic' else f'0,{r.ratio:g}'
+    given |= path | dict(ratios=ratios, treatment=treatment, seeds=seeds)
     if (root := frame.attrs.get('root', 'runs')) != 'runs': given['out'] = root
     flag = lambda v: shlex.quote(f'{v:g}' if isinstance(v, float) else str(v))
     return 'synthrob_sweep ' + ' '.join(f'--{k} {flag(v)}' for k, v in given.items())
@@ -546,8 +560,10 @@ def _command(frame, r, treatment, seeds):
 def _against_controls(frame, r, margin, alpha):
     "Sentences that compare the arm `r` with the controls at the same ratio, or say how to run them"
     for control, name in dict(oversample='oversampled real images', class_weights='class weights').items():
-        t = differences(frame, r.metric, 'test', margin, alpha, against=control) if (frame.treatment == control).any() else None
-        if t is not None: t = _matching(t[t.treatment == 'synthetic'], r, [*SYNTHESIS, *CLASSIFIER, 'how', 'classes', 'ratio'])
+        t, equal = None, [*SYNTHESIS, *CLASSIFIER, 'how', 'classes', 'ratio']
+        if (frame.treatment == control).any():
+            t = differences(frame, r.metric, 'test', margin, alpha, against=control)
+            t = _matching(t[t.treatment == 'synthetic'], r, equal)
         if t is None or not len(t) or t.low.isna().all():
             if r.ratio < 1:
                 seeds = frame.cnn_seed.nunique()
@@ -562,15 +578,18 @@ def _verdict_part(frame, table, margin, alpha):
     parts = []
     for _, r in table[table.headline].iterrows():
         small = []
-        if r.among > 1 and r.cnn_seeds >= min_seeds(alpha): small += [f"The ratio was chosen on validation images among {r.among} arms; its p is corrected for that."]
+        if r.among > 1 and r.cnn_seeds >= min_seeds(alpha):
+            small.append(f"The ratio was chosen on validation images among {r.among} arms; p is corrected for that.")
         if r.verdict in ('better', 'worse', 'equivalent', 'undecided') and r.cnn_seeds >= min_seeds(alpha):
-            runs = f'{r.n_folds} folds x '*(r.n_folds > 1) + f'{r.gan_seeds} GAN x {r.cnn_seeds//r.n_folds} classifier seeds'
-            small.append(f"{runs}. p against no difference: {_p(r.p)}; against a difference beyond the margin: {_p(r.p_equivalence)}. "
-                         f"Probability of improvement: {_pct(r.improvement)} % of all pairs of runs, whatever their seeds.")
+            folds = f'{r.n_folds} folds x '*(r.n_folds > 1)
+            small += [f"{folds}{r.gan_seeds} GAN x {r.cnn_seeds//r.n_folds} classifier seeds. p against no difference: "
+                      f"{_p(r.p)}; against a difference beyond the margin: {_p(r.p_equivalence)}. Probability of "
+                      f"improvement: {_pct(r.improvement)} % of all pairs of runs, whatever their seeds."]
             if r.verdict == 'undecided' and r.p_alone <= alpha < r.p:
                 fresh = int(frame.cnn_seed.max()) + 1
                 small.append(f"By itself p is {_p(r.p_alone)}. Fresh seeds need no correction: "
-                             f"{_command(frame, r, 'synthetic', f'{fresh}..{fresh + 5}')}, then synthrob_report --confirm {fresh}")
+                             f"{_command(frame, r, 'synthetic', f'{fresh}..{fresh + 5}')}, then synthrob_report "
+                             f"--confirm {fresh}")
         if not r.problem: small += [*_for_other_images(frame, r, alpha), *_against_controls(frame, r, margin, alpha)]
         big = P(headline(r, margin, 1 - alpha), cls='big')
         parts.append(Div(big, *[P(o, cls='small') for o in small], cls='verdict'))
@@ -581,23 +600,27 @@ def _exchange(rates, alpha):
     "Sentences on how many synthetic images are worth a real one, from `exchange_rate`"
     for o in rates.to_dict('records'):
         (worth, low, high), level = (o[k] for k in ('worth', 'low', 'high')), f'{100*(1 - alpha):g} % interval'
-        text = (f"one synthetic image is worth {worth:.2g} real ones; {o['seeds']} seeds give no interval." if o['seeds'] < min_seeds(alpha) else
-                f"one real image is worth {1/worth:.2g} synthetic ones ({level} {1/high:.2g} to {1/low:.2g})." if low > 0 else
-                f"no number of synthetic images is shown to be worth a real one, and it would take at least {1/high:.2g}." if high > 0 else
-                f"synthetic images do harm, each as if {-worth:.2g} real ones were taken away ({level} {-high:.2g} to {-low:.2g}).")
-        yield (f"Exchange rate, {net_name(o)}: {text} From {o['runs']} runs with {o['shares']} shares of the real images, if the metric grows "
-               "with the logarithm of their number.")
+        if o['seeds'] < min_seeds(alpha):
+            text = f"one synthetic image is worth {worth:.2g} real ones; {o['seeds']} seeds give no interval."
+        elif low > 0:
+            text = f"one real image is worth {1/worth:.2g} synthetic ones ({level} {1/high:.2g} to {1/low:.2g})."
+        elif high > 0:
+            text = f"no number of synthetic images is shown to be worth a real one; it takes at least {1/high:.2g}."
+        else:
+            text = f"a synthetic image harms like {-worth:.2g} real ones less ({level} {-high:.2g} to {-low:.2g})."
+        yield (f"Exchange rate, {net_name(o)}: {text} From {o['runs']} runs with {o['shares']} shares of the real "
+               "images, if the metric grows with the logarithm of their number.")
 
 # %% ../../nbs/sweep/07_report.ipynb #abd00e6a
 def _bar(jobs, progress): return progress_bar(jobs, leave=False) if progress else jobs
 
 _robustness_words = (
-    "A corruption imitates noise, blur, weather or compression; the figures are means over its severities. An attack changes the pixels "
-    "just so that the classifier errs: FGSM in one step, PGD in several, AutoAttack by the strongest of several ways. ± 2/255 means by at "
-    "most 2 of 255 grey levels a pixel.")
+    "A corruption imitates noise, blur, weather or compression; the figures are means over its severities. An attack "
+    "changes the pixels just so that the classifier errs: FGSM in one step, PGD in several, AutoAttack by the best of "
+    "several ways. ± 2/255: by at most 2 of 255 grey levels a pixel.")
 
 def _tables(frame, table, margin, alpha, progress, most=12):
-    "`conclude`'s table, `differences` of every other metric and of the recall of at most `most` classes; a remark on omitted classes"
+    "`conclude`'s table, `differences` of other metrics and of the recall of at most `most` classes; a remark"
     have, top, own = set(frame[frame.part == 'test'].metric.unique()), table[table.headline], table.metric.iloc[0]
     metrics = [m for m in _metrics if m in have and m not in (own, 'recall')]
     jobs = [(m, {}) for m in metrics] + [('recall', dict(class_=k)) for k in frame['class'].dropna().unique()]
@@ -641,14 +664,17 @@ def _setting(frame, name, margin, alpha, metric, confirm, progress):
     if d.get('declared') and d.get('margin') == margin:
         when = (f", declared on {d['declared'][:10]} by the sweep {d['hash']}, when {d['finished_before']} cells "
                 "were done")
-    caption = f'Equivalence margin: {100*margin:g} points of {metric_name(table.metric.iloc[0])}{when}. Level of the tests: {100*alpha:g} %.'
+    caption = (f'Equivalence margin: {100*margin:g} points of {metric_name(table.metric.iloc[0])}{when}. '
+               f'Level of the tests: {100*alpha:g} %.')
     ran = _html_table([dict(what=k, value=v) for k, v in _summary(frame).items()], caption, ('what', 'value'))
     names = table.apply(_net_name, axis=1, table=table)
     others = {k: t for k, t in metrics.items() if k != table.metric.iloc[0]}
     parts = {'Runs': [ran], 'Metrics by ratio': lines('metrics'),
              'Recall by class': [*([P(remark)] if remark else []), *lines('recall'), *tables],
-             'Corruptions and attacks': [P(_robustness_words), Div(*maps, cls='grid maps')] if maps else [P('Robustness was not evaluated.')],
-             'Cost': [_cost_table(frame)], 'All arms': [P(_arms_words), *(_arms_table(g, others, k) for k, g in table.groupby(names, sort=False))],
+             'Corruptions and attacks': [P(_robustness_words if maps else 'Robustness was not evaluated.'),
+                                         Div(*maps, cls='grid maps')],
+             'Cost': [_cost_table(frame)],
+             'All arms': [P(_arms_words), *(_arms_table(g, others, k) for k, g in table.groupby(names, sort=False))],
              'What cannot be claimed': [Ul(*[Li(o) for o in limits(frame, table, alpha)])]}
     sentences = [headline(r, margin, 1 - alpha) for _, r in table[table.headline].iterrows()]
     html = [*([H2(f'Setting: {name}')] if name else []), *_verdict_part(frame, table, margin, alpha),
@@ -713,7 +739,8 @@ def report(runs='runs',   # folder of the runs, or a table from `results`
         except BadInput as e: lines, t, html = [f'{name}: {e}'], None, [H2(f'Setting: {name}'), P(str(e), cls='warn')]
         sentences += lines; parts += html
         if t is not None: tables.append(t)
-    rep = Report(frame, pd.concat(tables, ignore_index=True), sentences, to_xml(Main(*parts, cls='synthrob'), indent=False))
+    body = to_xml(Main(*parts, cls='synthrob'), indent=False)
+    rep = Report(frame, pd.concat(tables, ignore_index=True), sentences, body)
     if out is not None: rep.save(out)
     return rep
 
@@ -747,14 +774,16 @@ def main(args=None # list of arguments; None: those of the command line
     p.add_argument('--margin', type=float, help='equivalence margin in accuracy, .02 for 2 points (as declared)')
     p.add_argument('--alpha', type=float, default=.05, help='level of the tests (.05)')
     p.add_argument('--metric', help="'accuracy', 'balanced_accuracy', 'macro_f1' or 'recall:CLASS' (as declared)")
-    p.add_argument('--confirm', type=int, metavar='SEED', help='choose the arm by the classifier seeds below, judge it by those from here')
+    p.add_argument('--confirm', type=int, metavar='SEED',
+                   help='choose the arm by the classifier seeds below, judge it by those from here')
     a = p.parse_args(args)
     out = Path(a.out or Path(a.runs)/'report')
     try:
         for o in a.only:
             if '=' not in o: raise BadInput(f"--only {o} has no value: write a name and its values, as in ratio=0,.3.")
         where = {k: [_value(o) for o in v.split(',')] for k, v in (o.split('=', 1) for o in a.only)}
-        with redirect_stdout(sys.stderr): rep = report(a.runs, out, a.sweep, a.margin, a.alpha, a.metric, a.confirm, **where)  # progress
+        with redirect_stdout(sys.stderr):                                                        # progress
+            rep = report(a.runs, out, a.sweep, a.margin, a.alpha, a.metric, a.confirm, **where)
     except BadInput as e:
         print(f'synthrob_report: {e}', file=sys.stderr)
         return 2
