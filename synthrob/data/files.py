@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
 from threading import Lock
-import numpy as np, pandas as pd, torchvision
+import numpy as np, pandas as pd
 from fastprogress.fastprogress import progress_bar
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 from ..core.basics import BadInput, check_name
@@ -738,7 +738,8 @@ def torchvision_sets() -> dict: # name -> class
         ps = inspect.signature(c).parameters
         must = {k for k,p in ps.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
         return {'root', 'train', 'download'} <= set(ps) and must == {'root'}
-    return {k: c for k,c in vars(torchvision.datasets).items() if fits(c)}
+    from torchvision import datasets
+    return {k: c for k,c in vars(datasets).items() if fits(c)}
 
 # %% ../../nbs/data/03_files.ipynb #faf0d53d
 def torchvision_images(
