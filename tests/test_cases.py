@@ -33,8 +33,12 @@ def masks(p):
 def mask_folders(p): fill(p/'images'); fill(p/'masks')
 def masks_in_classes(p):
     for c in 'ab': fill(p/c, ('images', 'masks'))
+def masks_before(p):
+    fill(p)
+    for c in 'ab': [photo().save(p/c/o) for i in range(3) for o in (f'mask_{i}.png', f'{i}.seg.png')]; fill(p/c, ['thumbnails'])
 def nas(p): fill(p); fill(p/'a', ['@eaDir']); fill(p/'@eaDir'); (p/'lost+found').mkdir(); (p/'Thumbs.db').write_bytes(b'x')
 def doubled(p): import shutil; fill(p/'train'); fill(p/'test'); [shutil.copytree(p/o, p/p.name/o) for o in ('train', 'test')]
+def doubled_class(p): import shutil; fill(p); shutil.copytree(p/'a', p/'a - Copy'); (p/'a/5.png').unlink()
 def unread(p): fill(p); [(p/'b'/f'{i}.HEIC').write_bytes(b'heic') for i in range(3)]; (p/'a/x.dcm').write_bytes(b'd')
 def jfif(p): fill(p, ext='jfif', make=lambda: photo(mode='L'))
 def broken(p): fill(p, n=15); (p/'a/cut.png').write_bytes((p/'a/0.png').read_bytes()[:60])
@@ -45,13 +49,14 @@ def spelling(p): fill(p/'train', 'ab'); fill(p/'test', 'Ab')
 def unicode_forms(p): [fill(p/q, ('a', unicodedata.normalize(f, 'joyé'))) for q, f in dict(train='NFC', test='NFD').items()]
 def no_utf8(p): fill(p); os.rename(p/'a/0.png', os.fsencode(p/'a') + b'/caf\xe9.png')
 def flat(p): p.mkdir(); [photo().save(p/f'{c}.{i}.png') for c in 'ab' for i in range(6)]
+def flat_parts(p): [((p/o).mkdir(parents=True), [photo().save(p/o/f'{c}.{i}.png') for c in 'ab' for i in range(6)]) for o in ('train', 'test')]
 def grey_as_rgb(p): fill(p, ext='jpg', make=lambda: photo().convert('RGB'))
 def inner_links(p): fill(p); [(p/'b'/f'{i}x.png').symlink_to(p/'a'/f'{i}.png') for i in range(2)]
 
 @pytest.mark.parametrize('make, counts, ignored', [
     (masks, {'a': 6, 'b': 6}, {('a', 'mask'): 6, ('b', 'mask'): 6}), (mask_folders, {'a': 6, 'b': 6}, {('', 'mask'): 12}),
-    (masks_in_classes, {'a': 6, 'b': 6}, {('', 'mask'): 12}), (nas, {'a': 6, 'b': 6}, {('a', '@eaDir'): 6, ('', '@eaDir'): 12, ('', 'Thumbs.db'): 1}),
-    (doubled, {'a': 12, 'b': 12}, {('', 'second copy'): 24}), (unread, {'a': 6, 'b': 6}, {('b', '.heic is not read'): 3, ('a', '.dcm is not read'): 1}),
+    (masks_in_classes, {'a': 6, 'b': 6}, {('', 'mask'): 12}), (masks_before, {'a': 6, 'b': 6}, {('a', 'mask or thumbnail'): 12, ('b', 'mask or thumbnail'): 12}), (nas, {'a': 6, 'b': 6}, {('a', '@eaDir'): 6, ('', '@eaDir'): 12, ('', 'Thumbs.db'): 1}),
+    (doubled, {'a': 12, 'b': 12}, {('', 'second copy'): 24}), (flat_parts, {'a': 12, 'b': 12}, {}), (unread, {'a': 6, 'b': 6}, {('b', '.heic is not read'): 3, ('a', '.dcm is not read'): 1}),
     (jfif, {'a': 6, 'b': 6}, {}), (broken, {'a': 15, 'b': 15}, {}), (part_names, {'a': 24, 'b': 24}, {}), (usages, {'a': 18, 'b': 18}, {}),
     (nested_parts, {'a': 12, 'b': 12}, {}), (spelling, {'a': 12, 'b': 12}, {}), (unicode_forms, {'a': 12, 'joyé': 12}, {}),
     (no_utf8, {'a': 6, 'b': 6}, {}), (flat, {'a': 6, 'b': 6}, {}), (grey_as_rgb, {'a': 6, 'b': 6}, {}), (inner_links, {'a': 6, 'b': 8}, {})],
@@ -83,7 +88,9 @@ def test_deep_grey(tmp_path, dtype, ext, top, want):
         (tmp_path/'d'/c).mkdir(parents=True)
         for i in range(4): Image.fromarray((np.roll(x, i)*top*light).astype(dtype)).save(tmp_path/'d'/c/f'{i}.{ext}')
     images = read(tmp_path/'d')
-    assert images.x.amax((1, 2, 3)).tolist() == [63]*4 + [255]*4 and f'read as {want} bits' in images.about['found']['notes'][0]
+    note = images.about['found']['notes'][0]
+    assert images.x.amax((1, 2, 3)).tolist() == [63]*4 + [255]*4 and f'read as {want} bits' in note
+    assert (f'classes differ (dark {want-2}, light {want})' in note) == (want > 8)
 
 def test_refused_folders(tmp_path):
     refused("has one class only, 'a': make one folder", read, fill(tmp_path/'one', 'a'))
@@ -92,6 +99,9 @@ def test_refused_folders(tmp_path):
     (fill(tmp_path/'empty')/'c').mkdir(); refused('class folder c holds no image', read, tmp_path/'empty')
     (fill(tmp_path/'lost')/'c').mkdir(); (tmp_path/'lost/c/1.png').write_bytes(b'x')
     refused("the class 'c' is lost", read, tmp_path/'lost')
+    (fill(tmp_path/'two', ['train', 'test'])/'labels.csv').write_text('0.png,a\n')
+    refused('test/0.png is in no class folder', read, tmp_path/'two')
+    [fill(tmp_path/'named'/o) for o in ('train-clean', 'test-clean')]; refused('which name parts', read, tmp_path/'named')
     refused("'A' and 'a', which differ only in case", read, fill(tmp_path/'case', 'Aab'))
     os.mkfifo(tmp_path/'fifo'); refused('is a pipe or device', read, tmp_path/'fifo'); refused('is a pipe or device', read, Path('/dev/zero'), 'fer2013')
     deep = tmp_path/'deep'; fill(deep); here = os.getcwd()
@@ -148,6 +158,24 @@ def test_fer_folders_and_labels_only(tmp_path):
     assert images.counts()['all'].tolist() == [12]*5 and images.about['left_out'] == 30 and set(images.part) == {'train', 'test'}
     (tmp_path/'fer2013new.csv').write_text('Usage,Image name,neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF\nTraining,fer0.png,4,0,0,1,3,2,0,0,0,0\n')
     refused('labels of FER+ only, without pixels', read, tmp_path/'fer2013new.csv', 'fer2013')
+
+@pytest.mark.parametrize('name, usage', [('fer2013.csv', True), ('train.csv', False)])
+def test_fer_plus(tmp_path, name, usage):
+    "The votes replace the labels where a class has most of them, and which labels is never a guess"
+    plus = 'neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF'.split(',')
+    of = dict(zip('angry disgust fear happy sad surprise neutral'.split(), 'anger disgust fear happiness sadness surprise neutral'.split()))
+    b = table('emotion,pixels' + ',Usage'*usage, lambda i, px: f'{i%7},{px}' + f',{U[i//7%3]}'*usage, 84)
+    rows = [list(of.values())[i%7] if i > 2 else 'contempt' if i else '' for i in range(84)]               # 0: undecided
+    vote = lambda c: ','.join('9' if o == c else '1' for o in plus) if c else ','.join('2' for _ in plus)
+    text = ['Usage,Image name,' + ','.join(plus), *(f'{U[i//7%3] if usage else U[0]},fer{i:07}.png,{vote(c)}' for i, c in enumerate(rows))]
+    (tmp_path/name).write_bytes(b); (tmp_path/'fer2013new.csv').write_text('\n'.join(text + [f'{U[1]},x,{vote("fear")}']*(not usage)) + '\n')
+    images = read(tmp_path/'fer2013new.csv', 'fer2013', vocab='all')
+    own = read(tmp_path/name, 'fer2013', vocab='all')
+    assert len(own) - len(images) == 1 and images.counts()['all' if usage else 'n']['contempt'] == 2 and 'contempt' not in own.vocab
+    assert [(o['label'], o['n'], o['reason']) for o in images.about['found']['ignored']] == [('angry', 1, 'without a majority in FER+')]
+    refused('beside those of FER-2013: give the file whose labels you want', read, tmp_path, 'fer2013')
+    (tmp_path/'fer2013new.csv').write_text('\n'.join(text[:40])); refused('has other rows than the pixels', read, tmp_path/'fer2013new.csv', 'fer2013')
+    (tmp_path/'fer2013new.csv').write_text('\n'.join([text[0], *(o.replace(',9', ',x') for o in text[1:])])); refused('is damaged', read, tmp_path/'fer2013new.csv', 'fer2013')
 
 def test_copied_folder_is_the_same_data(tmp_path):
     p = fill(tmp_path/'a set'); subprocess.run(['cp', '-r', p, tmp_path/'b'], check=True)

@@ -16,15 +16,17 @@ from ..core.stages import Stage
 from .dataset import Dataset
 from .duplicates import duplicate_groups
 from .faces import draw_faces, emotions
-from .files import (DAMAGE, FER_CLASSES, FER_USAGES, IMAGE_TYPES, decode_files, existing, has_colour, is_tar,
-                                 list_files, list_images, open_tar, read_fer_csv, survey, torchvision_images)
+from .files import (DAMAGE, FER_CLASSES, FER_USAGES, IMAGE_TYPES, decode_files, existing, fer_tables, has_colour,
+                                 is_tar, list_files, list_images, open_tar, read_fer_csv, survey, torchvision_images)
+from .near import named_pairs, near_duplicates, plot_pairs
 from .rows import DiskImages, blocks, hash_images, read_images
 from .sources import list_shards, lmdb_size, lsun_databases, lsun_images, parquet_columns, parquet_images
 from .splits import Splits, default_folds, detectable, splits
 
 # %% auto #0
 __all__ = ['sources', 'FER_FIVE', 'Source', 'source', 'content_key', 'faces', 'fer2013', 'folder', 'own_size', 'lsun', 'parquet',
-           'torchvision', 'data_stage', 'prepare', 'describe', 'decisions', 'parser', 'main', 'fer2013_path']
+           'torchvision', 'data_stage', 'prepare', 'near_stage', 'prepare_near', 'describe', 'decisions', 'parser',
+           'main', 'fer2013_path']
 
 # %% ../../nbs/00_data.ipynb #66b1a1c3
 @dataclass
@@ -110,7 +112,7 @@ def _holds_images(path):
 
 def _found(files, **more):
     "What a record says of the files that were listed"
-    return dict(ignored=files.ignored, notes=files.notes, **more)
+    return dict(ignored=files.ignored, notes=files.notes) | more
 
 @source
 def fer2013(
@@ -124,18 +126,20 @@ def fer2013(
         raise BadInput("data='fer2013' needs a path: give the zip, the folder, the CSV or the tar.gz of FER-2013.")
     if test not in FER_USAGES[1:]:
         raise BadInput(f"test={test!r} is no part of FER-2013: choose 'PublicTest' or 'PrivateTest'.")
-    path, size, channels = existing(path), size or 48, channels or 1
+    (path, labels), size, channels = fer_tables(existing(path)), size or 48, channels or 1
     def read(out):
-        if not _holds_images(path): return read_fer_csv(path, out, size, channels)
+        if not _holds_images(path): return read_fer_csv(path, out, size, channels, labels)
         files = list_images(path)
         if bad := sorted(set(files.table.label.str.lower()) - {*FER_CLASSES, 'contempt'}):
             raise BadInput(f"{path} has the class {bad[0]!r}, which is not in FER-2013: use data='folder'.")
         table, broken = decode_files(files, out, size, channels, strict=(48, 48, 'L'))
         usage = table.name.str.extract(f"(?:^|/)({'|'.join(FER_USAGES)})(?:/|[^/]*$)")[0]
-        return table.assign(label=table.label.str.lower(), part=usage.fillna(table.part)), broken, _found(files)
+        table = table.assign(label=table.label.str.lower(), part=usage.fillna(table.part))
+        return table, broken, _found(files, sides=[48]*3)
     parts = {'Training': 'train', 'PublicTest': 'out', 'PrivateTest': 'out', test: 'test'}
     def part(t): return t.part.replace(parts)
-    return Source(dict(source='fer2013', size=size, channels=channels), read, FER_FIVE, part, [path])
+    content = [o for o in (path, labels) if o]
+    return Source(dict(source='fer2013', size=size, channels=channels), read, FER_FIVE, part, content)
 
 # %% ../../nbs/00_data.ipynb #72f61b9f
 @source
@@ -156,10 +160,8 @@ def folder(
         files = list_images(path, links)
         _check_classes(files)
         about = survey(files)
-        if about['bits']:
-            files.notes.append(f"deep grey images are read as {about['bits']} bits, the same for all classes.")
         more = decode_files(files, out, size, channels or (3 if has_colour(files) else 1), bits=about['bits'] or 16)
-        return *more, _found(files, sides=about['sides'])
+        return *more, _found(files, sides=about['sides'], notes=files.notes + about['notes'])
     return Source(dict(source='folder', size=size, channels=channels), read, content=[path])
 
 def _check_classes(files):
@@ -327,19 +329,60 @@ def prepare(
     stage.make()
     return read()
 
+# %% ../../nbs/00_data.ipynb #c0b1e502
+def near_stage(
+    stage:Stage, # of the data, from `data_stage`
+    read,        # reads them, from `data_stage`
+    vocab=None,  # as in `data_stage`
+    root='runs'  # folder of all stages
+) -> tuple:      # the `Stage`; a function that reads the pairs of `near_duplicates` once it is made
+    "Return the stage that looks for near copies among the images of a source, and a function that reads its pairs"
+    def work(s):
+        images = read()
+        if (n := len(images)) > 30_000:
+            print(f"Near copies of {n:,} images take about {_near_seconds(n)/60/torch.get_num_threads():,.0f} minutes to "
+                  "find, once (copies='exact' does without).", flush=True)
+        pairs, y = near_duplicates(images), images.y.numpy()
+        write_parquet(s.file('pairs.parquet'), pairs)
+        return dict(images=n, pairs=len(pairs), labels_differ=int((y[pairs.a] != y[pairs.b]).sum()))
+    which = {} if vocab is None else dict(vocab=sorted([vocab] if isinstance(vocab, str) else vocab))
+    s = Stage('copies', which, work, dict(data=stage), version=2, out=root, device='cpu')
+    return s, lambda: pd.read_parquet(s.file('pairs.parquet'))
+
+def _near_seconds(n): return 160*(n/29_000)**2 + .008*n     # of one core of an AMD EPYC
+
+def prepare_near(
+    data:str='faces', # name of a source, as in `prepare`
+    path=None,        # its file or folder
+    **kwargs          # as for `prepare`
+) -> pd.DataFrame: # pairs as from `near_duplicates`; `a` and `b` count the images that `prepare` returns
+    "Find the near copies among the images of a source, or read those that were found"
+    stage, read = near_stage(*data_stage(data, path, **kwargs), kwargs.get('vocab'), kwargs.get('root', 'runs'))
+    stage.make()
+    return read()
+
 # %% ../../nbs/00_data.ipynb #9a39fbda
 def _by_class(broken):
     "The number of broken images, and of each class"
     n = pd.Series([o.get('label', '') for o in broken], dtype=str).value_counts()
     return f"{len(broken):,}" + (f" ({', '.join(f'{v:,} {k}' for k,v in n.items() if k)})" if n.index.any() else '')
 
+def _near_line(r, n):
+    "Near copies in the report `r` of a split, and the images of each class `n`, as a line of text"
+    if not (o := r.get('near_copies')): return "near copies: not looked for"
+    classes = lambda found: ', '.join(f'{v:,} {k}' for k,v in found.items())
+    return (f"near copies: {o['groups']:,} groups of different crops of one picture, {o['groups_with_conflict']:,} of them "
+            f"with more than one label, with {classes(o['images_by_class'])} of {n.sum():,} images; "
+            f"{o['test_with_near_outside']:,} of {r['test']:,} test images have one outside the test part")
+
 def describe(
     images:Dataset,     # as returned by `prepare`
     splits:Splits=None, # from `splits`; None: made with the defaults
-    plot:bool=True      # a figure: counts, and a sheet of images
+    plot:bool=True,     # a figure: counts, and a sheet of images
+    near=None           # pairs from `prepare_near`, for the splits of the defaults
 ) -> pd.DataFrame: # images of each class in each part
     "Print what is in `images`, what was found, and what a split removes; return the counts"
-    s = splits if splits is not None else globals()['splits'](images)
+    s = splits if splits is not None else globals()['splits'](images, near=near)
     n, r = images.y.bincount(minlength=len(images.vocab)), s.report
     kept = {k: images.y[getattr(s, k)].bincount(minlength=len(n)).numpy() for k in ('train','valid','test')}
     table = pd.DataFrame(kept, index=images.vocab).assign(removed=lambda t: n.numpy() - t.sum(axis=1))
@@ -350,6 +393,7 @@ def describe(
     print(f"copies: {r['groups_of_copies']:,} groups of equal images, {r['groups_with_conflict']:,} of them with "
           f"more than one label; {r['test_with_copy_outside']:,} of {r['test']:,} test images "
           "have a copy outside the test part")
+    print(_near_line(r, n))
     grey = (g := a.get('grey')) and ', '.join(f'{v:,} {k}' for k,v in g['classes'].items())
     print(f"nearly flat: {r['flat']:,}; broken: {_by_class(a.get('broken', []))}; left out: {a.get('left_out', 0):,}"
           + (f'; grey among colour ones: {grey}' if grey else ''))
@@ -391,13 +435,17 @@ def parser() -> argparse.ArgumentParser:
         description="Describe labelled images before anything is trained: classes, copies, conflicting labels,\n"
                     "and what a split removes so that no copy of a test image is in training.",
         epilog="examples:\n  synthrob_data faces\n  synthrob_data folder my_images --size 64 --sheet sheet.png\n"
-               "  synthrob_data fer2013 fer2013.zip --table decisions.parquet")
+               "  synthrob_data fer2013 fer2013.zip --table decisions.parquet --pairs pairs.csv pairs.png")
     known = f"source: {', '.join(sources)}; or torchvision:NAME, parquet:COLUMN, folder:links (faces)"
     p.add_argument('data', nargs='?', default='faces', help=known)
     p.add_argument('path', nargs='?', help='folder, archive or file; none for faces')
     p.add_argument('--vocab', metavar='A,B,...', help="classes, in this order (default: the source's)")
     p.add_argument('--size', type=int, metavar='N', help="side in pixels (default: the images' own up to 64, else 48)")
     p.add_argument('--channels', type=int, metavar='N', help='1 grey, 3 colour (default: as in the source)')
+    p.add_argument('--copies', choices=('near', 'exact'), default='near',
+                   help='copies to look for; near: other crops, mirror images and the like, too')
+    p.add_argument('--pairs', metavar='FILE', nargs='+', default=[],
+                   help='write the pairs of copies as a table (.csv, .parquet), or a sheet of them as a picture')
     p.add_argument('--seed', type=int, default=42, metavar='N', help='of the validation part (42)')
     p.add_argument('--sheet', metavar='FILE', help='write counts and a sheet of images as a picture (.png, .svg, .pdf)')
     p.add_argument('--table', metavar='FILE', help='write the decision on each image as a table (.csv, .parquet)')
@@ -422,25 +470,33 @@ def main(
 
 def _run(a):
     "The command, given its parsed arguments"
-    for name, file, types in (('table', a.table, ('.csv', '.parquet')), ('sheet', a.sheet, ('.png', '.svg', '.pdf'))):
+    tables, pictures = ('.csv', '.parquet'), ('.png', '.svg', '.pdf')
+    for name, file, types in (('table', a.table, tables), ('sheet', a.sheet, pictures),
+                              *(('pairs', o, tables + pictures) for o in a.pairs)):
         if file and Path(file).suffix not in types:
             raise BadInput(f"--{name} {file}: end the name in {', '.join(types[:-1])} or {types[-1]}.")
     source, _, name = a.data.partition(':')
     vocab = a.vocab and [o.strip() for o in a.vocab.split(',')]
     more = dict(name=name) if name else {}
-    images = prepare(source, a.path, vocab=vocab, size=a.size, channels=a.channels, root=a.out, **more)
-    s = splits(images, seed=a.seed, folds=default_folds(images))
+    given = dict(vocab=vocab, size=a.size, channels=a.channels, root=a.out, **more)
+    images, near = prepare(source, a.path, **given), None
+    if a.pairs or (a.copies == 'near' and source != 'faces'): near = prepare_near(source, a.path, **given)   # faces are drawn
+    s = splits(images, seed=a.seed, folds=default_folds(images), near=near)
     print(describe(images, s, plot=bool(a.sheet)).to_string())
     print(detectable(images, s))
     if a.sheet:
         with replacing(a.sheet) as t: plt.savefig(t, format=Path(a.sheet).suffix[1:], bbox_inches='tight', dpi=120)
-    if a.table:
-        df = decisions(images, s)
-        with replacing(a.table) as t: df.to_parquet(t) if a.table.endswith('.parquet') else df.to_csv(t, index=False)
+    for file, make in ((a.table, partial(decisions, images, s)), *((o, partial(named_pairs, images, near)) for o in a.pairs)):
+        if not file or Path(file).suffix in pictures: continue
+        with replacing(file) as t: make().to_parquet(t) if file.endswith('.parquet') else make().to_csv(t, index=False)
+    for file in (o for o in a.pairs if Path(o).suffix in pictures):
+        plot_pairs(images, near[near.score < 1], n=60, per_row=12)
+        with replacing(file) as t: plt.savefig(t, format=Path(file).suffix[1:], bbox_inches='tight', dpi=120)
     for broken in images.about['broken'][:5]: print(f"broken: {broken['name']} {broken['reason']}")
     size = a.size or (images.x.shape[-1] if source == 'folder' else None)    # the run sees what was described
     given = dict(data=a.data if a.data != 'faces' else None, path=a.path, vocab=a.vocab, size=size, channels=a.channels,
-                 split_seed=a.seed if a.seed != 42 else None, out=a.out if a.out != 'runs' else None)
+                 copies=a.copies if a.copies != 'near' else None, split_seed=a.seed if a.seed != 42 else None,
+                 out=a.out if a.out != 'runs' else None)
     odd = re.compile(r'True|False|None|[-+]?[\d._]+(e[-+]?\d+)?|[-+]?(nan|inf(inity)?)', re.I)   # YAML changes it
     given = ''.join(f" -{'r' if odd.fullmatch(str(v)) and isinstance(v, str) else 'p'} {k} {shlex.quote(str(v))}"
                     for k,v in given.items() if v is not None)

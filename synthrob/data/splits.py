@@ -15,6 +15,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from ..core.basics import BadInput, generator
 from .dataset import Dataset
 from .duplicates import duplicate_groups, flat
+from .near import near_duplicates
 from .sources import list_shards
 
 # %% auto #0
@@ -82,10 +83,10 @@ def _near_report(images, near, exact, te):
     t = pd.DataFrame(dict(near=near, exact=exact, y=images.y.numpy())).groupby('near').agg(['nunique', 'size'])
     more = t.exact['nunique'] > 1
     outside = te & np.isin(near, near[~te]) & ~np.isin(exact, exact[~te])
-    n = np.bincount(images.y.numpy()[outside], minlength=images.c).tolist()
+    of = lambda mask: dict(zip(images.vocab, np.bincount(images.y.numpy()[mask], minlength=images.c).tolist()))
     return dict(groups=int(more.sum()), largest=int(t.exact['size'].max()),
-                groups_with_conflict=int((more & (t.y['nunique'] > 1)).sum()),
-                test_with_near_outside=int(outside.sum()), by_class=dict(zip(images.vocab, n)))
+                groups_with_conflict=int((more & (t.y['nunique'] > 1)).sum()), images_by_class=of(more[near].to_numpy()),
+                test_with_near_outside=int(outside.sum()), by_class=of(outside))
 
 def _repeats(group, mask):
     "A mask of the images in `mask` that are not the first of their group there"
@@ -290,12 +291,17 @@ def check_no_leak(
 
 def check_held_out(
     trained, # images to be trained on, uint8 (n,c,h,w)
-    holdout  # validation and test images, uint8 (m,c,h,w)
+    holdout, # validation and test images, uint8 (m,c,h,w)
+    near=0   # how many of `trained`, drawn at random, to compare for near copies as well
 ):
-    "Raise `RuntimeError` if a training image is an exact copy of a validation or test image"
+    "Raise `RuntimeError` if a training image is an exact copy of a held-out one, or more than 2 % are near copies"
     g = duplicate_groups(torch.cat([holdout, trained]))
     if n := int(torch.isin(g[len(holdout):], g[:len(holdout)]).sum()):
         raise RuntimeError(f"{n} of {len(trained)} training images are copies of validation or test images: the split "
+                           "leaks.")
+    some = trained[torch.randperm(len(trained), generator=generator('held out'))[:near]]
+    if (n := near_duplicates(some, holdout, k=2, progress=False).a.nunique()) > .02*len(some):     # a few are chance
+        raise RuntimeError(f"{n} of {len(some)} training images are near copies of validation or test images: the split "
                            "leaks.")
 
 # %% ../../nbs/data/08_splits.ipynb #f3fffcfa

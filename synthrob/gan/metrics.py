@@ -18,7 +18,6 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastcore.basics import patch
 from fastprogress.fastprogress import progress_bar
-from torchvision.models import inception_v3
 
 from .learner import synthesize
 from ..data.dataset import Dataset
@@ -306,6 +305,7 @@ class _Inception(nn.Module):
 def load_inception(path # state dict of torchvision's inception_v3, as .safetensors or saved by torch
                   ) -> nn.Module: # a `model` for `features`, `SaveBestGAN` or `evaluate_pool`
     "Load Inception v3 from a file of weights; raise `BadInput` if they are missing or do not fit"
+    from torchvision.models import inception_v3
     path = Path(path)
     if not path.is_file(): raise BadInput(f"{path} does not exist: save torchvision's inception_v3 state dict there.")
     load = read_tensors if path.suffix == '.safetensors' else partial(torch.load, map_location='cpu', weights_only=True)

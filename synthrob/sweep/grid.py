@@ -17,7 +17,6 @@ from ..core.stages import Stage, now, read_record, versions
 from ..data.splits import default_metric, detectable, difference_limit
 from ..split.params import SplitParams, check_params, check_value, idle_params, names_by_role
 from ..split.run import SplitRun
-from .engine import SynthrobEngine
 from .stats import min_seeds, seeds_needed
 
 # %% auto #0
@@ -107,6 +106,7 @@ def execute(params:dict, # of the experiment
            ):
     "Execute the notebook of an experiment; raises `PapermillExecutionError` if a cell fails"
     from papermill.execute import execute_notebook, papermill_engines
+    from synthrob.sweep.engine import SynthrobEngine                # as slow to import as fastai
     here = Path(synthrob.__file__).resolve().parent                 # of the package, or beside the notebooks
     nb = next((f for f in (here/NOTEBOOK, here.parent/'nbs'/NOTEBOOK) if f.is_file()), None)
     if not nb: raise BadInput(f"{NOTEBOOK} is neither in {here} nor in {here.parent/'nbs'}: install synthrob again.")

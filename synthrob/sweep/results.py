@@ -166,7 +166,8 @@ def _params(r, made):
     up = lambda h: (i := made.get(h, {}).get('inputs', {})).get('train') or i.get('data')
     while up(train): train = up(train)                             # vectors, parts, data
     return row | dict(
-        run=r['hash'], content=made.get(train, {}).get('content', train), leak=g.get('preset') == 'study',
+        run=r['hash'], content=made.get(train, {}).get('content', train),
+        leak=g.get('preset') == 'study' or g.get('copies') == 'none',
         margin=g.get('margin'), declared_metric=g.get('metric', 'accuracy'), problem=_problem(r, made), doubt=_doubt(r),
         simulated=bool(r.get('simulated')), device=r['device'], started=r['started'],
         finished=r['finished'], versions=', '.join(f'{k} {v}' for k, v in r['versions'].items() if v))
