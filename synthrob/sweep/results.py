@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
+from scipy import stats
 from scipy.special import ndtr, ndtri
 from ..cnn.evaluation import Confusion
 from ..core.basics import BadInput, check_name, hash_of, read_json, write_json, write_parquet
@@ -21,7 +22,7 @@ from .stats import corrected, decide, joint_p, verdict
 # %% auto #0
 __all__ = ['SETTING', 'SYNTHESIS', 'CLASSIFIER', 'ARM', 'SEEDS', 'TREATMENTS', 'RUN_INFO', 'VALUE', 'LOWER_IS_BETTER',
            'RATIO_GROUP', 'current_names', 'simulate_runs', 'results', 'PairedRuns', 'paired_runs', 'differences',
-           'declared_margin', 'declared_metric', 'conclude', 'metric_name']
+           'declared_margin', 'declared_metric', 'conclude', 'metric_name', 'exchange_rate']
 
 # %% ../../nbs/sweep/06_results.ipynb #0635b5e4
 # Parameters by their role in a comparison, from the metadata of `SplitParams`
@@ -145,7 +146,8 @@ def simulate_runs(root,                           # folder to write to, as `runs
             write_parquet(split.file('predictions.parquet'), pd.concat(
                 pd.DataFrame(dict(part=k, index=range(n), true=ev.y, predicted=ev.pred)) for k, ev in evs.items()))
             scores = {k: ev.to_dict() for k, ev in evs.items()}
-            _write_record(split, 20., **scores, given=given)
+            counts = {c: dict(real=round(given['real_share']*5*n/len(vocab))) for c in vocab}
+            _write_record(split, 20., **scores, given=given, counts=counts)
             _simulate_robustness(root, split, given, scores['test'], robust_effect)
             n_runs += 1
     return n_runs
@@ -215,7 +217,7 @@ def _records(root, kind):
     return found, skipped
 
 def _robustness(root, runs, level):
-    "Values of the robustness of `runs`, all at one level; its name; the number of unusable records by reason"
+    "Values of the robustness of `runs`, all at one level; its name; unusable records by reason; the records"
     records, skipped = _records(root, 'robustness')
     by_level, tables, numbers = {}, dict(corruptions=[], attacks=[]), []
     for r in sorted(records, key=lambda r: str(r.get('finished'))):
@@ -239,7 +241,8 @@ def _robustness(root, runs, level):
         except (OSError, pa.ArrowInvalid, *_unusable): skipped['damaged'] += 1; continue
         for o in tables: tables[o].append(read[o])
     tables = {k: pa.concat_tables(o, promote_options='permissive').to_pandas() for k, o in tables.items() if o}
-    return [pd.DataFrame(numbers, columns=['run', 'metric', 'value', 'part']), *_long(tables)], key[1], skipped
+    values = [pd.DataFrame(numbers, columns=['run', 'metric', 'value', 'part']), *_long(tables)]
+    return values, key[1], skipped, by_level.get(key, {}).values()
 
 # %% ../../nbs/sweep/06_results.ipynb #bb10ae12
 def _read_table(file, run):
@@ -277,6 +280,13 @@ def _stage_seconds(runs, made):
             if (h := r[f'{k}_hash']) in made:
                 rows.append((r['run'], f'{k}_seconds', of(h) + of(made[h]['inputs'].get('extractor'))))
     return pd.DataFrame(rows, columns=['run', 'metric', 'value'])
+
+def _wall(records):
+    "Seconds by the clock in which at least one of the stages was running"
+    total, until = 0., pd.Timestamp(0, tz='UTC')
+    for a, b in sorted((pd.Timestamp(r['started']), pd.Timestamp(r['finished'])) for r in records):
+        total, until = total + max((b - max(a, until)).total_seconds(), 0), max(b, until)
+    return total
 
 # %% ../../nbs/sweep/06_results.ipynb #e6d4ad3d
 def _cells(root, cells):
@@ -323,14 +333,17 @@ def results(runs='runs', # folder of the runs (`out` of the parameters)
     params = _select(pd.DataFrame(params), where)
     same = [*SETTING, *SYNTHESIS, *CLASSIFIER, *ARM, *SEEDS]         # of equal runs by several versions, the newest
     new = params.sort_values('finished').drop_duplicates(same, keep='last').sort_index()
-    robust, level, bad = _robustness(root, set(new.run), level)
+    robust, level, bad, tested = _robustness(root, set(new.run), level)
     values = pd.DataFrame(values, columns=['run', 'part', 'metric', 'class', 'n', 'value'])
     seconds = _stage_seconds(new, made | {r['hash']: r for r in records})
     rows = [o for o in (values[values.run.isin(set(new.run))], *robust, seconds) if len(o)]
     frame = _typed(pd.concat(rows, ignore_index=True).reindex(columns=['run', *VALUE]), new.assign(level=level))
     skipped |= dict(robustness_damaged=bad['damaged'], robustness_unfinished=bad['unfinished'],
                     superseded=len(params) - len(new), **missing)
-    frame.attrs = dict(root=str(root), errors=errors, declared=declared, skipped=skipped, left_out=_left_out(made))
+    stages = {*new.run, *new[['features_hash', 'gan_hash', 'pool_hash']].stack()}
+    wall = _wall([*tested, *(r for r in (*records, *made.values()) if r['hash'] in stages)])
+    frame.attrs = dict(root=str(root), errors=errors, declared=declared, skipped=skipped, left_out=_left_out(made),
+                       wall=wall)
     return frame
 
 # %% ../../nbs/sweep/06_results.ipynb #1c99eb5e
@@ -623,3 +636,41 @@ def _chosen(valid):
     if not seeds: return None
     mean = lambda i: round(np.mean([valid[i].value.mean(0)[valid[i].cnn_seeds.index(s)] for s in seeds]), 12)
     return max(sorted(valid, key=lambda i: valid[i].arm['ratio']), key=mean)           # of equal ratios the smallest
+
+# %% ../../nbs/sweep/06_results.ipynb #e0c4a402
+def exchange_rate(frame,       # from `results`, with several values of `real_share`
+                  metric=None, # a fraction; None: as declared
+                  level=.95    # of the interval
+                 ) -> pd.DataFrame: # by classifier: worth of a synthetic image in real ones, low, high; may be empty
+    "Estimate the worth of a synthetic image: least squares of metric = a + b log(real + worth x synthetic)"
+    metric, rows = declared_metric(frame, metric), []
+    runs = pd.DataFrame(_per_run(frame, metric, 'test', {}))
+    n = frame[(frame.metric == 'support') & (frame.part == 'train')].groupby('run', observed=True).value.sum()
+    like = [k for k in (*SETTING, *CLASSIFIER) if k not in ('real_share', 'cnn_epochs', 'head_epochs', 'min_steps')]
+    runs = runs[(runs.treatment.isna() | (runs.treatment == 'synthetic')) & (runs.ratio < 1)]
+    for _, g in runs.groupby(like, dropna=False):
+        g = g.assign(real=g.real_share.map(n.groupby(g.set_index('run').real_share).mean())).dropna(subset='real')
+        made, share = g.ratio > 0, g.ratio.astype(float)
+        synthetic = g.real*share/np.where(g.how == 'add', 1 - share, 1)
+        if g[~made].real_share.nunique() < 2 or not made.any(): continue
+        real = g.real - synthetic.where(g.how == 'replace', 0)
+        seeds = np.unique(g.cnn_seed)
+        weight = np.vstack([np.ones(len(g)), *(g.cnn_seed != s for s in seeds)])       # all, then without each seed
+        worth = _worth(*(o.to_numpy(float) for o in (real, synthetic, g.value)), weight)
+        k = len(seeds) - 1
+        half = stats.t.ppf((1 + level)/2, k)*math.sqrt(k*worth[1:].var()) if k else math.inf    # jackknife
+        rows.append({o: g[o].iloc[0] for o in (*CLASSIFIER, 'extractor')} | dict(
+            worth=worth[0], low=worth[0] - half, high=worth[0] + half, shares=g[~made].real_share.nunique(),
+            seeds=len(seeds), runs=len(g)))
+    return pd.DataFrame(rows)
+
+def _worth(real, synthetic, value, weight):
+    "For each row of `weight` the worth w with the best fit of `value` = a + b log(real + w synthetic), b > 0"
+    least = -.99*(real/np.maximum(synthetic, 1e-9)).min()
+    grid = np.r_[np.linspace(max(least, -.2), 0, 100)[:-1], np.geomspace(1e-4, 10, 400)]
+    W, fit = weight/weight.sum(1, keepdims=True), []
+    for x in (np.log(real + w*synthetic) for w in grid):
+        mx, my = W @ x, W @ value
+        cov, var = W @ (x*value) - mx*my, W @ x**2 - mx**2
+        fit.append(np.where(cov > 0, cov**2/var, 0))
+    return grid[np.argmax(fit, 0)]
