@@ -226,7 +226,7 @@ def _exact(x, y):
     return ((first,) if y is None else ((~eq).nonzero()[:,0], first[first < m])), pairs
 
 def _pairs(grey, others, threshold, k, progress):
-    "The near copies among different pictures; shifts in pixels of 48"
+    "The verified pairs of different pictures, shifts in pixels of 48, and the least score of near copies"
     same, others = others is None, grey if others is None else others
     both = grey if same else torch.cat([grey, others])
     d, register = _Descriptors(both), _Register(both)
@@ -252,7 +252,7 @@ def _pairs(grey, others, threshold, k, progress):
         parts.append(t[['a', 'b']].assign(**dict(zip(('score', 'scale', 'dy', 'dx', 'mirror'), v.T.numpy()))))
     table = pd.concat(parts) if parts else table[['a', 'b']].assign(score=0., scale=1., dy=0., dx=0., mirror=False)
     table = table.sort_values('score', kind='stable').drop_duplicates(['a', 'b'], keep='last')
-    return table[table.score > _threshold(d, register, grey, others, threshold)]
+    return table, _threshold(d, register, grey, others, threshold)
 
 # %% ../../nbs/data/09_near.ipynb #e0ea000e
 def near_duplicates(
@@ -260,7 +260,8 @@ def near_duplicates(
     others=None,        # `b` is one of these, such as training images beside synthetic `images`; None: one of `images`
     threshold:float=.6, # of the score; higher where even random pairs look alike, see below
     k:int=8,            # candidates for each of `images`
-    progress:bool=None  # show progress bars? None: for more than 2,000 images
+    progress:bool=None, # show progress bars? None: for more than 2,000 images
+    cut:bool=True       # leave out pairs below the threshold? It is in `attrs`
 ) -> pd.DataFrame: # a row per pair, best first: `a`, `b`, `score`, `scale`, `dy`, `dx` (pixels), `mirror`
     "Find pairs of images that show the same picture cropped, scaled, shifted, mirrored, compressed or retouched"
     x, y = (getattr(o, 'x', o) for o in (images, others))
@@ -272,10 +273,12 @@ def near_duplicates(
     ia, ib = first if y is not None else (first[0],)*2
     found = pd.DataFrame(columns=['a', 'b', 'score', 'scale', 'dy', 'dx', 'mirror'], dtype=float)
     if len(ia) and len(ib) > (y is None):
-        found = _pairs(grey[0][ia], None if y is None else grey[1][ib], threshold, k, progress)
+        found, threshold = _pairs(grey[0][ia], None if y is None else grey[1][ib], threshold, k, progress)
+        if cut: found = found[found.score > threshold]
         found['a'], found['b'] = ia.numpy()[found.a], ib.numpy()[found.b]
         found['dy'] *= x.shape[2]/_side; found['dx'] *= x.shape[3]/_side
     out = pd.concat([exact, found]).astype(dict.fromkeys(found.columns, float) | dict(a=int, b=int, mirror=bool))
+    out.attrs['threshold'] = float(threshold)
     return out.sort_values(['score', 'a', 'b'], ascending=[False, True, True], ignore_index=True)
 
 # %% ../../nbs/data/09_near.ipynb #e0ea0012

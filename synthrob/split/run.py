@@ -107,7 +107,7 @@ def stages(self:SplitRun) -> dict: # kind -> `Stage`, in the order in which they
         level = asdict(robustness_level(p.robustness))
         s['robustness'] = self._stage('robustness', dict(level=level), self._evaluate_robustness, split=s['split'])
     if p.quality != 'none' and c['pool']:
-        s['quality'] = self._stage('quality', {}, self._evaluate_pool, pool=s['pool'], judge=judge)
+        s['quality'] = self._stage('quality', {}, self._evaluate_pool, 2, pool=s['pool'], judge=judge)
     self.__dict__['stages'] = s
     return s
 
@@ -438,7 +438,7 @@ def _evaluate_pool(self:SplitRun, stage):
     "Work of the stage 'quality'"
     r = evaluate_pool(self.pool, self.part('train'), self.part('valid'), self.judge.classifier())
     with replacing(stage.file('nearest.png')) as t:
-        r.plot_nearest().figure.savefig(t, format='png', bbox_inches='tight')
+        r.plot_nearest()[0, 0].figure.savefig(t, format='png', bbox_inches='tight')
     plt.close()
     return r.to_dict()
 
