@@ -17,7 +17,7 @@ from fastcore.xml import (Body, Caption, Div, Figcaption, Figure, H1, H2, H3, He
                           Section, Span, Style, Table, Tbody, Td, Th, Thead, Title, Tr, Ul, to_xml)
 from fastprogress.fastprogress import progress_bar
 from matplotlib.figure import Figure as Drawing
-from ..core.basics import BadInput, replacing, write_parquet
+from ..core.basics import BadInput, command, replacing, write_parquet
 from ..core.stages import read_record
 from .results import (ARM, CLASSIFIER, LOWER_IS_BETTER, SETTING, SYNTHESIS, TREATMENTS, VALUE,
                       conclude, declared_margin, declared_metric, differences, exchange_rate, metric_name, paired_runs,
@@ -175,8 +175,8 @@ def _about_runs(frame):
     if frame.simulated.any():
         yield "These runs are SIMULATED: they show what a report looks like, and nothing about synthetic images."
     if frame.leak.any():
-        yield ("The protocol is that of the source study, leak included: the test part contains copies of training "
-               "images, and the GAN was trained on test images.")
+        yield ("Copies stayed where they were (copies='none', or preset='study', whose GAN is trained on test images as "
+               "well), so the test part contains copies of training images.")
     skipped = frame.attrs.get('skipped', {})
     names = dict(unfinished='unfinished runs', damaged='damaged runs', cells_failed='failed cells',
                  cells_open='open cells', robustness_unfinished='unfinished robustness evaluations',
@@ -468,8 +468,8 @@ def _arms_table(t, others, name):
 _arms_words = ("Every arm on the test images against ratio 0 with the same classifier seed. Pairs: GAN x classifier "
                "seeds. Verdict and p are corrected for the number of arms: of the chosen arm for those it was chosen "
                "among, of the others for all. Probability of improvement: share of all pairs of runs, whatever their "
-               "seed, in which the arm is better (rliable's definition). Detectable: the smallest difference that 80 of "
-               "100 experiments with as many seeds would find. The columns on the right are differences, too.")
+               "seed, in which the arm is better (rliable's definition). Detectable: the smallest difference that 80 "
+               "of 100 experiments with as many seeds would find. The columns on the right are differences, too.")
 
 # %% ../../nbs/sweep/07_report.ipynb #2b63427d
 def _recall_table(top, recalls):
@@ -590,6 +590,7 @@ def _verdict_part(frame, table, margin, alpha):
                 small.append(f"By itself p is {_p(r.p_alone)}. Fresh seeds need no correction: "
                              f"{_command(frame, r, 'synthetic', f'{fresh}..{fresh + 5}')}, then synthrob_report "
                              f"--confirm {fresh}")
+        if r.note: small.append(f"Counted all the same: {r.note}")
         if not r.problem: small += [*_for_other_images(frame, r, alpha), *_against_controls(frame, r, margin, alpha)]
         big = P(headline(r, margin, 1 - alpha), cls='big')
         parts.append(Div(big, *[P(o, cls='small') for o in small], cls='verdict'))
@@ -761,6 +762,7 @@ def _value(text):
     except (ValueError, SyntaxError): return text
     return v if isinstance(v, (int, float, bool)) else text
 
+@command('synthrob_report')
 def main(args=None # list of arguments; None: those of the command line
         ):
     "Run the command `synthrob_report`; return 2 for bad input, else 0"
@@ -778,14 +780,10 @@ def main(args=None # list of arguments; None: those of the command line
                    help='choose the arm by the classifier seeds below, judge it by those from here')
     a = p.parse_args(args)
     out = Path(a.out or Path(a.runs)/'report')
-    try:
-        for o in a.only:
-            if '=' not in o: raise BadInput(f"--only {o} has no value: write a name and its values, as in ratio=0,.3.")
-        where = {k: [_value(o) for o in v.split(',')] for k, v in (o.split('=', 1) for o in a.only)}
-        with redirect_stdout(sys.stderr):                                                        # progress
-            rep = report(a.runs, out, a.sweep, a.margin, a.alpha, a.metric, a.confirm, **where)
-    except BadInput as e:
-        print(f'synthrob_report: {e}', file=sys.stderr)
-        return 2
+    for o in a.only:
+        if '=' not in o: raise BadInput(f"--only {o} has no value: write a name and its values, as in ratio=0,.3.")
+    where = {k: [_value(o) for o in v.split(',')] for k, v in (o.split('=', 1) for o in a.only)}
+    with redirect_stdout(sys.stderr):                                                            # progress
+        rep = report(a.runs, out, a.sweep, a.margin, a.alpha, a.metric, a.confirm, **where)
     print(f"{rep}\n\nOpen {out/'report.html'} in a browser, and read 'What cannot be claimed' before you quote it.")
     return 0

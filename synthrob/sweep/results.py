@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
 from scipy import stats
+from ..cnn.evaluation import Confusion
 from ..core.basics import BadInput, check_name, hash_of, read_json
 from ..data.splits import default_metric
 from ..core.stages import read_record
@@ -30,8 +31,8 @@ ARM = names_by_role('arm')                                # what is compared (at
 SEEDS = 'fold', 'gan_seed', 'cnn_seed'                    # repetitions; each fold has test images of its own
 _types = {f.name: f.type for f in fields(SplitParams)}
 TREATMENTS = SplitParams.__dataclass_fields__['treatment'].metadata['options']   # the last two are controls
-RUN_INFO = ('margin', 'declared_metric', 'problem', 'level', 'simulated', 'features_hash', 'gan_hash', 'pool_hash',
-            'device', 'versions', 'started', 'finished')                           # other columns
+RUN_INFO = ('margin', 'declared_metric', 'problem', 'doubt', 'level', 'simulated', 'features_hash', 'gan_hash',
+            'pool_hash', 'device', 'versions', 'started', 'finished')              # other columns
 VALUE = ('part', 'metric', 'class', 'corruption', 'severity', 'attack', 'norm', 'eps', 'steps', 'n', 'value')
 
 # %% ../../nbs/sweep/06_results.ipynb #0a5d7e02
@@ -74,8 +75,9 @@ def _params(r, made):
     up = lambda h: (i := made.get(h, {}).get('inputs', {})).get('train') or i.get('data')
     while up(train): train = up(train)                             # vectors, parts, data
     return row | dict(
-        run=r['hash'], content=made.get(train, {}).get('content', train), leak=g.get('preset') == 'study',
-        margin=g.get('margin'), declared_metric=g.get('metric', 'accuracy'), problem=_problem(r, made),
+        run=r['hash'], content=made.get(train, {}).get('content', train),
+        leak=g.get('preset') == 'study' or g.get('copies') == 'none',
+        margin=g.get('margin'), declared_metric=g.get('metric', 'accuracy'), problem=_problem(r, made), doubt=_doubt(r),
         simulated=bool(r.get('simulated')), device=r['device'], started=r['started'],
         finished=r['finished'], versions=', '.join(f'{k} {v}' for k, v in r['versions'].items() if v))
 
@@ -87,6 +89,11 @@ def _problem(r, made):
         found = [f"All test images were called {r['test']['vocab'][m.any(0).argmax()]!r} "
                  f"({100*r['test']['accuracy']:.1f} %): train for more steps."]
     return ' '.join(dict.fromkeys(found))
+
+def _doubt(r):
+    "Whether the baseline of the record `r` is no better than chance on validation and test images, in a sentence"
+    if r['given']['ratio'] or not all('confusion' in r[k] for k in ('valid', 'test')): return ''
+    return Confusion(sum(np.array(r[k]['confusion']) for k in ('valid', 'test'))).problem     # an arm may be that bad
 
 def _values(r):
     "The results in the record `r`: rows of run, part, metric, class, n, value; `ValueError` if they contradict"
@@ -282,6 +289,7 @@ class PairedRuns:
     base_runs: np.ndarray # hashes of the baseline's runs, shaped as `base`
     missing: list = field(default_factory=list) # descriptions of missing and dropped runs
     problem: str = ''     # why there is no verdict
+    note: str = ''        # runs that failed, but too few to withhold it
     folds: int = 1        # of a cross-validation
 
     @property
@@ -310,9 +318,9 @@ def _complete(v):
 def _pair_up(arm, base, gan_seeds, cnn_seeds):
     "`PairedRuns` of the runs `arm` by GAN and classifier seed and `base` by classifier seed"
     of = lambda o, k: getattr(o, k, np.nan if k == 'value' else '')
-    columns = 'value', 'run', 'problem'
-    value, runs, bad = (np.array([[of(arm.get((g, s)), k) for s in cnn_seeds] for g in gan_seeds]) for k in columns)
-    zero, base_runs, base_bad = (np.array([of(base.get(s), k) for s in cnn_seeds]) for k in columns)
+    columns = 'value', 'run', 'problem', 'doubt'
+    value, runs, bad, _ = (np.array([[of(arm.get((g, s)), k) for s in cnn_seeds] for g in gan_seeds]) for k in columns)
+    zero, base_runs, base_bad, doubt = (np.array([of(base.get(s), k) for s in cnn_seeds]) for k in columns)
     folds = len({f for f, _ in cnn_seeds})
     rows, cols = _complete((value + zero).reshape(len(gan_seeds), folds, -1).sum(1))      # a seed needs all its folds
     cols = (np.arange(folds)[:, None]*(len(cnn_seeds)//folds) + cols).ravel()
@@ -323,16 +331,22 @@ def _pair_up(arm, base, gan_seeds, cnn_seeds):
     if gone := value.size - len(rows)*len(cols) - int(np.isnan(value + zero).sum()):
         missing.append(f'{gone} complete pair{"s"*(gone > 1)} dropped to keep the table of seeds complete')
     o, at = next(iter(arm.values())), np.ix_(rows, cols)
+    why, note = _trouble(base_bad[cols], bad[at], doubt[cols])
+    if len(cols) and not (value[at].any() or zero[cols].any()):
+        why = why or 'It is 0 in every run, with and without added images: nothing can be compared; add real images.'
     return PairedRuns({k: getattr(o, k) for k in (*SETTING, *SYNTHESIS, *CLASSIFIER, *ARM)}, value[at], zero[cols],
                       [gan_seeds[i] for i in rows], [cnn_seeds[j] if folds > 1 else cnn_seeds[j][1] for j in cols],
-                      runs[at], base_runs[cols], missing, _trouble(base_bad[cols], bad[at]), folds)
+                      runs[at], base_runs[cols], missing, why, note, folds)
 
-def _trouble(base, arm):
-    "Why there is no verdict on these runs, from the problems of each; '' if there are none"
-    for name, o in dict(baselines=base, runs=arm).items():
-        found = o[o != ''].tolist()
-        if found: return f'{len(found)} of {o.size} {name} failed. {max(found, key=found.count)}'
-    return ''
+def _trouble(base, arm, doubt):
+    "Why there is no verdict on these runs, and a note if only a few of them failed; '' without problems"
+    notes = []
+    doubt = np.where(base == '', doubt, '')
+    for name, o, most in (('baselines', base, 1/8), ('runs', arm, 1/8), ('baselines', doubt, 1/2)):
+        if not (found := o[o != ''].tolist()): continue
+        notes.append(f'{len(found)} of {o.size} {name} failed. {max(found, key=found.count)}')
+        if len(found) > most*o.size: return notes[-1], ''
+    return '', ' '.join(notes)
 
 # %% ../../nbs/sweep/06_results.ipynb #d8863384
 def paired_runs(frame,             # from `results`
@@ -378,8 +392,9 @@ def _per_run(frame, metric, part, where):
         raise BadInput(f"metric={metric!r} has no values for part={part!r}{more}: "
                        f"choose from {', '.join(map(str, frame.metric.unique()))}.")
     runs = f.drop_duplicates('run')
-    runs = runs.assign(**{k: d for k, d in dict(fold=None, problem='').items() if k not in runs})      # older tables
-    runs = runs[['run', 'problem', *SETTING, *SYNTHESIS, *CLASSIFIER, *ARM, *SEEDS]].astype(object)
+    old = {k: d for k, d in dict(fold=None, problem='', doubt='').items() if k not in runs}            # of older tables
+    runs = runs.assign(**old)
+    runs = runs[['run', 'problem', 'doubt', *SETTING, *SYNTHESIS, *CLASSIFIER, *ARM, *SEEDS]].astype(object)
     runs = runs.where(runs.notna(), None)
     return list(runs.assign(value=runs.run.map(f.groupby('run', observed=True).value.mean())).itertuples(index=False))
 
@@ -402,7 +417,7 @@ def _judge(pairs, margin, alpha, lower=False):
     rows, by_shape = [], {}
     for i, p in enumerate(pairs):
         row = p.arm | dict(gan_seeds=len(p.gan_seeds), cnn_seeds=len(p.cnn_seeds), pairs=len(p), missing=len(p.missing),
-                           n_folds=p.folds, problem=p.problem)
+                           n_folds=p.folds, problem=p.problem, note=p.note)
         if len(p):
             d = p.value.ravel()[:, None] - p.base
             row |= dict(baseline=p.base.mean(), value=p.value.mean(), diff=p.diffs.mean(),
@@ -411,8 +426,9 @@ def _judge(pairs, margin, alpha, lower=False):
         if len(p.cnn_seeds) > 1 and not p.problem: by_shape.setdefault((p.folds > 1, p.diffs.shape), []).append(i)
     tests = ['low', 'high', 'p', 'p_equivalence']
     t = pd.DataFrame(rows).reindex(columns=(
-        *SETTING, *CLASSIFIER, *ARM, 'n_folds', 'gan_seeds', 'cnn_seeds', 'pairs', 'missing', 'problem', 'baseline',
-        'value', 'diff', 'improvement', 'singles', *tests, 'verdict', *SYNTHESIS)).astype(dict(verdict=object))
+        *SETTING, *CLASSIFIER, *ARM, 'n_folds', 'gan_seeds', 'cnn_seeds', 'pairs', 'missing', 'problem', 'note',
+        'baseline', 'value', 'diff', 'improvement', 'singles', *tests, 'verdict', *SYNTHESIS))
+    t = t.astype(dict(verdict=object))
     turned = dict(better='worse', worse='better') if lower else {}
     for (folds, _), at in by_shape.items():                  # arms with as many seeds in one call, for speed
         d = decide(np.stack([pairs[i].diffs for i in at]), margin, alpha, n_boot=9999, folds=folds)
@@ -495,7 +511,7 @@ def conclude(frame,       # from `results`
             if not pd.isna(t.low[i]): _correct(t, pairs, [i], [i], margin, alpha, metric)
     return t
 
-_tested = ['cnn_seeds', 'gan_seeds', 'pairs', 'problem', 'baseline', 'value', 'diff', 'improvement', 'singles',
+_tested = ['cnn_seeds', 'gan_seeds', 'pairs', 'problem', 'note', 'baseline', 'value', 'diff', 'improvement', 'singles',
            'low', 'high', 'p_alone', 'p_equivalence', 'verdict']
 
 # %% ../../nbs/sweep/06_results.ipynb #1790b66b
