@@ -18,7 +18,7 @@ from .duplicates import duplicate_groups
 from .faces import draw_faces, emotions
 from .files import (DAMAGE, FER_CLASSES, FER_USAGES, IMAGE_TYPES, decode_files, existing, fer_tables, has_colour,
                                  is_tar, list_files, list_images, open_tar, read_fer_csv, survey, torchvision_images)
-from .near import named_pairs, near_duplicates, plot_pairs
+from .near import near_duplicates, plot_pairs
 from .rows import DiskImages, blocks, hash_images, read_images
 from .sources import (list_shards, lmdb_size, lsun_databases, lsun_images, parquet_columns, parquet_images,
                                    parquet_rows, survey_parquet)
