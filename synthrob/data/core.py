@@ -28,7 +28,7 @@ from .splits import (Splits, check_metric, column_values, default_folds, detecta
 # %% auto #0
 __all__ = ['sources', 'FER_FIVE', 'Source', 'source', 'content_key', 'faces', 'fer2013', 'folder', 'own_size', 'preview', 'lsun',
            'parquet', 'torchvision', 'data_stage', 'prepare', 'near_stage', 'prepare_near', 'describe', 'decisions',
-           'parser', 'main', 'fer2013_path']
+           'named_pairs', 'parser', 'main', 'fer2013_path']
 
 # %% ../../nbs/00_data.ipynb #66b1a1c3
 @dataclass
@@ -469,6 +469,16 @@ def decisions(
     part = s.table.part.where(s.table.removed == '', 'removed: ' + s.table.removed)
     faults = s.table[['conflict', 'flat', 'leaked']]
     return images.items[['name', 'label']].assign(part=part, group=images.group.numpy(), **faults)
+
+def named_pairs(
+    images:Dataset, # from `prepare`
+    near            # pairs from `prepare_near`
+) -> pd.DataFrame:  # `near` with name_a, label_a, part_a, the same of b, and same_label
+    "Return pairs of copies with the names and labels of both images, to inspect them"
+    t = images.items[['name', 'label', 'part']]
+    a, b = (t.iloc[near[k]].add_suffix(f'_{k}').reset_index(drop=True) for k in 'ab')
+    return pd.concat([near, a, b], axis=1).assign(same_label=(a.label_a == b.label_b))
+
 
 # %% ../../nbs/00_data.ipynb #0f2b72a5
 def parser() -> argparse.ArgumentParser:

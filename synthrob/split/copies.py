@@ -9,7 +9,7 @@ from ..cnn.learner import cnn_learner, evaluate, recipe
 from ..core.basics import BadInput, generator, write_parquet
 from ..core.stages import CHECKPOINT, Stage
 from .run import SplitRun, evaluation_from, predictions_frame
-from ..sweep.stats import hierarchical_bootstrap
+
 
 # %% auto #0
 __all__ = ['copies_worth']
@@ -68,6 +68,7 @@ def copies_worth(
     return pd.DataFrame(rows, ['n', 'with_copies', 'without', 'worth', 'low', 'high']).T.astype({'n': int})
 
 def _row(x, n, level, *accuracies):
+    from synthrob.sweep.stats import hierarchical_bootstrap
     top = max(1, abs(x).max())
     b = hierarchical_bootstrap(x[None]/top, level).loc['all']
     return n, *accuracies, *(top*b[['estimate', 'low', 'high']])
