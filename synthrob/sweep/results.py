@@ -520,7 +520,8 @@ def _judge(pairs, margin, alpha, lower=False):
     tests = ['low', 'high', 'p', 'p_equivalence']
     t = pd.DataFrame(rows).reindex(columns=(
         *SETTING, *CLASSIFIER, *ARM, 'n_folds', 'gan_seeds', 'cnn_seeds', 'pairs', 'missing', 'problem', 'note',
-        'baseline', 'value', 'diff', 'improvement', 'singles', *tests, 'verdict', *SYNTHESIS)).astype(dict(verdict=object))
+        'baseline', 'value', 'diff', 'improvement', 'singles', *tests, 'verdict', *SYNTHESIS))
+    t['verdict'] = t.verdict.astype(object)
     turned = dict(better='worse', worse='better') if lower else {}
     for (folds, _), at in by_shape.items():                  # arms with as many seeds in one call, for speed
         d = decide(np.stack([pairs[i].diffs for i in at]), margin, alpha, n_boot=9999, folds=folds)
