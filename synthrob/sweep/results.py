@@ -521,7 +521,7 @@ def _judge(pairs, margin, alpha, lower=False):
     t = pd.DataFrame(rows).reindex(columns=(
         *SETTING, *CLASSIFIER, *ARM, 'n_folds', 'gan_seeds', 'cnn_seeds', 'pairs', 'missing', 'problem', 'note',
         'baseline', 'value', 'diff', 'improvement', 'singles', *tests, 'verdict', *SYNTHESIS))
-    t['verdict'] = t.verdict.astype(object)
+    t = t.astype(dict(verdict=object))
     turned = dict(better='worse', worse='better') if lower else {}
     for (folds, _), at in by_shape.items():                  # arms with as many seeds in one call, for speed
         d = decide(np.stack([pairs[i].diffs for i in at]), margin, alpha, n_boot=9999, folds=folds)
