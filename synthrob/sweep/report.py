@@ -175,8 +175,8 @@ def _about_runs(frame):
     if frame.simulated.any():
         yield "These runs are SIMULATED: they show what a report looks like, and nothing about synthetic images."
     if frame.leak.any():
-        yield ("Copies stayed where they were (copies='none', or preset='study', whose GAN is trained on test images as "
-               "well), so the test part contains copies of training images.")
+        yield ("Copies stayed where they were (copies='none', or preset='study', whose GAN is trained on test images "
+               "as well), so the test part contains copies of training images.")
     skipped = frame.attrs.get('skipped', {})
     names = dict(unfinished='unfinished runs', damaged='damaged runs', cells_failed='failed cells',
                  cells_open='open cells', robustness_unfinished='unfinished robustness evaluations',
