@@ -30,11 +30,12 @@ __all__ = ['INK', 'style', 'plot_ratio', 'corruption_table', 'plot_corruptions',
 
 # %% ../../nbs/sweep/07_report.ipynb #39fa7c3f
 INK = '#0a0b0c'      # colour of text and axes in a figure; the page replaces it by its own
-_metrics = dict(accuracy='accuracy', balanced_accuracy='balanced accuracy', macro_f1='macro-F1', mca='mean corruption accuracy', ece='calibration error',
+_metrics = dict(accuracy='accuracy', balanced_accuracy='balanced accuracy', macro_f1='macro-F1', robust_accuracy='accuracy under attack',
+                mca='mean corruption accuracy', ece='calibration error',
                 recall='recall')
-_marker, _dash = dict(replace='o', add='s'), dict(synthetic='-', oversample='--', class_weights=':')
+_marker, _dash = dict(replace='o', add='s'), dict(synthetic='-', oversample='--', class_weights=':', noise='-.')
 _label = dict(synthetic='synthetic', oversample='control: oversampled real images',
-              class_weights='control: class weights')
+              class_weights='control: class weights', noise='control: Gaussian noise')
 
 def style():
     "Return the context with the style of all figures"
@@ -53,6 +54,17 @@ def _figure(*size):
 def _no_math(text): return str(text).replace('$', r'\$')      # a dollar sign would start a formula
 
 # %% ../../nbs/sweep/07_report.ipynb #a887a1ab
+def _use(row):
+    "How an arm uses its synthetic images, in words; empty for a plain mixture"
+    weight = row.get('synthetic_weight')
+    return (['trained on first']*(row.get('schedule') == 'pretrain') + ['with as many epochs of real images']*(row.get('equal') == 'epochs') +
+            [f'of weight {weight:g}']*(not pd.isna(weight) and weight != 1))
+
+def _lines(t):
+    "The lines of a figure over the ratio: treatment, way of mixing and classes; the use in words; the rows"
+    t = t.assign(use=[', '.join(_use(r)) for _, r in t.iterrows()])
+    return [(k[:3], k[3], g) for k, g in t.groupby(['treatment', 'how', 'classes', 'use'], sort=False)]
+
 def plot_ratio(table,       # from `differences`, of one classifier
                label='accuracy', # of the y-axis
                margin=None, # draw the band of the equivalence margin
@@ -66,12 +78,13 @@ def plot_ratio(table,       # from `differences`, of one classifier
         ax = ax or fig.subplots()
         if margin: ax.axhspan(zero - 100*margin, zero + 100*margin, color='#8888', lw=0, alpha=.25)
         ax.axhline(zero, color=INK, ls=':', lw=1)
-        for i, ((treatment, how, classes), g) in enumerate(t.groupby(['treatment', 'how', 'classes'], sort=False)):
+        uses = list(dict.fromkeys(use for _, use, _ in _lines(t)))
+        for i, ((treatment, how, classes), use, g) in enumerate(_lines(t)):
             made = treatment == 'synthetic'
             x, y = g.ratio + .006*i*made, zero + 100*g['diff']
-            color = sns.color_palette('colorblind')[list(_marker).index(how)]
+            color = sns.color_palette('colorblind')[(list(_marker).index(how) + 2*uses.index(use)) % 10]
             face = dict(markerfacecolor='none') if classes == 'balance' else {}
-            ax.plot(np.r_[0, x], np.r_[zero, y], label=f'{how}, {_label[treatment]}' + f', {classes}'*many, color=color,
+            ax.plot(np.r_[0, x], np.r_[zero, y], label=f'{how}, {_label[treatment]}' + f', {classes}'*many + f', {use}'*bool(use), color=color,
                     ls=_dash[treatment], marker=_marker[how] if made else None, ms=4.5, markevery=slice(1, None),
                     lw=1.4 if made else 1.1, **face)
             bars = 100*np.abs(g[['low', 'high']].to_numpy(float).T - g['diff'].to_numpy())
@@ -128,8 +141,11 @@ def _interval(o):
 def net_name(row # of a table with the columns `CLASSIFIER` and `extractor`
             ) -> str:
     "Return the classifier in words, such as 'poster' or 'linear head on strong'"
-    if pd.isna(row['head']): return row['cnn']
-    return f"{row['head']} head on {row['extractor'] if pd.isna(row['cnn']) else row['cnn']}"
+    if not pd.isna(row['head']): return f"{row['head']} head on {row['extractor'] if pd.isna(row['cnn']) else row['cnn']}"
+    more = [f"soft labels, temperature {row['temperature']:g}"] if row.get('labels') == 'soft' else []
+    if (eps := row.get('attack_eps') or 0) > 0:
+        more.append(f"{'trained and '*(row['training'] == 'adversarial')}attacked within {255*eps:.3g}/255")
+    return f"{row['cnn']} ({'; '.join(more)})" if more else row['cnn']
 
 # %% ../../nbs/sweep/07_report.ipynb #1045f9ab
 def headline(row,        # of `conclude`
@@ -139,8 +155,8 @@ def headline(row,        # of `conclude`
     "Return the verdict on one arm as a sentence"
     mixed = dict(replace='in place of real ones', add='added to the real ones')[row.how]
     head = not pd.isna(row['head'])                                 # a classifier of vectors
-    kind, balanced = 'vectors' if head else 'images', ', the smallest classes first,'*(row.classes == 'balance')
-    arm = f"{100*row.ratio:.3g} % synthetic {kind} {mixed}{balanced}"
+    kind, more = 'vectors' if head else 'images', ['the smallest classes first']*(row.classes == 'balance') + _use(row)
+    arm = ', '.join([f"{100*row.ratio:.3g} % synthetic {kind} {mixed}", *more]) + ','*bool(more)
     net, d, m = f"the {net_name(row)}" + ' classifier'*(not head), row['diff'], points(margin, False)
     if row.get('problem'): return f"No verdict on {net}: {row.problem}"
     if pd.isna(d): return f"No verdict on {net}: there is no complete pair of runs."
@@ -392,9 +408,9 @@ def _ratio_figure(frame, t, metric, net, margin=None, alpha=.05, class_=None):
                f"Ratio 0: {100*zero.mean():.1f} %{sd}.")
     if margin: caption += f' Grey: within {100*margin:g} points of it.'
     lines = [f'ratio 0: {100*zero.mean():.1f}']
-    for (treatment, how, classes), g in t.groupby(['treatment', 'how', 'classes'], sort=False):
+    for (treatment, how, classes), use, g in _lines(t):
         at = ', '.join(f'{100*(zero.mean() + d):.1f} at {r:g}' for r, d in zip(g.ratio, g['diff']))
-        lines.append(f"{how}, {_label[treatment]}{', balanced'*(classes == 'balance')}: {at}")
+        lines.append(f"{how}, {_label[treatment]}{', balanced'*(classes == 'balance')}{use and f', {use}'}: {at}")
     alt = f"{name} in per cent against the ratio, {net} classifier. {'; '.join(lines)}."
     return Figure(_svg(partial(plot_ratio, t, name, margin, False), alt), Figcaption(caption))
 
@@ -435,7 +451,7 @@ def _arms_table(t, others):
     "One row per arm of `conclude`; `others`: `differences` of further metrics, with the same rows"
     rows = []
     for i, r in t.iterrows():
-        row = {'classifier': _net_name(r, t), 'mixing': r.how, 'classes': r.classes, 'treatment': r.treatment,
+        row = {'classifier': _net_name(r, t), 'mixing': ', '.join([r.how, *_use(r)]), 'classes': r.classes, 'treatment': r.treatment,
                'ratio': f'{r.ratio:g}', 'pairs': f'{r.gan_seeds} x {r.cnn_seeds}', 'ratio 0, %': _pct(r.baseline),
                f'{metric_name(r.metric)}, %': _pct(r.value), 'difference, points': _diff(r['diff']), 'interval': _interval(r),
                'P(improvement), %': _pct(r.improvement),
@@ -491,13 +507,15 @@ def by_setting(frame     # from `results`
 # %% ../../nbs/sweep/07_report.ipynb #9401cb25
 def image_differences(pairs,  # one of `paired_runs`, on the metric
                       root,   # folder of the runs
-                      metric='accuracy' # or 'balanced_accuracy', whose images weigh more in small classes
+                      metric='accuracy' # or 'robust_accuracy', or 'balanced_accuracy', whose images weigh more in small classes
                      ) -> np.ndarray: # (GAN seeds, classifier seeds, images): 1, 0 or -1 times the weight
     "Return correct minus correct of the baseline for each test image, from the stored predictions"
     def correct(run):
         read_record(at := Path(root)/'split'/run, ['predictions.parquet'])
-        t = pq.read_table(at/'predictions.parquet', columns=['part', 'index', 'true', 'predicted']).to_pandas()
+        columns = ['part', 'index', 'true', 'predicted', *['robust']*(metric == 'robust_accuracy')]
+        t = pq.read_table(at/'predictions.parquet', columns=columns).to_pandas()
         t = t[t.part == 'test'].sort_values('index')
+        if metric == 'robust_accuracy': return t['index'].to_numpy(), t.robust.to_numpy(dtype=float)
         weight = len(t)/t.true.nunique()/t.groupby('true').true.transform('size') if metric == 'balanced_accuracy' else 1.
         return t['index'].to_numpy(), ((t.true == t.predicted)*weight).to_numpy(dtype=float)
     base, arm = [correct(h) for h in pairs.base_runs], [[correct(h) for h in row] for row in pairs.runs]
@@ -508,7 +526,7 @@ def image_differences(pairs,  # one of `paired_runs`, on the metric
 # %% ../../nbs/sweep/07_report.ipynb #8f053495
 def _for_other_images(frame, r, alpha):
     "The interval of the arm `r` including the choice of test images, if the predictions can be read"
-    if r.n_folds > 1 or r.cnn_seeds < min_seeds(alpha) or 'root' not in frame.attrs or r.metric not in list(_metrics)[:2]: return
+    if r.n_folds > 1 or r.cnn_seeds < min_seeds(alpha) or 'root' not in frame.attrs or r.metric not in ('accuracy', 'balanced_accuracy', 'robust_accuracy'): return
     same = lambda a, b: a == b or (pd.isna(a) and pd.isna(b))
     pairs = next(p for p in paired_runs(frame, r.metric) if all(same(v, r[k]) for k, v in p.arm.items()))
     try: x = image_differences(pairs, frame.attrs['root'], r.metric)
@@ -521,7 +539,7 @@ def _for_other_images(frame, r, alpha):
 
 def _command(frame, r, treatment, seeds):
     "The command of the sweep that adds runs like those of the arm `r`"
-    cols = [*SETTING, *CLASSIFIER, 'how', 'classes', *(SYNTHESIS if treatment == 'synthetic' else ())]
+    cols = [*SETTING, *CLASSIFIER, *(k for k in ARM if k not in ('ratio', 'treatment')), *(SYNTHESIS if treatment == 'synthetic' else ())]
     default = SplitParams.__dataclass_fields__
     given = {k: r[k] for k in cols if k in default and not pd.isna(r[k]) and r[k] != default[k].default}
     path = dict(path='PATH') if r['data'] != 'faces' else {}
@@ -533,9 +551,11 @@ def _command(frame, r, treatment, seeds):
 # %% ../../nbs/sweep/07_report.ipynb #a7757c97
 def _against_controls(frame, r, margin, alpha):
     "Sentences that compare the arm `r` with the controls at the same ratio, or say how to run them"
-    for control, name in dict(oversample='oversampled real images', class_weights='class weights').items():
+    controls = dict(oversample='oversampled real images', class_weights='class weights')
+    if r.training == 'adversarial': controls['noise'] = 'Gaussian noise'
+    for control, name in controls.items():
         t = differences(frame, r.metric, 'test', margin, alpha, against=control) if (frame.treatment == control).any() else None
-        if t is not None: t = _matching(t[t.treatment == 'synthetic'], r, [*SYNTHESIS, *CLASSIFIER, 'how', 'classes', 'ratio'])
+        if t is not None: t = _matching(t[t.treatment == 'synthetic'], r, [*SYNTHESIS, *CLASSIFIER, *ARM])
         if t is None or not len(t) or t.low.isna().all():
             if r.ratio < 1:
                 seeds = frame.cnn_seed.nunique()
@@ -716,7 +736,7 @@ def main(args=None # list of arguments; None: those of the command line
     p.add_argument('--sweep', metavar='HASH', help='only the runs of this sweep (a folder in RUNS/sweep)')
     p.add_argument('--margin', type=float, help='equivalence margin in accuracy, .02 for 2 points (as declared)')
     p.add_argument('--alpha', type=float, default=.05, help='level of the tests (.05)')
-    p.add_argument('--metric', help="'accuracy', 'balanced_accuracy', 'macro_f1' or 'recall:CLASS' (as declared)")
+    p.add_argument('--metric', help="'accuracy', 'balanced_accuracy', 'robust_accuracy', 'macro_f1' or 'recall:CLASS' (as declared)")
     p.add_argument('--confirm', type=int, metavar='SEED', help='choose the arm by the classifier seeds below, judge it by those from here')
     a = p.parse_args(args)
     out = Path(a.out or Path(a.runs)/'report')
