@@ -1,8 +1,8 @@
 """Train a classifier on few images with every use of a pool and its control, and write a row a trial: `python benchmarks/uses.py OUT.parquet`.
 
 A first screening, on validation images only: which uses (see nbs/cnn/07_uses.ipynb) are worth a campaign? A trial is one
-classifier, a narrow strong net, with one seed; the GAN of that seed, trained on the same few images, makes its pool.
-Robust accuracy is that under PGD. Trials that OUT already holds are skipped.
+classifier with one seed. One GAN, trained on the same few images, makes the pool of all trials, and one net, trained on
+them with another seed, is the teacher. Robust accuracy is that under PGD. Trials that OUT already holds are skipped.
 nbs/results/04_uses.ipynb reads nbs/results/records/uses_faces.parquet: these settings.
 """
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Narrow(StrongNet):
 
 def fit(data, a, seed, cbs=(), longer=1.):
     "A classifier of `data`; `longer`: its steps over those of ratio 0"
-    r = recipe('strong', net=Narrow)
+    r = recipe('strong', net=Narrow) if a.cnn == 'narrow' else recipe(a.cnn)
     learn = cnn_learner(data, data.subset(slice(8)), replace(r, epochs=1, min_steps=a.steps), seed=seed, device=a.device)
     epochs = round(learn.recipe.epochs*longer)
     with learn.no_bar(), learn.no_logging(): learn.fit_recipe(epochs, cbs=list(cbs))
@@ -61,11 +61,11 @@ def trial(a, seed, real, pool, valid, teacher, ratio=None, treatment='synthetic'
     return dict(accuracy=evaluate(learn, valid).accuracy, robust_accuracy=robust, steps=steps, n_real=len(real), n=len(data),
                 n_valid=len(valid), cpu_seconds=cost)
 
-def make_pool(a, seed, real):
-    "Twice as many synthetic items as real ones, of a GAN of their own"
-    learn = gan_learner(real, gan_recipe('default', nf=a.width, bs=32), seed=seed, device=a.device)
+def make_pool(a, real):
+    "Twice as many synthetic items as real ones"
+    learn = gan_learner(real, gan_recipe('default', nf=a.width, bs=32), device=a.device)
     with learn.no_bar(), learn.no_logging(): learn.fit_gan(a.images)
-    return learn.sample_pool(2*int(real.y.bincount().max()), seed=seed, progress=False)
+    return learn.sample_pool(2*int(real.y.bincount().max()), progress=False)
 
 def main(args=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -77,9 +77,10 @@ def main(args=None):
     p.add_argument('--ratio', type=float, default=.5, help='share of synthetic images, which are added')
     p.add_argument('--images', type=int, default=10_000, help='real images that the discriminator sees')
     p.add_argument('--width', type=int, default=16, help='of the nets of the GAN')
+    p.add_argument('--cnn', default='poster', help="a recipe, or 'narrow': a strong net of a quarter of the width")
     p.add_argument('--steps', type=int, default=300, help='of the classifiers')
     p.add_argument('--temperature', type=float, default=2., help='of the teacher')
-    p.add_argument('--eps', type=float, default=2/255, help='of the attacks')
+    p.add_argument('--eps', type=float, default=3/255, help='of the attacks')
     p.add_argument('--seeds', type=int, default=4, help='trials of each kind')
     p.add_argument('--only', nargs='*', metavar='NAME', help='trials; all if left out')
     p.add_argument('--root', default='runs', help='where the prepared images are kept')
@@ -90,11 +91,10 @@ def main(args=None):
     real, valid = images.subset(s.train), images.subset(s.valid)
     real = real.subset(nested_order(real.y, real.c)[:a.n])
     rows = pd.read_parquet(a.out).to_dict('records') if a.out.exists() else []
-    have, own = {(o['name'], o['seed']) for o in rows}, {k: str(v) for k, v in vars(a).items() if k in ('data', 'ratio', 'temperature', 'eps')}
+    have, own = {(o['name'], o['seed']) for o in rows}, {k: str(v) for k, v in vars(a).items() if k in ('data', 'cnn', 'ratio', 'temperature', 'eps', 'images')}
+    pool, teacher = make_pool(a, real), fit(real, a, 1000)[0].model
     for seed in range(a.seeds):
         todo = [k for k in TRIALS if (k, seed) not in have and (not a.only or k in a.only)]
-        if not todo: continue
-        pool, teacher = make_pool(a, seed, real), fit(real, a, seed + 1000)[0].model
         for k in progress_bar(todo):
             how, control = TRIALS[k]
             rows.append(dict(name=k, control=control, seed=seed, **own, **trial(a, seed, real, pool, valid, teacher, **how),

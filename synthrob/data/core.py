@@ -156,7 +156,8 @@ def folder(
         files = list_images(path, links)
         _check_classes(files)
         about = survey(files)
-        if about['bits']: files.notes.append(f"deep grey images are read as {about['bits']} bits, the same for all classes.")
+        if about['bits']:
+            files.notes.append(f"deep grey images are read as {about['bits']} bits, the same for all classes.")
         more = decode_files(files, out, size, channels or (3 if has_colour(files) else 1), bits=about['bits'] or 16)
         return *more, _found(files, sides=about['sides'])
     return Source(dict(source='folder', size=size, channels=channels), read, content=[path])
@@ -164,9 +165,11 @@ def folder(
 def _check_classes(files):
     "Raise `BadInput` if the files show one class only"
     if files.table.label.nunique() > 1: return
-    tables = [o['name'] for o in files.ignored if o['name'].lower().endswith(('.csv', '.tsv', '.txt', '.xlsx', '.json'))]
+    types = '.csv', '.tsv', '.txt', '.xlsx', '.json'
+    tables = [o['name'] for o in files.ignored if o['name'].lower().endswith(types)]
     hint = f"; {tables[0]} may hold the labels, which are read from folders only" if tables else ''
-    raise BadInput(f"{files.path} has one class only, {files.table.label[0]!r}{hint}: make one folder of images per class.")
+    raise BadInput(f"{files.path} has one class only, {files.table.label[0]!r}{hint}: make one folder of images per "
+                   "class.")
 
 _own_sizes = {}
 
@@ -176,7 +179,7 @@ def own_size(
     path,       # its path
     links=False # follow links
 ) -> int|None: # a multiple of 16 from 32 to 64
-    "Return the common size of a folder's images in pixels; None if they are larger than 64, or if the source has its own"
+    "Return the common size of a folder's images; None above 64 pixels, or if the source has a size of its own"
     if data != 'folder' or path is None: return None
     path = existing(path)
     if (key := (path.resolve(), path.stat().st_mtime_ns)) not in _own_sizes:
@@ -246,11 +249,14 @@ def _grey(x, table):
 
 def _notes(x, found):
     "Return what the reader left out or changed, as lines of text"
-    convert = lambda o: '; convert them to PNG or JPEG if they are images' if o['label'] and 'not read' in o['reason'] else ''
+    def convert(o):
+        if not o['label'] or 'not read' not in o['reason']: return ''
+        return '; convert them to PNG or JPEG if they are images'
     lines, size = [f"{o['label'] or 'outside the classes'}: {o['n']:,} files ignored, {o['reason']} ({o['name']}"
                    f"{', ...' if o['n'] > 1 else ''}){convert(o)}" for o in found['ignored']], x.shape[-1]
     if (s := found['sides']) and s != [size]*3:
-        lines.append(f"the images have {s[0]} to {s[2]} pixels (half of them at most {s[1]}) and are resized to {size} x {size}")
+        lines.append(f"the images have {s[0]} to {s[2]} pixels (half of them at most {s[1]}) and are resized to "
+                     f"{size} x {size}")
     return lines + found['notes']
 
 def _decode(source, stage):
@@ -409,8 +415,8 @@ def main(
     try: _run(a)
     except (BadInput, OSError) as e:
         print(f'synthrob_data: {e}' if isinstance(e, BadInput) else
-              f"synthrob_data: {e.filename or 'a file'} cannot be read or written ({e.strerror}): check its rights, the space "
-              "left and ulimit -f.", file=sys.stderr)
+              f"synthrob_data: {e.filename or 'a file'} cannot be read or written ({e.strerror}): check its rights, "
+              "the space left and ulimit -f.", file=sys.stderr)
         return 2
     return 0
 
@@ -435,8 +441,9 @@ def _run(a):
     size = a.size or (images.x.shape[-1] if source == 'folder' else None)    # the run sees what was described
     given = dict(data=a.data if a.data != 'faces' else None, path=a.path, vocab=a.vocab, size=size, channels=a.channels,
                  split_seed=a.seed if a.seed != 42 else None, out=a.out if a.out != 'runs' else None)
-    odd = lambda v: isinstance(v, str) and re.fullmatch(r'True|False|None|[-+]?[\d._]+(e[-+]?\d+)?|[-+]?(nan|inf(inity)?)', v, re.I)
-    given = ''.join(f" -{'r' if odd(v) else 'p'} {k} {shlex.quote(str(v))}" for k,v in given.items() if v is not None)
+    odd = re.compile(r'True|False|None|[-+]?[\d._]+(e[-+]?\d+)?|[-+]?(nan|inf(inity)?)', re.I)   # YAML changes it
+    given = ''.join(f" -{'r' if odd.fullmatch(str(v)) and isinstance(v, str) else 'p'} {k} {shlex.quote(str(v))}"
+                    for k,v in given.items() if v is not None)
     print(f"\nNext: papermill nbs/03_split.ipynb runs/split_0.3.ipynb -p ratio 0.3{given}")
 
 # %% ../../nbs/00_data.ipynb #33f21881

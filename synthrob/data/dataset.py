@@ -39,21 +39,6 @@ class Dataset:
                      for k,v in dict(items if items is not None else {}).items()}
         self._check()
 
-    def _check(self):
-        n, x, y = len(self.x), self.x, self.y
-        if (x.dtype, x.ndim) not in ((torch.uint8, 4), (torch.float32, 2)):
-            raise BadInput(f"x is {x.dtype} of shape {tuple(x.shape)}: give images, uint8 (n,c,h,w), or vectors, "
-                           "float32 (n,d).")
-        for k,v in dict(y=y, **self.cols).items():
-            if len(v) != n: raise BadInput(f"{n} items and {len(v)} values of {k}: give one value per item.")
-        if bad := set(self.cols) - set(_defaults):
-            raise BadInput(f"items has no column {sorted(bad)[0]!r}: it has {', '.join(_defaults)}.")
-        if n and not 0 <= int(y.min()) <= int(y.max()) < len(self.vocab):
-            raise BadInput(f"labels run from {int(y.min())} to {int(y.max())}, but there are {len(self.vocab)} "
-                           "classes.")
-        if n and 'soft' in self.cols and self.cols['soft'].shape != (n, self.c):
-            raise BadInput(f"soft has shape {self.cols['soft'].shape}: give {self.c} probabilities per item.")
-
     def __len__(self): return len(self.y)
     def __getitem__(self, i): return self.x[i], self.y[i]
 
@@ -72,6 +57,22 @@ class Dataset:
         n = int(self.is_synthetic.sum())
         more = f', {n:,} synthetic' if n else ''
         return f"Dataset({len(self):,} of {what}{more}, {self.c} classes: {', '.join(self.vocab)})"
+
+# %% ../../nbs/data/01_dataset.ipynb #ffb75435
+@patch
+def _check(self:Dataset):
+    n, x, y = len(self.x), self.x, self.y
+    if (x.dtype, x.ndim) not in ((torch.uint8, 4), (torch.float32, 2)):
+        raise BadInput(f"x is {x.dtype} of shape {tuple(x.shape)}: give images, uint8 (n,c,h,w), or vectors, "
+                       "float32 (n,d).")
+    for k,v in dict(y=y, **self.cols).items():
+        if len(v) != n: raise BadInput(f"{n} items and {len(v)} values of {k}: give one value per item.")
+    if bad := set(self.cols) - set(_defaults):
+        raise BadInput(f"items has no column {sorted(bad)[0]!r}: it has {', '.join(_defaults)}.")
+    if n and not 0 <= int(y.min()) <= int(y.max()) < len(self.vocab):
+        raise BadInput(f"labels run from {int(y.min())} to {int(y.max())}, but there are {len(self.vocab)} classes.")
+    if n and 'soft' in self.cols and self.cols['soft'].shape != (n, self.c):
+        raise BadInput(f"soft has shape {self.cols['soft'].shape}: give {self.c} probabilities per item.")
 
 # %% ../../nbs/data/01_dataset.ipynb #d3342c18
 def _column(name, about):
@@ -114,7 +115,7 @@ def class_weights(self:Dataset) -> torch.Tensor|None: # float32 (k,); None if th
 def targets(self:Dataset) -> torch.Tensor|None: # float32 (n,k); None if `y` and `class_weights` say it all
     "What the loss takes in place of `y`: the label's probabilities times the weight of the item"
     if not {'weight', 'soft'} & set(self.cols) or self.class_weights is not None: return None
-    rows = self.cols['soft'] if 'soft' in self.cols else np.eye(self.c)[self.y.cpu()]
+    rows = self.cols['soft'] if 'soft' in self.cols else np.eye(self.c)[self.y.cpu().numpy()]
     return torch.as_tensor(rows*self.cols.get('weight', np.ones(len(self)))[:, None], dtype=torch.float32)
 
 # %% ../../nbs/data/01_dataset.ipynb #d6a25047
@@ -160,7 +161,7 @@ def concat(
             raise BadInput(f"items of shape {tuple(a.x.shape[1:])} and {tuple(b.x.shape[1:])} cannot be joined: "
                            "prepare them alike.")
     names = {k for s in sets for k in s.cols} - {'group'}      # copies are looked for across the whole
-    full = lambda s, k: np.eye(s.c)[s.y] if k == 'soft' else np.full(len(s), _defaults[k])
+    full = lambda s, k: np.eye(s.c)[s.y.cpu().numpy()] if k == 'soft' else np.full(len(s), _defaults[k])
     cols = {k: np.concatenate([s.cols[k] if k in s.cols else full(s, k) for s in sets]) for k in names}
     return Dataset(torch.cat([s.x for s in sets]), torch.cat([s.y for s in sets]), a.vocab, cols, a.about)
 
@@ -200,6 +201,7 @@ def show(self:Dataset,
     ax.spines[:].set_visible(False); ax.tick_params(length=0)
     return ax
 
+# %% ../../nbs/data/01_dataset.ipynb #cd775d79
 def _scatter(ds, rows, ax):
     "The vectors in `rows` in the plane of their first two principal components"
     pca = PCA(2, random_state=0).fit(ds.x[torch.cat(rows)].numpy())

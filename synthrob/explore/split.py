@@ -84,7 +84,8 @@ def _sentence(self:SweepTables, arm, ratio):
     chosen = f' Validation chose ratio {t[t.chosen].ratio.iloc[0]:g} of this arm.' if t.chosen.any() else ''
     if row.treatment == 'synthetic': return headline(row, self.margin) + chosen
     interval = '' if pd.isna(row.low) else f' (95 % interval {points(row.low)} to {points(row.high)})'
-    control = dict(oversample='oversampled real images', class_weights='class weights', noise='Gaussian noise')[row.treatment]
+    control = dict(oversample='oversampled real images', class_weights='class weights', noise='Gaussian noise')
+    control = control[row.treatment]
     return f"Control, {control}, at ratio {ratio:g}: {points(row['diff'])} points of accuracy{interval}.{chosen}"
 
 # %% ../../nbs/explore/04_explore_split.ipynb #a1a1d96b

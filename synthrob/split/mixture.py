@@ -109,7 +109,8 @@ def mix(real:Dataset,             # real training items
     more = {k: source.cols[k][add.numpy()] if k in source.cols else np.full(len(add), '') for k in items}
     items = {k: np.concatenate([v, more[k]]) for k, v in items.items()}
     items['origin'] = np.repeat(['authentic', 'synthetic' if synthetic else 'authentic'], [len(a.keep), len(add)])
-    if synthetic and synthetic_weight != 1: items['weight'] = np.where(items['origin'] == 'synthetic', synthetic_weight, 1.)
+    if synthetic and synthetic_weight != 1:
+        items['weight'] = np.where(items['origin'] == 'synthetic', synthetic_weight, 1.)
     x, y = torch.cat([take(real.x, a.keep), take(source.x, add)]), torch.cat([real.y[a.keep], source.y[add]])
     return Dataset(x, y, real.vocab, items, real.about, len(real))
 
@@ -139,7 +140,7 @@ def _noise(real, add, seed):
     xs = []
     for c, n in enumerate(add.tolist()):
         own = take(real.x, (real.y == c).nonzero()[:, 0]).flatten(1).float()
-        if n and not len(own): raise BadInput(f"Class {c} has no real item to fit noise to: leave it out of the classes.")
+        if n and not len(own): raise BadInput(f"Class {c} has no real item to fit noise to: leave it out.")
         a = torch.randn(n, len(own), generator=generator('noise', seed, c))
         if n: xs.append(own.mean(0) + a @ (own - own.mean(0))/max(len(own) - 1, 1)**.5)
     x, y = torch.cat(xs).reshape(-1, *real.x.shape[1:]), torch.repeat_interleave(torch.arange(len(add)), add)

@@ -41,7 +41,8 @@ class MixParams:
     how: str = _mixed('replace', "'replace': the total stays; 'add': all real images stay", options=('replace', 'add'))
     classes: str = _mixed('prior', "'prior': by the real class shares; 'balance': the smallest classes first",
                           options=('prior', 'balance'))
-    treatment: str = _mixed('synthetic', "'synthetic', or a control: 'oversample' real images, 'class_weights' or 'noise'",
+    treatment: str = _mixed('synthetic',
+                            "'synthetic', or a control: 'oversample' real images, 'class_weights' or 'noise'",
                             options=('synthetic', 'oversample', 'class_weights', 'noise'))
     refresh_every: int = _gan(0, "epochs after which synthetic images are sampled again; 0: never", 0, 10_000)
 
@@ -57,8 +58,10 @@ class DataParams:
     split_seed: int = param(42, "seed of the validation part and of the order in which real images leave", 0, 2**31)
     copies: str = param('near', "copies that stay in one part: 'near' (cropped, scaled, mirrored, ...) or 'exact'",
                         options=('exact', 'near'))
-    groups: str = param(None, "subjects that stay in one part: pattern on file names '(p[0-9]+)_', 'folder', 'column:NAME'")
-    folds: int = param(None, "folds of a cross-validation; 1: one test part; None: 5 if a class has few test images", 0, 100, role='run')
+    groups: str = param(None, "subjects that stay in one part: pattern on file names '(p[0-9]+)_', 'folder', "
+                        "'column:NAME'")
+    folds: int = param(None, "folds of a cross-validation; 1: one test part; None: 5 if a class has few test images",
+                       0, 100, role='run')
     fold: int = param(0, "which fold is tested, 0 to folds - 1", 0, 99, role='seed')
 
 @dataclass
@@ -98,25 +101,27 @@ class CNNParams:
     cnn_epochs: int = _cnn(None, "epochs of the classifier; None: the preset's", 1, 100_000)
     head: str = _head(None, "classifier of vectors: 'linear' or 'mlp'; None: the preset's", options=('linear', 'mlp'))
     head_epochs: int = _head(None, "epochs of the head; None: the preset's", 1, 100_000)
-    min_steps: int = param(None, "on few images, steps of classifier or head, at least; None: 600, 0 if epochs are given",
-                           0, 10**9, role='classifier')
+    min_steps: int = param(None, "on few images, steps of classifier or head, at least; None: 600, 0 if epochs are "
+                           "given", 0, 10**9, role='classifier')
     cnn_seed: int = param(0, "seed of the classifier's training", 0, 2**31, role='seed')
 
 # %% ../../nbs/split/01_params.ipynb #ebbd2111
 @dataclass
 class UseParams:
     "How the classifier uses the mixture; values other than the defaults belong to its stage"
-    labels: str = param('hard', "'hard': classes; 'soft': probabilities of a teacher, the classifier of ratio 0 and the next seed",
+    labels: str = param('hard', "'hard': classes; 'soft': a teacher's probabilities, the net of ratio 0 and the next seed",
                         options=('hard', 'soft'), role='classifier')
-    temperature: float = param(2., "softens the teacher's probabilities; 1: as they are", 1, 20, when='soft', role='classifier')
-    schedule: str = param('mixed', "'mixed', or 'pretrain': synthetic images first, for their share of all steps, then real ones",
+    temperature: float = param(2., "softens the teacher's probabilities; 1: as they are", 1, 20, when='soft',
+                               role='classifier')
+    schedule: str = param('mixed', "'mixed', or 'pretrain': synthetic images first, for their share of the steps",
                           options=('mixed', 'pretrain'), when='added', role='arm')
-    synthetic_weight: float = param(1., "weight of a synthetic image in the loss; a real one has 1", .01, 100, when='added', role='arm')
+    synthetic_weight: float = param(1., "weight of a synthetic image in the loss; a real one has 1", .01, 100,
+                                    when='added', role='arm')
     equal: str = param('steps', "what all arms have in common: 'steps', or 'epochs' of real images (with how='add')",
                        options=('steps', 'epochs'), when='grown', role='arm')
     training: str = param('standard', "'standard', or 'adversarial': on images attacked within attack_eps",
                           options=('standard', 'adversarial'), role='classifier')
-    attack_eps: float = param(0., "largest change of a pixel by attacks, 0 to 1 (4 of 255: .0157); 0: no robust accuracy",
+    attack_eps: float = param(0., "largest change of a pixel by attacks, of 1 (4 levels: .0157); 0: no robust accuracy",
                               0, .5, role='classifier')
 
 # %% ../../nbs/split/01_params.ipynb #c2e5b07e
@@ -127,20 +132,22 @@ class EvalParams:
                          options=('none', 'fast'), when='pool', role='report')
     robustness: str = param('fast', "extent of the robustness evaluation: 'none', 'fast' or 'full'",
                             options=('none', 'fast', 'full'), role='report')
-    metric: str = param(None, "what is decided on: accuracy, balanced_accuracy, robust_accuracy, macro_f1, recall:CLASS; None: by balance",
-                        role='run')
+    metric: str = param(None, "what is decided on: accuracy, balanced_accuracy, robust_accuracy, macro_f1, "
+                        "recall:CLASS; None: by balance", role='run')
     margin: float = param(.02, "accuracies closer than this are equivalent; declared in advance", 1e-4, .5, role='run')
 
 @dataclass
 class RunParams:
     "Where and how it runs"
-    preset: str = param('quick', "'quick', 'cpu', 'gpu' or 'study'", options=('quick', 'cpu', 'gpu', 'study'), role='run')
+    preset: str = param('quick', "'quick', 'cpu', 'gpu' or 'study'", options=('quick', 'cpu', 'gpu', 'study'),
+                        role='run')
     processes: int = param(1, "processes that train one net together, one per GPU", 1, 64)
     device: str = param(None, "'cpu' or 'cuda'; None: the GPU if there is one", role='run')
     out: str = param('runs', "folder of all stages", role='run')
 
 @dataclass
-class SplitParams(RunParams, EvalParams, UseParams, CNNParams, PoolParams, GANParams, FeatureParams, DataParams, MixParams):
+class SplitParams(RunParams, EvalParams, UseParams, CNNParams, PoolParams, GANParams, FeatureParams, DataParams,
+                  MixParams):
     "All parameters of a split experiment: those of its stages, under unique names"
 
 # %% ../../nbs/split/01_params.ipynb #47d618d4
@@ -226,18 +233,19 @@ def check_params(given:dict      # parameters by name; missing ones have their d
         raise BadInput("ratio=1 does not go with how='add': no finite number of synthetic images reaches that share; "
                        "choose a smaller ratio or how='replace'.")
     if p.how == 'add' and p.ratio > .99:
-        raise BadInput(f"ratio={p.ratio:.10g} with how='add' means {p.ratio/(1 - p.ratio):,.0f} synthetic images for each real one: "
-                       "choose a ratio up to 0.99.")
-    if (p.metric or 'accuracy').partition(':')[0] not in ('accuracy', 'balanced_accuracy', 'robust_accuracy', 'macro_f1', 'recall'):
-        raise BadInput(f"metric={p.metric!r} is unknown: choose accuracy, balanced_accuracy, robust_accuracy, macro_f1 or "
-                       "recall:CLASS.")
+        raise BadInput(f"ratio={p.ratio:.10g} with how='add' means {p.ratio/(1 - p.ratio):,.0f} synthetic images for "
+                       "each real one: choose a ratio up to 0.99.")
+    known = 'accuracy', 'balanced_accuracy', 'robust_accuracy', 'macro_f1', 'recall'
+    if (p.metric or 'accuracy').partition(':')[0] not in known:
+        raise BadInput(f"metric={p.metric!r} is unknown: choose {', '.join(known[:-1])} or recall:CLASS.")
     if p.metric and p.vocab: check_metric(p.metric, [o.strip() for o in p.vocab.split(',')])
     fixed = p.preset == 'study' or p.data.partition(':')[0] in fixed_test
     if p.folds in (0, 1): p.folds = None if fixed else 1
-    if p.fold >= (p.folds or 5): raise BadInput(f"fold={p.fold} is out of range: with {p.folds or 5} folds choose 0 to {(p.folds or 5)-1}.")
+    if p.fold >= (n := p.folds or 5):
+        raise BadInput(f"fold={p.fold} is out of range: with {n} folds choose 0 to {n - 1}.")
     if (p.folds or 1) > 1 and fixed:
-        raise BadInput(f"folds={p.folds} does not go with {'preset' if p.preset == 'study' else 'data'}="
-                       f"{'study' if p.preset == 'study' else p.data!r}, which has a test part of its own: leave it out.")
+        name = "preset='study'" if p.preset == 'study' else f'data={p.data!r}'
+        raise BadInput(f"folds={p.folds} does not go with {name}, which has a test part of its own: leave it out.")
     if p.how == 'replace' and p.ratio == 1 and p.treatment != 'synthetic':
         raise BadInput(f"ratio=1 does not go with treatment={p.treatment!r}: no real image would be left; choose a "
                        "smaller ratio.")
@@ -247,7 +255,8 @@ def check_params(given:dict      # parameters by name; missing ones have their d
     if p.robustness != 'none' and p.size < 32:
         raise BadInput(f"size={p.size} does not go with robustness={p.robustness!r}: corruptions need 32 pixels; "
                        "choose a larger size or robustness='none'.")
-    if p.groups and p.preset == 'study': raise BadInput("groups does not go with preset='study', which splits at random: leave it out.")
+    if p.groups and p.preset == 'study':
+        raise BadInput("groups does not go with preset='study', which splits at random: leave it out.")
     _check_uses(p)
     if vectors: _check_vectors(p)
     _check_nets(p.cnn, p.gan_arch, p.size, p.channels or 1, vectors)
@@ -267,15 +276,18 @@ def _check_uses(p):
         raise BadInput(f"{'labels' if soft else 'attack_eps'} does not go with space='feature': it needs images, not "
                        "vectors; leave out one of the two.")
     if soft and added and p.refresh_every:
-        raise BadInput("refresh_every does not go with labels='soft': new images would have no labels; leave out one of the two.")
+        raise BadInput("refresh_every does not go with labels='soft': new images would have no labels; leave out "
+                       "one of the two.")
     if added and weighted and (p.schedule == 'pretrain' or p.ratio == 1):
         raise BadInput(f"synthetic_weight={p.synthetic_weight:g} changes nothing with "
-                       f"{'ratio=1' if p.ratio == 1 else 'schedule=' + repr(p.schedule)}, whose batches have one kind of image: "
-                       "leave out one of the two.")
+                       f"{'ratio=1' if p.ratio == 1 else 'schedule=' + repr(p.schedule)}, whose batches have one kind "
+                       "of image: leave out one of the two.")
     if added and p.schedule == 'pretrain' and p.ratio == 1:
-        raise BadInput("ratio=1 does not go with schedule='pretrain': no real image would follow; choose a smaller ratio.")
+        raise BadInput("ratio=1 does not go with schedule='pretrain': no real image would follow; choose a smaller "
+                       "ratio.")
     if p.equal == 'epochs' and p.ratio and p.how == 'replace':
-        raise BadInput("equal='epochs' changes nothing with how='replace', whose real images have as many epochs: choose how='add'.")
+        raise BadInput("equal='epochs' changes nothing with how='replace', whose real images have as many epochs: "
+                       "choose how='add'.")
 
 # %% ../../nbs/split/01_params.ipynb #91099f7e
 def _own_size(p):

@@ -74,7 +74,8 @@ class SplitRun:
         return self._baseline((self.p.cnn_seed + 1) % 2**31)
 
     def _baseline(self, seed):
-        keep = params_of(self.p, DataParams, RunParams) | dict(cnn=self.p.cnn, cnn_epochs=self.p.cnn_epochs, min_steps=self.p.min_steps)
+        keep = params_of(self.p, DataParams, RunParams)
+        keep |= dict(cnn=self.p.cnn, cnn_epochs=self.p.cnn_epochs, min_steps=self.p.min_steps)
         run = SplitRun(check_params(keep | dict(ratio=0, robustness='none', cnn_seed=seed)))
         run._source = self._source
         return run
@@ -116,7 +117,8 @@ def stages(self:SplitRun) -> dict: # kind -> `Stage`, in the order in which they
     own = params_of(p, MixParams) | dict(recipe=self.recipe.params, cnn_seed=p.cnn_seed)
     own |= {f.name: v for f in fields(UseParams) if (v := getattr(p, f.name)) != f.default}
     teacher = self.teacher.stages['split'] if c['soft'] else None
-    s['split'] = self._stage('split', own | many, self._train_classifier, train=train, pool=s.get('pool'), teacher=teacher)
+    s['split'] = self._stage('split', own | many, self._train_classifier, train=train, pool=s.get('pool'),
+                             teacher=teacher)
     if p.robustness != 'none':
         level = asdict(robustness_level(p.robustness))
         s['robustness'] = self._stage('robustness', dict(level=level), self._evaluate_robustness, split=s['split'])
@@ -125,6 +127,7 @@ def stages(self:SplitRun) -> dict: # kind -> `Stage`, in the order in which they
     self.__dict__['stages'] = s
     return s
 
+# %% ../../nbs/split/04_run.ipynb #0d9bc3a0
 @patch(as_prop=True)
 def recipe(self:SplitRun):
     "The recipe of the classifier, or of the head"
@@ -178,7 +181,8 @@ def _split(self:SplitRun, stage):
     if p.metric: check_metric(p.metric, self.images.vocab)
     if p.groups: subject = subjects(self.images, p.groups, p.path)
     near = pd.read_parquet(self._need('copies').file('pairs.parquet')) if 'copies' in self.stages else None
-    s = split_data(self.images, seed=p.split_seed, leak=self.leak, subject=subject, near=near, folds=self.folds, fold=p.fold)
+    s = split_data(self.images, seed=p.split_seed, leak=self.leak, subject=subject, near=near, folds=self.folds,
+                   fold=p.fold)
     if not self.leak: check_no_leak(self.images, s)
     used = _share(self.images, s.train, self.p.real_share, self.p.split_seed)
     write_parquet(stage.file('parts.parquet'), s.table.assign(used=np.isin(np.arange(len(s.table)), used)))
@@ -278,9 +282,10 @@ def _train_gan(self:SplitRun, stage):
     self._launch('_fit_gan', stage, 30)
     learn, best = self._fit_gan(stage.path)                # after several processes, it is found finished
     save_gan(learn.model, stage.file('gan.safetensors'))
-    more = dict(problem=f"{learn.failure['sentence']} Try another gan_seed, gan_arch or more gan_images.") if learn.failure else {}
-    return dict(history=learn.history, n_train=len(learn.dls.train.dataset), failure=learn.failure, **more,
-                vocab=self.images.vocab, curve=best and best.curve.to_dict('list'))
+    why = learn.failure and f"{learn.failure['sentence']} Try another gan_seed, gan_arch or more gan_images."
+    return dict(history=learn.history, n_train=len(learn.dls.train.dataset), failure=learn.failure,
+                **(dict(problem=why) if why else {}), vocab=self.images.vocab,
+            curve=best and best.curve.to_dict('list'))
 
 @patch
 def _gan(self:SplitRun): return load_gan(self._need('gan').file('gan.safetensors'), default_device(self.p.device))
@@ -319,7 +324,8 @@ def _make_pool(self:SplitRun, stage):
         pool = pool.subset(nested_order(pool.y, pool.c, p.pool_seed))
     pool.save(stage.path)
     more = dict(problem=o) if (o := pool_problem(pool, self.items('train'))) else {}
-    return pool.about | more | dict(n=dict(zip(pool.vocab, pool.y.bincount(minlength=pool.c).tolist())), content=pool.hash)
+    n = dict(zip(pool.vocab, pool.y.bincount(minlength=pool.c).tolist()))
+    return pool.about | more | dict(n=n, content=pool.hash)
 
 @patch(as_prop=True)
 def pool(self:SplitRun) -> Dataset|None:
@@ -376,7 +382,8 @@ def _fit_classifier(self:SplitRun, folder):
     if p.training == 'adversarial': cbs.append(AdversarialTraining(p.attack_eps))
     if p.labels == 'soft': data = soft_labels(data, self.teacher.classifier(), p.temperature, self.recipe.flip)
     learn = cnn_learner(data, self.items('valid'), self.recipe, seed=p.cnn_seed, device=p.device)
-    if p.equal == 'epochs': learn.recipe = replace(learn.recipe, epochs=round(learn.recipe.epochs*len(data)/data.epoch_len))
+    if p.equal == 'epochs':
+        learn.recipe = replace(learn.recipe, epochs=round(learn.recipe.epochs*len(data)/data.epoch_len))
     with distributed(learn): learn.fit_recipe(path=folder/CHECKPOINT, cbs=cbs)
     return learn
 
@@ -400,7 +407,8 @@ def _train_classifier(self:SplitRun, stage):
     table, scores = predictions_frame(parts), {k: ev.to_dict() for k, ev in evs.items()}
     if p.attack_eps:
         model, attacked = Predictor(learn).eval(), {}
-        for k in evs: attacked[k] = attack(model, self.part(k).x, self.part(k).y, 'pgd', p.attack_eps, steps=PGD_STEPS)
+        for k in evs:
+            attacked[k] = attack(model, self.part(k).x, self.part(k).y, 'pgd', p.attack_eps, steps=PGD_STEPS)
         for k, o in attacked.items(): scores[k]['robust_accuracy'] = o.accuracy
         table['robust'] = torch.cat([o.correct for o in attacked.values()]).numpy()
     write_parquet(stage.file('predictions.parquet'), table)
@@ -413,7 +421,8 @@ def _train_classifier(self:SplitRun, stage):
     leak = leak_worth(evs['test'], s.table.leaked.to_numpy()[s.test.numpy()])
     return dict(**scores, history=learn.history, counts=counts,
                 steps=len(learn.dls.train)*learn.recipe.epochs, bs=learn.recipe.bs, epochs=learn.recipe.epochs,
-                given=self._given(), folds=self.folds, splits=s.report, leak=leak, **(dict(problem=problem) if problem else {}),
+                given=self._given(), folds=self.folds, splits=s.report, leak=leak,
+                **(dict(problem=problem) if problem else {}),
                 broken=self.images.about['broken'], pool=self.pool and self.stages['pool'].record)
 
 @patch
