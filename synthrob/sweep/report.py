@@ -56,10 +56,10 @@ def _no_math(text): return str(text).replace('$', r'\$')      # a dollar sign wo
 # %% ../../nbs/sweep/07_report.ipynb #a887a1ab
 def _use(row):
     "How an arm uses its synthetic images, in words; empty for a plain mixture"
-    weight = row.get('synthetic_weight')
-    return (['trained on first']*(row.get('schedule') == 'pretrain') +
-            ['with as many epochs of real images']*(row.get('equal') == 'epochs') +
-            [f'of weight {weight:g}']*(not pd.isna(weight) and weight != 1))
+    weight, words = row.get('synthetic_weight'), []
+    if row.get('schedule') == 'pretrain': words.append('trained on first')
+    if row.get('equal') == 'epochs': words.append('with as many epochs of real images')
+    return words if pd.isna(weight) or weight == 1 else [*words, f'of weight {weight:g}']
 
 def _lines(t):
     "The lines of a figure over the ratio: treatment, way of mixing and classes; the use in words; the rows"
@@ -158,7 +158,8 @@ def headline(row,        # of `conclude`
     "Return the verdict on one arm as a sentence"
     mixed = dict(replace='in place of real ones', add='added to the real ones')[row.how]
     head = not pd.isna(row['head'])                                 # a classifier of vectors
-    kind, more = 'vectors' if head else 'images', ['the smallest classes first']*(row.classes == 'balance') + _use(row)
+    kind, more = 'vectors' if head else 'images', ['the smallest classes first'] if row.classes == 'balance' else []
+    more += _use(row)
     arm = ', '.join([f"{100*row.ratio:.3g} % synthetic {kind} {mixed}", *more]) + ','*bool(more)
     net, d, m = f"the {net_name(row)}" + ' classifier'*(not head), row['diff'], points(margin, False)
     if row.get('problem'): return f"No verdict on {net}: {row.problem}"

@@ -30,13 +30,15 @@ ARM = names_by_role('arm')                                # what is compared (at
 SEEDS = 'fold', 'gan_seed', 'cnn_seed'                    # repetitions; each fold has test images of its own
 _types = {f.name: f.type for f in fields(SplitParams)}
 TREATMENTS = SplitParams.__dataclass_fields__['treatment'].metadata['options']   # all but the first are controls
-_defaults = {k: SplitParams.__dataclass_fields__[k].default for k in (*CLASSIFIER, *ARM)}
+
 RUN_INFO = ('margin', 'declared_metric', 'problem', 'level', 'simulated', 'features_hash', 'gan_hash', 'pool_hash',
             'device', 'versions', 'started', 'finished')                           # other columns
 VALUE = ('part', 'metric', 'class', 'corruption', 'severity', 'attack', 'norm', 'eps', 'steps', 'n', 'value')
 
 # %% ../../nbs/sweep/06_results.ipynb #0a5d7e02
 _old_names = dict(filler='treatment', spread='noise_std', fresh='refresh_every', robust='robustness')
+_absent = dict(labels='hard', temperature=None, schedule='mixed', synthetic_weight=1., equal='steps',
+               training='standard', attack_eps=0.)                                  # from tables before these parameters
 _old_columns = dict(data='content', source='data', gan='gan_hash')                  # of tables that have a `source`
 _old_values = dict(treatment=dict(repeat='oversample', none='class_weights'), preset=dict(source='study'),
                    gan_arch=dict(source='study'))
@@ -53,7 +55,7 @@ def current_names(o # parameters of a record, or a table such as `results` retur
     o = o.assign(**{k: new(o[k], m) for k, m in _old_values.items() if k in o})
     if 'content' not in o: return o
     o = o.assign(**{k: None for k in (*SETTING, *SYNTHESIS, 'min_steps') if k not in o and k != 'space'})
-    o = o.assign(**{k: v for k, v in _defaults.items() if v is not None and k not in o})
+    o = o.assign(**{k: v for k, v in _absent.items() if k not in o})
     if 'space' in o: return o
     h = o.cnn.astype(str).str.extract(_old_head)                                    # missing for a classifier of images
     on = h['head'].notna()
