@@ -166,11 +166,11 @@ def test_split_with_holes(tmp_path):
         a_run = (g['ratio'], g['treatment'], g['cnn_seed']) == (.2, 'synthetic', 0)
         if a_run or (g['ratio'], g['treatment']) == (.4, 'oversample'): shutil.rmtree(p)
     e = SplitExplorer(tmp_path)
-    e.controls['arm'].value = 'poster: add, synthetic'
+    e.controls['arm'].value = "small CNN (the study's): add, synthetic"
     e.controls['ratio'].value = .2
     assert '200 predictions' in e.page.value          # of two seeds: the third has no pair here
     e.controls['ratio'].value = .4
-    e.controls['arm'].value = 'poster: add, oversample'
+    e.controls['arm'].value = "small CNN (the study's): add, oversample"
     assert e.values['ratio'] == .2 and e.controls['ratio'].options == (0., .2)
     assert e.view.text.startswith('Control, oversampled real images, at ratio 0.2')
 

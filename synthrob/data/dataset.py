@@ -7,7 +7,6 @@ from __future__ import annotations
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from fastcore.basics import patch
-from sklearn.decomposition import PCA
 from ..core.basics import (BadInput, generator, hash_array, hash_of, read_array, read_json, write_array,
                                   write_json, write_parquet)
 from .duplicates import duplicate_groups
@@ -204,6 +203,7 @@ def show(self:Dataset,
 # %% ../../nbs/data/01_dataset.ipynb #cd775d79
 def _scatter(ds, rows, ax):
     "The vectors in `rows` in the plane of their first two principal components"
+    from sklearn.decomposition import PCA
     pca = PCA(2, random_state=0).fit(ds.x[torch.cat(rows)].numpy())
     ax = plt.subplots(figsize=(5.5, 3.6), dpi=80, layout='constrained')[1] if ax is None else ax
     for k,i in enumerate(rows):

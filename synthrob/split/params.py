@@ -10,7 +10,7 @@ from functools import cache, partial
 from importlib.util import find_spec
 
 from ..core.basics import BadInput, check_name, default_device
-from ..data.splits import check_metric
+
 
 # %% auto #0
 __all__ = ['fixed_test', 'presets', 'vector_presets', 'param', 'MixParams', 'DataParams', 'FeatureParams', 'GANParams',
@@ -52,15 +52,15 @@ class DataParams:
     data: str = param('faces', "'faces', 'fer2013', 'folder[:links]', 'lsun', 'parquet[:COLUMN]' or 'torchvision:NAME'")
     path: str = param(None, "the data: a zip, folder, CSV or tar.gz; none for faces", role='run')
     vocab: str = param(None, "class names, in order, comma separated; None: those of the data")
-    size: int = param(None, "side of the images in pixels; None: a folder's own up to 64, else the preset's", 16, 128)
+    size: int = param(None, "side in pixels; None: the images' own up to 64 (folder, parquet) or the preset's", 16, 128)
     channels: int = param(None, "1 or 3; None: as in the data", options=(1, 3))
     real_share: float = param(1., "share of the real training images that is used: 0.1 simulates scarcity", .001, 1)
     split_seed: int = param(42, "seed of the validation part and of the order in which real images leave", 0, 2**31)
-    copies: str = param('near', "copies that stay in one part: 'near' (cropped, scaled, mirrored, ...) or 'exact'",
-                        options=('exact', 'near'))
+    copies: str = param('near', "copies kept in one part: 'near' (cropped, mirrored, ...), 'exact'; 'none': they leak, "
+                        "as a demonstration", options=('none', 'exact', 'near'))
     groups: str = param(None, "subjects that stay in one part: pattern on file names '(p[0-9]+)_', 'folder', "
                         "'column:NAME'")
-    folds: int = param(None, "folds of a cross-validation; 1: one test part; None: 5 if a class has few test images",
+    folds: int = param(None, "folds of a cross-validation; 1: one test part; None: 5 if a class has under 250 images",
                        0, 100, role='run')
     fold: int = param(0, "which fold is tested, 0 to folds - 1", 0, 99, role='seed')
 
@@ -109,7 +109,7 @@ class CNNParams:
 @dataclass
 class UseParams:
     "How the classifier uses the mixture; values other than the defaults belong to its stage"
-    labels: str = param('hard', "'hard': classes; 'soft': a teacher's probabilities, the net of ratio 0 and the next seed",
+    labels: str = param('hard', "'hard': classes; 'soft': a teacher's probabilities, of ratio 0 and the next seed",
                         options=('hard', 'soft'), role='classifier')
     temperature: float = param(2., "softens the teacher's probabilities; 1: as they are", 1, 20, when='soft',
                                role='classifier')
@@ -225,9 +225,11 @@ def check_params(given:dict      # parameters by name; missing ones have their d
     for name in given: check_name(name, list(_fields), f"There is no parameter {name!r}")
     p = SplitParams(**{k: check_value(k, v) for k, v in given.items()})
     vectors = p.space == 'feature'
-    if p.size is None and p.preset != 'study': p.size = _own_size(p)
+    own, folds, test = _foresee(p)
+    if p.size is None and p.preset != 'study': p.size = own
     for k, v in (presets[p.preset] | (vector_presets.get(p.preset, {}) if vectors else {})).items():
         if getattr(p, k) is None: setattr(p, k, v)
+    if p.preset == 'study': p.copies = 'none'
     if p.min_steps is None: p.min_steps = 600 if given.get('head_epochs' if vectors else 'cnn_epochs') is None else 0
     if p.how == 'add' and p.ratio == 1:
         raise BadInput("ratio=1 does not go with how='add': no finite number of synthetic images reaches that share; "
@@ -238,13 +240,15 @@ def check_params(given:dict      # parameters by name; missing ones have their d
     known = 'accuracy', 'balanced_accuracy', 'robust_accuracy', 'macro_f1', 'recall'
     if (p.metric or 'accuracy').partition(':')[0] not in known:
         raise BadInput(f"metric={p.metric!r} is unknown: choose {', '.join(known[:-1])} or recall:CLASS.")
-    if p.metric and p.vocab: check_metric(p.metric, [o.strip() for o in p.vocab.split(',')])
-    fixed = p.preset == 'study' or p.data.partition(':')[0] in fixed_test
-    if p.folds in (0, 1): p.folds = None if fixed else 1
-    if p.fold >= (n := p.folds or 5):
-        raise BadInput(f"fold={p.fold} is out of range: with {n} folds choose 0 to {n - 1}.")
-    if (p.folds or 1) > 1 and fixed:
-        name = "preset='study'" if p.preset == 'study' else f'data={p.data!r}'
+    leaky = "preset='study'" if p.preset == 'study' else "copies='none'" if p.copies == 'none' else ''
+    fixed = leaky or p.data.partition(':')[0] in fixed_test
+    p.folds = None if fixed and p.folds in (0, 1) else p.folds if fixed or p.folds else 1 if p.folds == 0 else folds
+    if p.fold >= (n := p.folds or 1):
+        raise BadInput(f"fold={p.fold} is out of range: with folds={n} choose 0 to {n - 1}.")
+    if n > 1 and test:
+        raise BadInput(f"folds={n} does not go with the official test part of {p.path}: leave it out.")
+    if n > 1 and fixed:
+        name = leaky or f'data={p.data!r}'
         raise BadInput(f"folds={p.folds} does not go with {name}, which has a test part of its own: leave it out.")
     if p.how == 'replace' and p.ratio == 1 and p.treatment != 'synthetic':
         raise BadInput(f"ratio=1 does not go with treatment={p.treatment!r}: no real image would be left; choose a "
@@ -255,8 +259,8 @@ def check_params(given:dict      # parameters by name; missing ones have their d
     if p.robustness != 'none' and p.size < 32:
         raise BadInput(f"size={p.size} does not go with robustness={p.robustness!r}: corruptions need 32 pixels; "
                        "choose a larger size or robustness='none'.")
-    if p.groups and p.preset == 'study':
-        raise BadInput("groups does not go with preset='study', which splits at random: leave it out.")
+    if p.groups and leaky:
+        raise BadInput(f"groups does not go with {leaky}, which splits at random: leave it out.")
     _check_uses(p)
     if vectors: _check_vectors(p)
     _check_nets(p.cnn, p.gan_arch, p.size, p.channels or 1, vectors)
@@ -290,11 +294,12 @@ def _check_uses(p):
                        "choose how='add'.")
 
 # %% ../../nbs/split/01_params.ipynb #91099f7e
-def _own_size(p):
-    "The side of a folder's images, None if they are large"
-    from synthrob.data.core import own_size
+def _foresee(p):
+    "Own size, default folds, whether there is an official test part; raise `BadInput` for what the data cannot have"
+    from synthrob.data.core import own_size, preview
     source, _, name = p.data.partition(':')
-    return own_size(source, p.path, name == 'links')
+    vocab = [o.strip() for o in p.vocab.split(',')] if p.vocab else None
+    return own_size(source, p.path, name or None), *preview(source, p.path, name or None, vocab, p.groups, p.metric)
 
 @cache
 def _check_nets(cnn, gan, size, channels, vectors):

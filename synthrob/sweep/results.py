@@ -10,7 +10,9 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
+from scipy import stats
 from scipy.special import ndtr, ndtri
+from ..cnn.evaluation import Confusion
 from ..core.basics import BadInput, check_name, hash_of, read_json, write_json, write_parquet
 from ..data.splits import default_metric
 from ..core.stages import Stage, read_record, versions
@@ -20,7 +22,7 @@ from .stats import corrected, decide, joint_p, verdict
 # %% auto #0
 __all__ = ['SETTING', 'SYNTHESIS', 'CLASSIFIER', 'ARM', 'SEEDS', 'TREATMENTS', 'RUN_INFO', 'VALUE', 'LOWER_IS_BETTER',
            'RATIO_GROUP', 'current_names', 'simulate_runs', 'results', 'PairedRuns', 'paired_runs', 'differences',
-           'declared_margin', 'declared_metric', 'conclude', 'metric_name']
+           'declared_margin', 'declared_metric', 'conclude', 'metric_name', 'exchange_rate']
 
 # %% ../../nbs/sweep/06_results.ipynb #0635b5e4
 # Parameters by their role in a comparison, from the metadata of `SplitParams`
@@ -30,15 +32,14 @@ ARM = names_by_role('arm')                                # what is compared (at
 SEEDS = 'fold', 'gan_seed', 'cnn_seed'                    # repetitions; each fold has test images of its own
 _types = {f.name: f.type for f in fields(SplitParams)}
 TREATMENTS = SplitParams.__dataclass_fields__['treatment'].metadata['options']   # all but the first are controls
-
-RUN_INFO = ('margin', 'declared_metric', 'problem', 'level', 'simulated', 'features_hash', 'gan_hash', 'pool_hash',
-            'device', 'versions', 'started', 'finished')                           # other columns
+RUN_INFO = ('margin', 'declared_metric', 'problem', 'doubt', 'level', 'simulated', 'features_hash', 'gan_hash',
+            'pool_hash', 'device', 'versions', 'started', 'finished')              # other columns
 VALUE = ('part', 'metric', 'class', 'corruption', 'severity', 'attack', 'norm', 'eps', 'steps', 'n', 'value')
 
 # %% ../../nbs/sweep/06_results.ipynb #0a5d7e02
 _old_names = dict(filler='treatment', spread='noise_std', fresh='refresh_every', robust='robustness')
 _absent = dict(labels='hard', temperature=None, schedule='mixed', synthetic_weight=1., equal='steps',
-               training='standard', attack_eps=0.)                                  # from tables before these parameters
+               training='standard', attack_eps=0.)                            # from tables before these parameters
 _old_columns = dict(data='content', source='data', gan='gan_hash')                  # of tables that have a `source`
 _old_values = dict(treatment=dict(repeat='oversample', none='class_weights'), preset=dict(source='study'),
                    gan_arch=dict(source='study'))
@@ -148,7 +149,8 @@ def simulate_runs(root,                           # folder to write to, as `runs
             write_parquet(split.file('predictions.parquet'), pd.concat(
                 pd.DataFrame(dict(part=k, index=range(n), true=ev.y, predicted=ev.pred)) for k, ev in evs.items()))
             scores = {k: ev.to_dict() for k, ev in evs.items()}
-            _write_record(split, 20., **scores, given=given)
+            counts = {c: dict(real=round(given['real_share']*5*n/len(vocab))) for c in vocab}
+            _write_record(split, 20., **scores, given=given, counts=counts)
             _simulate_robustness(root, split, given, scores['test'], robust_effect)
             n_runs += 1
     return n_runs
@@ -169,8 +171,9 @@ def _params(r, made):
     up = lambda h: (i := made.get(h, {}).get('inputs', {})).get('train') or i.get('data')
     while up(train): train = up(train)                             # vectors, parts, data
     return row | dict(
-        run=r['hash'], content=made.get(train, {}).get('content', train), leak=g.get('preset') == 'study',
-        margin=g.get('margin'), declared_metric=g.get('metric', 'accuracy'), problem=_problem(r, made),
+        run=r['hash'], content=made.get(train, {}).get('content', train),
+        leak=g.get('preset') == 'study' or g.get('copies') == 'none',
+        margin=g.get('margin'), declared_metric=g.get('metric', 'accuracy'), problem=_problem(r, made), doubt=_doubt(r),
         simulated=bool(r.get('simulated')), device=r['device'], started=r['started'],
         finished=r['finished'], versions=', '.join(f'{k} {v}' for k, v in r['versions'].items() if v))
 
@@ -182,6 +185,11 @@ def _problem(r, made):
         found = [f"All test images were called {r['test']['vocab'][m.any(0).argmax()]!r} "
                  f"({100*r['test']['accuracy']:.1f} %): train for more steps."]
     return ' '.join(dict.fromkeys(found))
+
+def _doubt(r):
+    "Whether the baseline of the record `r` is no better than chance on validation and test images, in a sentence"
+    if r['given']['ratio'] or not all('confusion' in r[k] for k in ('valid', 'test')): return ''
+    return Confusion(sum(np.array(r[k]['confusion']) for k in ('valid', 'test'))).problem     # an arm may be that bad
 
 def _values(r):
     "The results in the record `r`: rows of run, part, metric, class, n, value; `ValueError` if they contradict"
@@ -212,7 +220,7 @@ def _records(root, kind):
     return found, skipped
 
 def _robustness(root, runs, level):
-    "Values of the robustness of `runs`, all at one level; its name; the number of unusable records by reason"
+    "Values of the robustness of `runs`, all at one level; its name; unusable records by reason; the records"
     records, skipped = _records(root, 'robustness')
     by_level, tables, numbers = {}, dict(corruptions=[], attacks=[]), []
     for r in sorted(records, key=lambda r: str(r.get('finished'))):
@@ -236,7 +244,8 @@ def _robustness(root, runs, level):
         except (OSError, pa.ArrowInvalid, *_unusable): skipped['damaged'] += 1; continue
         for o in tables: tables[o].append(read[o])
     tables = {k: pa.concat_tables(o, promote_options='permissive').to_pandas() for k, o in tables.items() if o}
-    return [pd.DataFrame(numbers, columns=['run', 'metric', 'value', 'part']), *_long(tables)], key[1], skipped
+    values = [pd.DataFrame(numbers, columns=['run', 'metric', 'value', 'part']), *_long(tables)]
+    return values, key[1], skipped, by_level.get(key, {}).values()
 
 # %% ../../nbs/sweep/06_results.ipynb #bb10ae12
 def _read_table(file, run):
@@ -274,6 +283,13 @@ def _stage_seconds(runs, made):
             if (h := r[f'{k}_hash']) in made:
                 rows.append((r['run'], f'{k}_seconds', of(h) + of(made[h]['inputs'].get('extractor'))))
     return pd.DataFrame(rows, columns=['run', 'metric', 'value'])
+
+def _wall(records):
+    "Seconds by the clock in which at least one of the stages was running"
+    total, until = 0., pd.Timestamp(0, tz='UTC')
+    for a, b in sorted((pd.Timestamp(r['started']), pd.Timestamp(r['finished'])) for r in records):
+        total, until = total + max((b - max(a, until)).total_seconds(), 0), max(b, until)
+    return total
 
 # %% ../../nbs/sweep/06_results.ipynb #e6d4ad3d
 def _cells(root, cells):
@@ -320,14 +336,17 @@ def results(runs='runs', # folder of the runs (`out` of the parameters)
     params = _select(pd.DataFrame(params), where)
     same = [*SETTING, *SYNTHESIS, *CLASSIFIER, *ARM, *SEEDS]         # of equal runs by several versions, the newest
     new = params.sort_values('finished').drop_duplicates(same, keep='last').sort_index()
-    robust, level, bad = _robustness(root, set(new.run), level)
+    robust, level, bad, tested = _robustness(root, set(new.run), level)
     values = pd.DataFrame(values, columns=['run', 'part', 'metric', 'class', 'n', 'value'])
     seconds = _stage_seconds(new, made | {r['hash']: r for r in records})
     rows = [o for o in (values[values.run.isin(set(new.run))], *robust, seconds) if len(o)]
     frame = _typed(pd.concat(rows, ignore_index=True).reindex(columns=['run', *VALUE]), new.assign(level=level))
     skipped |= dict(robustness_damaged=bad['damaged'], robustness_unfinished=bad['unfinished'],
                     superseded=len(params) - len(new), **missing)
-    frame.attrs = dict(root=str(root), errors=errors, declared=declared, skipped=skipped, left_out=_left_out(made))
+    stages = {*new.run, *new[['features_hash', 'gan_hash', 'pool_hash']].stack()}
+    wall = _wall([*tested, *(r for r in (*records, *made.values()) if r['hash'] in stages)])
+    frame.attrs = dict(root=str(root), errors=errors, declared=declared, skipped=skipped, left_out=_left_out(made),
+                       wall=wall)
     return frame
 
 # %% ../../nbs/sweep/06_results.ipynb #1c99eb5e
@@ -366,6 +385,7 @@ class PairedRuns:
     base_runs: np.ndarray # hashes of the baseline's runs, shaped as `base`
     missing: list = field(default_factory=list) # descriptions of missing and dropped runs
     problem: str = ''     # why there is no verdict
+    note: str = ''        # runs that failed, but too few to withhold it
     folds: int = 1        # of a cross-validation
 
     @property
@@ -394,9 +414,9 @@ def _complete(v):
 def _pair_up(arm, base, gan_seeds, cnn_seeds):
     "`PairedRuns` of the runs `arm` by GAN and classifier seed and `base` by classifier seed"
     of = lambda o, k: getattr(o, k, np.nan if k == 'value' else '')
-    columns = 'value', 'run', 'problem'
-    value, runs, bad = (np.array([[of(arm.get((g, s)), k) for s in cnn_seeds] for g in gan_seeds]) for k in columns)
-    zero, base_runs, base_bad = (np.array([of(base.get(s), k) for s in cnn_seeds]) for k in columns)
+    columns = 'value', 'run', 'problem', 'doubt'
+    value, runs, bad, _ = (np.array([[of(arm.get((g, s)), k) for s in cnn_seeds] for g in gan_seeds]) for k in columns)
+    zero, base_runs, base_bad, doubt = (np.array([of(base.get(s), k) for s in cnn_seeds]) for k in columns)
     folds = len({f for f, _ in cnn_seeds})
     rows, cols = _complete((value + zero).reshape(len(gan_seeds), folds, -1).sum(1))      # a seed needs all its folds
     cols = (np.arange(folds)[:, None]*(len(cnn_seeds)//folds) + cols).ravel()
@@ -407,16 +427,22 @@ def _pair_up(arm, base, gan_seeds, cnn_seeds):
     if gone := value.size - len(rows)*len(cols) - int(np.isnan(value + zero).sum()):
         missing.append(f'{gone} complete pair{"s"*(gone > 1)} dropped to keep the table of seeds complete')
     o, at = next(iter(arm.values())), np.ix_(rows, cols)
+    why, note = _trouble(base_bad[cols], bad[at], doubt[cols])
+    if len(cols) and not (value[at].any() or zero[cols].any()):
+        why = why or 'It is 0 in every run, with and without added images: nothing can be compared; add real images.'
     return PairedRuns({k: getattr(o, k) for k in (*SETTING, *SYNTHESIS, *CLASSIFIER, *ARM)}, value[at], zero[cols],
                       [gan_seeds[i] for i in rows], [cnn_seeds[j] if folds > 1 else cnn_seeds[j][1] for j in cols],
-                      runs[at], base_runs[cols], missing, _trouble(base_bad[cols], bad[at]), folds)
+                      runs[at], base_runs[cols], missing, why, note, folds)
 
-def _trouble(base, arm):
-    "Why there is no verdict on these runs, from the problems of each; '' if there are none"
-    for name, o in dict(baselines=base, runs=arm).items():
-        found = o[o != ''].tolist()
-        if found: return f'{len(found)} of {o.size} {name} failed. {max(found, key=found.count)}'
-    return ''
+def _trouble(base, arm, doubt):
+    "Why there is no verdict on these runs, and a note if only a few of them failed; '' without problems"
+    notes = []
+    doubt = np.where(base == '', doubt, '')
+    for name, o, most in (('baselines', base, 1/8), ('runs', arm, 1/8), ('baselines', doubt, 1/2)):
+        if not (found := o[o != ''].tolist()): continue
+        notes.append(f'{len(found)} of {o.size} {name} failed. {max(found, key=found.count)}')
+        if len(found) > most*o.size: return notes[-1], ''
+    return '', ' '.join(notes)
 
 # %% ../../nbs/sweep/06_results.ipynb #d8863384
 def paired_runs(frame,             # from `results`
@@ -462,8 +488,9 @@ def _per_run(frame, metric, part, where):
         raise BadInput(f"metric={metric!r} has no values for part={part!r}{more}: "
                        f"choose from {', '.join(map(str, frame.metric.unique()))}.")
     runs = f.drop_duplicates('run')
-    runs = runs.assign(**{k: d for k, d in dict(fold=None, problem='').items() if k not in runs})      # older tables
-    runs = runs[['run', 'problem', *SETTING, *SYNTHESIS, *CLASSIFIER, *ARM, *SEEDS]].astype(object)
+    old = {k: d for k, d in dict(fold=None, problem='', doubt='').items() if k not in runs}            # of older tables
+    runs = runs.assign(**old)
+    runs = runs[['run', 'problem', 'doubt', *SETTING, *SYNTHESIS, *CLASSIFIER, *ARM, *SEEDS]].astype(object)
     runs = runs.where(runs.notna(), None)
     return list(runs.assign(value=runs.run.map(f.groupby('run', observed=True).value.mean())).itertuples(index=False))
 
@@ -486,7 +513,7 @@ def _judge(pairs, margin, alpha, lower=False):
     rows, by_shape = [], {}
     for i, p in enumerate(pairs):
         row = p.arm | dict(gan_seeds=len(p.gan_seeds), cnn_seeds=len(p.cnn_seeds), pairs=len(p), missing=len(p.missing),
-                           n_folds=p.folds, problem=p.problem)
+                           n_folds=p.folds, problem=p.problem, note=p.note)
         if len(p):
             d = p.value.ravel()[:, None] - p.base
             row |= dict(baseline=p.base.mean(), value=p.value.mean(), diff=p.diffs.mean(),
@@ -495,8 +522,9 @@ def _judge(pairs, margin, alpha, lower=False):
         if len(p.cnn_seeds) > 1 and not p.problem: by_shape.setdefault((p.folds > 1, p.diffs.shape), []).append(i)
     tests = ['low', 'high', 'p', 'p_equivalence']
     t = pd.DataFrame(rows).reindex(columns=(
-        *SETTING, *CLASSIFIER, *ARM, 'n_folds', 'gan_seeds', 'cnn_seeds', 'pairs', 'missing', 'problem', 'baseline',
-        'value', 'diff', 'improvement', 'singles', *tests, 'verdict', *SYNTHESIS)).astype(dict(verdict=object))
+        *SETTING, *CLASSIFIER, *ARM, 'n_folds', 'gan_seeds', 'cnn_seeds', 'pairs', 'missing', 'problem', 'note',
+        'baseline', 'value', 'diff', 'improvement', 'singles', *tests, 'verdict', *SYNTHESIS))
+    t = t.astype(dict(verdict=object))
     turned = dict(better='worse', worse='better') if lower else {}
     for (folds, _), at in by_shape.items():                  # arms with as many seeds in one call, for speed
         d = decide(np.stack([pairs[i].diffs for i in at]), margin, alpha, n_boot=9999, folds=folds)
@@ -580,7 +608,7 @@ def conclude(frame,       # from `results`
             if not pd.isna(t.low[i]): _correct(t, pairs, [i], [i], margin, alpha, metric)
     return t
 
-_tested = ['cnn_seeds', 'gan_seeds', 'pairs', 'problem', 'baseline', 'value', 'diff', 'improvement', 'singles',
+_tested = ['cnn_seeds', 'gan_seeds', 'pairs', 'problem', 'note', 'baseline', 'value', 'diff', 'improvement', 'singles',
            'low', 'high', 'p_alone', 'p_equivalence', 'verdict']
 
 # %% ../../nbs/sweep/06_results.ipynb #1790b66b
@@ -612,3 +640,41 @@ def _chosen(valid):
     if not seeds: return None
     mean = lambda i: round(np.mean([valid[i].value.mean(0)[valid[i].cnn_seeds.index(s)] for s in seeds]), 12)
     return max(sorted(valid, key=lambda i: valid[i].arm['ratio']), key=mean)           # of equal ratios the smallest
+
+# %% ../../nbs/sweep/06_results.ipynb #e0c4a402
+def exchange_rate(frame,       # from `results`, with several values of `real_share`
+                  metric=None, # a fraction; None: as declared
+                  level=.95    # of the interval
+                 ) -> pd.DataFrame: # by classifier: worth of a synthetic image in real ones, low, high; may be empty
+    "Estimate the worth of a synthetic image: least squares of metric = a + b log(real + worth x synthetic)"
+    metric, rows = declared_metric(frame, metric), []
+    runs = pd.DataFrame(_per_run(frame, metric, 'test', {}))
+    n = frame[(frame.metric == 'support') & (frame.part == 'train')].groupby('run', observed=True).value.sum()
+    like = [k for k in (*SETTING, *CLASSIFIER) if k not in ('real_share', 'cnn_epochs', 'head_epochs', 'min_steps')]
+    runs = runs[(runs.treatment.isna() | (runs.treatment == 'synthetic')) & (runs.ratio < 1)]
+    for _, g in runs.groupby(like, dropna=False):
+        g = g.assign(real=g.real_share.map(n.groupby(g.set_index('run').real_share).mean())).dropna(subset='real')
+        made, share = g.ratio > 0, g.ratio.astype(float)
+        synthetic = g.real*share/np.where(g.how == 'add', 1 - share, 1)
+        if g[~made].real_share.nunique() < 2 or not made.any(): continue
+        real = g.real - synthetic.where(g.how == 'replace', 0)
+        seeds = np.unique(g.cnn_seed)
+        weight = np.vstack([np.ones(len(g)), *(g.cnn_seed != s for s in seeds)])       # all, then without each seed
+        worth = _worth(*(o.to_numpy(float) for o in (real, synthetic, g.value)), weight)
+        k = len(seeds) - 1
+        half = stats.t.ppf((1 + level)/2, k)*math.sqrt(k*worth[1:].var()) if k else math.inf    # jackknife
+        rows.append({o: g[o].iloc[0] for o in (*CLASSIFIER, 'extractor')} | dict(
+            worth=worth[0], low=worth[0] - half, high=worth[0] + half, shares=g[~made].real_share.nunique(),
+            seeds=len(seeds), runs=len(g)))
+    return pd.DataFrame(rows)
+
+def _worth(real, synthetic, value, weight):
+    "For each row of `weight` the worth w with the best fit of `value` = a + b log(real + w synthetic), b > 0"
+    least = -.99*(real/np.maximum(synthetic, 1e-9)).min()
+    grid = np.r_[np.linspace(max(least, -.2), 0, 100)[:-1], np.geomspace(1e-4, 10, 400)]
+    W, fit = weight/weight.sum(1, keepdims=True), []
+    for x in (np.log(real + w*synthetic) for w in grid):
+        mx, my = W @ x, W @ value
+        cov, var = W @ (x*value) - mx*my, W @ x**2 - mx**2
+        fit.append(np.where(cov > 0, cov**2/var, 0))
+    return grid[np.argmax(fit, 0)]
