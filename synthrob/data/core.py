@@ -382,8 +382,8 @@ def near_stage(
     def work(s):
         images = read()
         if (n := len(images)) > 30_000:
-            print(f"Near copies of {n:,} images take about {_near_seconds(n)/60/torch.get_num_threads():,.0f} minutes to "
-                  "find, once (copies='exact' does without).", flush=True)
+            print(f"Near copies of {n:,} images take about {_near_seconds(n)/60/torch.get_num_threads():,.0f} minutes "
+                  "to find, once (copies='exact' does without).", flush=True)
         pairs, y = near_duplicates(images), images.y.numpy()
         write_parquet(s.file('pairs.parquet'), pairs)
         return dict(images=n, pairs=len(pairs), labels_differ=int((y[pairs.a] != y[pairs.b]).sum()))
@@ -413,8 +413,8 @@ def _near_line(r, n):
     "Near copies in the report `r` of a split, and the images of each class `n`, as a line of text"
     if not (o := r.get('near_copies')): return "near copies: not looked for"
     classes = lambda found: ', '.join(f'{v:,} {k}' for k,v in found.items())
-    return (f"near copies: {o['groups']:,} groups of different crops of one picture, {o['groups_with_conflict']:,} of them "
-            f"with more than one label, with {classes(o['images_by_class'])} of {n.sum():,} images; "
+    return (f"near copies: {o['groups']:,} groups of different crops of one picture, {o['groups_with_conflict']:,} of "
+            f"them with more than one label, with {classes(o['images_by_class'])} of {n.sum():,} images; "
             f"{o['test_with_near_outside']:,} of {r['test']:,} test images have one outside the test part")
 
 def describe(
@@ -544,7 +544,8 @@ def _run(a):
     print(detectable(images, s, a.seeds, a.metric))
     if a.sheet:
         with replacing(a.sheet) as t: plt.savefig(t, format=Path(a.sheet).suffix[1:], bbox_inches='tight', dpi=120)
-    for file, make in ((a.table, partial(decisions, images, s)), *((o, partial(named_pairs, images, near)) for o in a.pairs)):
+    tables = [(o, partial(named_pairs, images, near)) for o in a.pairs]
+    for file, make in [(a.table, partial(decisions, images, s)), *tables]:
         if not file or Path(file).suffix in pictures: continue
         with replacing(file) as t: make().to_parquet(t) if file.endswith('.parquet') else make().to_csv(t, index=False)
     for file in (o for o in a.pairs if Path(o).suffix in pictures):
