@@ -46,7 +46,8 @@ class SweepTables:
 
     def _name(self, row):
         "An arm in words"
-        return f"{_net_name(row, self.table)}: {row.how}, {row.treatment}" + ', smallest classes first'*(row.classes == 'balance')
+        first = ', smallest classes first'*(row.classes == 'balance')
+        return f"{_net_name(row, self.table)}: {row.how}, {row.treatment}{first}"
 
     def _confusion(self, runs):
         "The sum of the confusion matrices of `runs`, a tuple of hashes"
@@ -85,8 +86,10 @@ def _sentence(self:SweepTables, arm, ratio):
     chosen = f' Validation chose ratio {t[t.chosen].ratio.iloc[0]:g} of this arm.' if t.chosen.any() else ''
     if row.treatment == 'synthetic': return headline(row, self.margin) + chosen
     interval = f' (95 % interval {_interval(row)})'*bool(_interval(row))
-    control = dict(oversample='oversampled real images', class_weights='class weights')[row.treatment]
-    return f"Control, {control}, at ratio {ratio:g}: {_diff(row['diff'])} points of {metric_name(self.metric)}{interval}.{chosen}"
+    control = dict(oversample='oversampled real images', class_weights='class weights', noise='Gaussian noise')
+    about = f'Control, {control[row.treatment]}, at ratio {ratio:g}'
+    return f"{about}: {_diff(row['diff'])} points of {metric_name(self.metric)}{interval}.{chosen}"
+
 
 # %% ../../nbs/explore/04_explore_split.ipynb #a1a1d96b
 BLUE = '#0173b2'    # the present ratio
@@ -105,8 +108,8 @@ def _plot_curve(self:SweepTables, arm, ratio):
         ax.legend(loc='best', fontsize=7)
     alt = f'{metric.capitalize()} in per cent against the ratio: ' + ', '.join(
         f'{100*v:.1f} at {r:g}' for r, v in [(0, row.baseline), *zip(own.ratio, own.value)])
-    caption = (f'{metric.capitalize()} against the ratio, intervals of the paired difference. Blue: this ratio; grey: within '
-               f'{100*self.margin:g} points of ratio 0.')
+    caption = (f'{metric.capitalize()} against the ratio, intervals of the paired difference. Blue: this ratio; grey: '
+               f'within {100*self.margin:g} points of ratio 0.')
     return chart(draw, alt, caption=caption, left=.6)
 
 @patch

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/split/04_run.ipynb #52a12d26
 from __future__ import annotations
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -18,7 +18,9 @@ from ..core.basics import (BadInput, default_device, generator, hash_file, read_
 from ..core.distributed import distributed, launch, process_rank
 from ..core.stages import CHECKPOINT, Stage, discard_damaged
 from ..cnn.learner import Evaluation, cnn_learner, evaluate, learning_problem, recipe as cnn_recipe
+from ..cnn.attacks import Predictor, attack
 from ..cnn.robustness import Robustness, evaluate_robustness, robustness_level
+from ..cnn.uses import AdversarialTraining, SyntheticFirst, soft_labels
 from ..data.core import content_key, data_stage, near_stage
 from ..data.dataset import Dataset
 from ..data.near import near_duplicates
@@ -33,11 +35,11 @@ from ..gan.pools import (RefreshSynthetic, confidence_thresholds, filter_pool, l
 from ..gan.trainer import gan_recipe
 from .features import Extractor, Scale, extract, pretrained
 from .mixture import mix, nested_order, plan, pool_multiple
-from .params import (DataParams, GANParams, MixParams, PoolParams, RunParams, SplitParams, check_params,
-                                   conditions, params_of)
+from .params import (DataParams, GANParams, MixParams, PoolParams, RunParams, SplitParams, UseParams,
+                                   check_params, conditions, params_of)
 
 # %% auto #0
-__all__ = ['SplitRun', 'predictions_frame', 'evaluation_from', 'leak_worth']
+__all__ = ['PGD_STEPS', 'SplitRun', 'predictions_frame', 'evaluation_from', 'leak_worth']
 
 # %% ../../nbs/split/04_run.ipynb #0c0be11d
 class SplitRun:
@@ -63,9 +65,19 @@ class SplitRun:
     @cached_property
     def judge(self) -> SplitRun:
         "The experiment on images at ratio 0 with seed 0: its classifier is the judge, and the extractor of vectors"
+        return self._baseline(0)
+
+    @cached_property
+    def teacher(self) -> SplitRun:
+        "The experiment on images at ratio 0 with the next seed: its classifier gives soft labels"
+        return self._baseline((self.p.cnn_seed + 1) % 2**31)
+
+    def _baseline(self, seed):
         keep = params_of(self.p, DataParams, RunParams)
         keep |= dict(cnn=self.p.cnn, cnn_epochs=self.p.cnn_epochs, min_steps=self.p.min_steps)
-        return SplitRun(check_params(keep | dict(ratio=0, robustness='none', cnn_seed=0)))
+        run = SplitRun(check_params(keep | dict(ratio=0, robustness='none', cnn_seed=seed)))
+        run._source = self._source
+        return run
 
     def __repr__(self):
         done = lambda s: '✓' if s.done else ''
@@ -102,7 +114,10 @@ def stages(self:SplitRun) -> dict: # kind -> `Stage`, in the order in which they
         picky = judge if p.reject else None
         s['pool'] = self._stage('pool', own, self._make_pool, train=train, gan=s.get('gan'), judge=picky)
     own = params_of(p, MixParams) | dict(recipe=self.recipe.params, cnn_seed=p.cnn_seed)
-    s['split'] = self._stage('split', own | many, self._train_classifier, train=train, pool=s.get('pool'))
+    own |= {f.name: v for f in fields(UseParams) if (v := getattr(p, f.name)) != f.default}
+    teacher = self.teacher.stages['split'] if c['soft'] else None
+    s['split'] = self._stage('split', own | many, self._train_classifier, train=train, pool=s.get('pool'),
+                             teacher=teacher)
     if p.robustness != 'none':
         level = asdict(robustness_level(p.robustness))
         s['robustness'] = self._stage('robustness', dict(level=level), self._evaluate_robustness, split=s['split'])
@@ -332,7 +347,7 @@ def pool(self:SplitRun) -> Dataset|None:
 def mixture(self:SplitRun) -> Dataset:
     "The training set of the classifier"
     p = self.p
-    return mix(self.items('train'), self.pool, p.ratio, p.how, p.classes, p.treatment, p.split_seed)
+    return mix(self.items('train'), self.pool, p.ratio, p.how, p.classes, p.treatment, p.split_seed, p.synthetic_weight)
 
 def predictions_frame(parts:dict # name of the part -> (Evaluation, indices of its items, their names)
                      ) -> pd.DataFrame: # columns: part, index, name, true, predicted, and p_CLASS for each class
@@ -362,14 +377,21 @@ def leak_worth(ev:Evaluation, # of the test part
                 worth=None if rest is None else float(right.mean() - rest))
 
 # %% ../../nbs/split/04_run.ipynb #792229be
+PGD_STEPS = 20    # of the attack whose survivors are the robust accuracy
+
 @patch
 def _fit_classifier(self:SplitRun, folder):
     "Train the classifier, in this process or as one of several"
-    p, cbs = self.p, []
+    p, cbs, data = self.p, [], self.mixture
     if p.refresh_every:
         how = dict(noise_std=p.noise_std, seed=p.pool_seed, **self._filter())
         cbs = [RefreshSynthetic(self._gan(), p.refresh_every, **how)]
-    learn = cnn_learner(self.mixture, self.items('valid'), self.recipe, seed=p.cnn_seed, device=p.device)
+    if p.schedule == 'pretrain': cbs.append(SyntheticFirst())
+    if p.training == 'adversarial': cbs.append(AdversarialTraining(p.attack_eps))
+    if p.labels == 'soft': data = soft_labels(data, self.teacher.classifier(), p.temperature, self.recipe.flip)
+    learn = cnn_learner(data, self.items('valid'), self.recipe, seed=p.cnn_seed, device=p.device)
+    if p.equal == 'epochs':
+        learn.recipe = replace(learn.recipe, epochs=round(learn.recipe.epochs*len(data)/data.epoch_len))
     with distributed(learn): learn.fit_recipe(path=folder/CHECKPOINT, cbs=cbs)
     return learn
 
@@ -385,18 +407,27 @@ def _train_classifier(self:SplitRun, stage):
     p, s, real = self.p, self.splits, self.part('train')
     a = plan(real.y, real.c, p.ratio, p.how, p.classes, p.split_seed)
     if not self.leak:
-        check_held_out(take(real.x, a.keep) if self.cond['feature'] else self.mixture.x, self.holdout, 1000*(p.copies == 'near'))
+        x = take(real.x, a.keep) if self.cond['feature'] else self.mixture.x
+        check_held_out(x, self.holdout, 1000*(p.copies == 'near'))
     self._launch('_fit_classifier', stage, self.recipe.epochs)
     learn = self._fit_classifier(stage.path)
     evs = {k: evaluate(learn, self.items(k)) for k in ('valid', 'test')}
     write_tensors(stage.file('cnn.safetensors'), {k: v.clone() for k, v in learn.model.state_dict().items()})
     parts = {k: (ev, getattr(s, k).tolist(), self.part(k).names) for k, ev in evs.items()}
-    write_parquet(stage.file('predictions.parquet'), predictions_frame(parts))
+    table, scores = predictions_frame(parts), {k: ev.to_dict() for k, ev in evs.items()}
+    if p.attack_eps:
+        model, attacked = Predictor(learn).eval(), {}
+        for k in evs:
+            attacked[k] = attack(model, self.part(k).x, self.part(k).y, 'pgd', p.attack_eps, steps=PGD_STEPS)
+        for k, o in attacked.items(): scores[k]['robust_accuracy'] = o.accuracy
+        table['robust'] = torch.cat([o.correct for o in attacked.values()]).numpy()
+    write_parquet(stage.file('predictions.parquet'), table)
     kept = real.y[a.keep].bincount(minlength=real.c).tolist()
     counts = {c: dict(real=r, added=int(n)) for c, r, n in zip(real.vocab, kept, a.add)}
     problem = learning_problem(learn)
+    if p.labels == 'soft': problem = problem or self.teacher.stages['split'].record.get('problem')
     leak = leak_worth(evs['test'], s.table.leaked.to_numpy()[s.test.numpy()])
-    return dict(**{k: ev.to_dict() for k, ev in evs.items()}, history=learn.history, counts=counts,
+    return dict(**scores, history=learn.history, counts=counts,
                 steps=len(learn.dls.train)*learn.recipe.epochs, bs=learn.recipe.bs, epochs=learn.recipe.epochs,
                 given=self._given(), folds=self.folds, splits=s.report, leak=leak,
                 **(dict(problem=problem) if problem else {}),
