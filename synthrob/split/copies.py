@@ -9,7 +9,7 @@ from ..cnn.learner import cnn_learner, evaluate, recipe
 from ..core.basics import BadInput, generator, write_parquet
 from ..core.stages import CHECKPOINT, Stage
 from .run import SplitRun, evaluation_from, predictions_frame
-from ..sweep.stats import hierarchical_bootstrap
+from ..sweep.stats import decide, image_se
 
 # %% auto #0
 __all__ = ['copies_worth']
@@ -69,5 +69,6 @@ def copies_worth(
 
 def _row(x, n, level, *accuracies):
     top = max(1, abs(x).max())
-    b = hierarchical_bootstrap(x[None]/top, level).loc['all']
-    return n, *accuracies, *(top*b[['estimate', 'low', 'high']])
+    x = (x/top)[None]                                                          # (1,seeds,n)
+    d = decide(x.mean(-1), alpha=1 - level, image_se=image_se(x)).iloc[0]
+    return n, *accuracies, top*x.mean(), top*d.low, top*d.high
