@@ -220,7 +220,7 @@ def test_folds_are_hashed_as_done(tmp_path):
     p = fill(tmp_path/'d', n=8); fill(tmp_path/'t/train', n=8); fill(tmp_path/'t/test', n=8)
     parts = lambda path, **kw: SplitRun(check_params(dict(data='folder', path=str(path), out=str(tmp_path/'runs')) | kw)).stages['parts'].hash
     assert parts(p) == parts(p, folds=5) != parts(p, folds=1) == parts(p, folds=0) and parts(tmp_path/'t') == parts(tmp_path/'t', folds=1)
-    refused('folds=5 does not go with the official test part', parts, tmp_path/'t', folds=5); refused('with folds=5 choose 0 to 4', parts, p, fold=5)
+    refused('folds=5 does not go with the official test part', parts, tmp_path/'t', folds=5); refused('with 5 folds choose 0 to 4', parts, p, fold=5)
     (p/'c').mkdir(); [photo().save(p/'c'/f'{i}.png') for i in range(3)]                                     # seen though `d` itself was listed
     assert check_params(dict(data='folder', path=str(p))).folds == 3 and check_params(dict(data='folder', path=str(p), vocab='a,b')).folds == 5
     assert not (tmp_path/'runs/data').exists() or not [*(tmp_path/'runs/data').glob('*/images*')]

@@ -193,3 +193,27 @@ def test_readme_leads_to_notebooks():
 def test_formulas_stay_tex_in_markdown():
     "Quarto's commonmark, without this extension, warns about each formula"
     assert 'tex_math_dollars' in yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))['format']['commonmark']['variant']
+
+def rules(css) -> dict: # selector -> its declarations, comments left out
+    "The rules of a style sheet; one with several selectors counts for each"
+    found = {}
+    for names, body in re.findall(r'([^{}]+){([^{}]*)}', re.sub(r'/\*.*?\*/', '', css, flags=re.S)):
+        for o in names.split(','): found[o.strip()] = found.get(o.strip(), '') + body
+    return found
+
+def unreadable(css) -> list:
+    "What a reader of a page could not read: cut-off lines, tables wider than a phone, covered code, white chips in the dark"
+    need = {'.cell-output pre': 'white-space: pre-wrap', '.cell-output pre > code': 'white-space: pre-wrap', 'main table.table': 'overflow-x: auto',
+            '.cell-output-display': 'overflow-x: auto', 'pre.sourceCode': 'padding-right',
+            'body.quarto-dark code:not(.sourceCode):not(pre > code)': 'background-color'}
+    return [k for k, v in need.items() if v not in rules(css).get(k, '')]
+
+def test_outputs_wrap_and_tables_scroll():
+    css = (NBS/'styles.css').read_text(encoding='utf-8')
+    assert not unreadable(css)
+    assert unreadable(css.replace('pre-wrap', 'pre')) and unreadable(css.replace('overflow-x: auto', '')) and unreadable('')
+
+def test_site_filter_is_in_use():
+    "Headers stand above their columns and an index that only counts is gone: both are done by site.lua"
+    config = (NBS/'_quarto.yml').read_text(encoding='utf-8')
+    assert 'site.lua' in config and 'styles.css' in config and 'function Table(' in (NBS/'site.lua').read_text(encoding='utf-8')

@@ -28,7 +28,7 @@ from .splits import (Splits, check_metric, column_values, default_folds, detecta
 # %% auto #0
 __all__ = ['sources', 'FER_FIVE', 'Source', 'source', 'content_key', 'faces', 'fer2013', 'folder', 'own_size', 'preview', 'lsun',
            'parquet', 'torchvision', 'data_stage', 'prepare', 'near_stage', 'prepare_near', 'describe', 'decisions',
-           'parser', 'main', 'fer2013_path']
+           'named_pairs', 'parser', 'main', 'fer2013_path']
 
 # %% ../../nbs/00_data.ipynb #66b1a1c3
 @dataclass
@@ -382,8 +382,8 @@ def near_stage(
     def work(s):
         images = read()
         if (n := len(images)) > 30_000:
-            print(f"Near copies of {n:,} images take about {_near_seconds(n)/60/torch.get_num_threads():,.0f} minutes to "
-                  "find, once (copies='exact' does without).", flush=True)
+            print(f"Near copies of {n:,} images take about {_near_seconds(n)/60/torch.get_num_threads():,.0f} minutes "
+                  "to find, once (copies='exact' does without).", flush=True)
         pairs, y = near_duplicates(images), images.y.numpy()
         write_parquet(s.file('pairs.parquet'), pairs)
         return dict(images=n, pairs=len(pairs), labels_differ=int((y[pairs.a] != y[pairs.b]).sum()))
@@ -413,8 +413,8 @@ def _near_line(r, n):
     "Near copies in the report `r` of a split, and the images of each class `n`, as a line of text"
     if not (o := r.get('near_copies')): return "near copies: not looked for"
     classes = lambda found: ', '.join(f'{v:,} {k}' for k,v in found.items())
-    return (f"near copies: {o['groups']:,} groups of different crops of one picture, {o['groups_with_conflict']:,} of them "
-            f"with more than one label, with {classes(o['images_by_class'])} of {n.sum():,} images; "
+    return (f"near copies: {o['groups']:,} groups of different crops of one picture, {o['groups_with_conflict']:,} of "
+            f"them with more than one label, with {classes(o['images_by_class'])} of {n.sum():,} images; "
             f"{o['test_with_near_outside']:,} of {r['test']:,} test images have one outside the test part")
 
 def describe(
@@ -469,6 +469,16 @@ def decisions(
     part = s.table.part.where(s.table.removed == '', 'removed: ' + s.table.removed)
     faults = s.table[['conflict', 'flat', 'leaked']]
     return images.items[['name', 'label']].assign(part=part, group=images.group.numpy(), **faults)
+
+def named_pairs(
+    images:Dataset, # from `prepare`
+    near            # pairs from `prepare_near`
+) -> pd.DataFrame:  # `near` with name_a, label_a, part_a, the same of b, and same_label
+    "Return pairs of copies with the names and labels of both images, to inspect them"
+    t = images.items[['name', 'label', 'part']]
+    a, b = (t.iloc[near[k]].add_suffix(f'_{k}').reset_index(drop=True) for k in 'ab')
+    return pd.concat([near, a, b], axis=1).assign(same_label=(a.label_a == b.label_b))
+
 
 # %% ../../nbs/00_data.ipynb #0f2b72a5
 def parser() -> argparse.ArgumentParser:
@@ -535,7 +545,8 @@ def _run(a):
     print(detectable(images, s, a.seeds, a.metric))
     if a.sheet:
         with replacing(a.sheet) as t: plt.savefig(t, format=Path(a.sheet).suffix[1:], bbox_inches='tight', dpi=120)
-    for file, make in ((a.table, partial(decisions, images, s)), *((o, partial(named_pairs, images, near)) for o in a.pairs)):
+    tables = [(o, partial(named_pairs, images, near)) for o in a.pairs]
+    for file, make in [(a.table, partial(decisions, images, s)), *tables]:
         if not file or Path(file).suffix in pictures: continue
         with replacing(file) as t: make().to_parquet(t) if file.endswith('.parquet') else make().to_csv(t, index=False)
     for file in (o for o in a.pairs if Path(o).suffix in pictures):

@@ -86,7 +86,8 @@ def _near_report(images, near, exact, te):
     outside = te & np.isin(near, near[~te]) & ~np.isin(exact, exact[~te])
     of = lambda mask: dict(zip(images.vocab, np.bincount(images.y.numpy()[mask], minlength=images.c).tolist()))
     return dict(groups=int(more.sum()), largest=int(t.exact['size'].max()),
-                groups_with_conflict=int((more & (t.y['nunique'] > 1)).sum()), images_by_class=of(more[near].to_numpy()),
+                groups_with_conflict=int((more & (t.y['nunique'] > 1)).sum()),
+                images_by_class=of(more[near].to_numpy()),
                 test_with_near_outside=int(outside.sum()), by_class=of(outside))
 
 def _repeats(group, mask):
@@ -311,8 +312,8 @@ def check_held_out(
                            "leaks.")
     some = trained[torch.randperm(len(trained), generator=generator('held out'))[:near]]
     if (n := near_duplicates(some, holdout, k=2, progress=False).a.nunique()) > .02*len(some):     # a few are chance
-        raise RuntimeError(f"{n} of {len(some)} training images are near copies of validation or test images: the split "
-                           "leaks.")
+        raise RuntimeError(f"{n} of {len(some)} training images are near copies of validation or test images: the "
+                           "split leaks.")
 
 # %% ../../nbs/data/08_splits.ipynb #f3fffcfa
 def default_folds(

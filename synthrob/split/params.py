@@ -244,7 +244,7 @@ def check_params(given:dict      # parameters by name; missing ones have their d
     fixed = leaky or p.data.partition(':')[0] in fixed_test
     p.folds = None if fixed and p.folds in (0, 1) else p.folds if fixed or p.folds else 1 if p.folds == 0 else folds
     if p.fold >= (n := p.folds or 1):
-        raise BadInput(f"fold={p.fold} is out of range: with folds={n} choose 0 to {n - 1}.")
+        raise BadInput(f"fold={p.fold} is out of range: with {n} folds choose 0 to {n - 1}.")
     if n > 1 and test:
         raise BadInput(f"folds={n} does not go with the official test part of {p.path}: leave it out.")
     if n > 1 and fixed:

@@ -38,7 +38,6 @@ from .mixture import mix, nested_order, plan, pool_multiple
 from .params import (DataParams, GANParams, MixParams, PoolParams, RunParams, SplitParams, UseParams,
                                    check_params, conditions, params_of)
 
-
 # %% auto #0
 __all__ = ['PGD_STEPS', 'SplitRun', 'predictions_frame', 'evaluation_from', 'leak_worth']
 
@@ -408,7 +407,8 @@ def _train_classifier(self:SplitRun, stage):
     p, s, real = self.p, self.splits, self.part('train')
     a = plan(real.y, real.c, p.ratio, p.how, p.classes, p.split_seed)
     if not self.leak:
-        check_held_out(take(real.x, a.keep) if self.cond['feature'] else self.mixture.x, self.holdout, 1000*(p.copies == 'near'))
+        x = take(real.x, a.keep) if self.cond['feature'] else self.mixture.x
+        check_held_out(x, self.holdout, 1000*(p.copies == 'near'))
     self._launch('_fit_classifier', stage, self.recipe.epochs)
     learn = self._fit_classifier(stage.path)
     evs = {k: evaluate(learn, self.items(k)) for k in ('valid', 'test')}

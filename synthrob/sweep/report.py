@@ -195,8 +195,8 @@ def _about_runs(frame):
     if frame.simulated.any():
         yield "These runs are SIMULATED: they show what a report looks like, and nothing about synthetic images."
     if frame.leak.any():
-        yield ("Copies stayed where they were (copies='none', or preset='study', whose GAN is trained on test images as "
-               "well), so the test part contains copies of training images.")
+        yield ("Copies stayed where they were (copies='none', or preset='study', whose GAN is trained on test images "
+               "as well), so the test part contains copies of training images.")
     skipped = frame.attrs.get('skipped', {})
     names = dict(unfinished='unfinished runs', damaged='damaged runs', cells_failed='failed cells',
                  cells_open='open cells', robustness_unfinished='unfinished robustness evaluations',
@@ -490,8 +490,8 @@ def _arms_table(t, others, name):
 _arms_words = ("Every arm on the test images against ratio 0 with the same classifier seed. Pairs: GAN x classifier "
                "seeds. Verdict and p are corrected for the number of arms: of the chosen arm for those it was chosen "
                "among, of the others for all. Probability of improvement: share of all pairs of runs, whatever their "
-               "seed, in which the arm is better (rliable's definition). Detectable: the smallest difference that 80 of "
-               "100 experiments with as many seeds would find. The columns on the right are differences, too.")
+               "seed, in which the arm is better (rliable's definition). Detectable: the smallest difference that 80 "
+               "of 100 experiments with as many seeds would find. The columns on the right are differences, too.")
 
 # %% ../../nbs/sweep/07_report.ipynb #2b63427d
 def _recall_table(top, recalls):
