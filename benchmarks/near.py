@@ -1,4 +1,4 @@
-"Near copies: recall on copies planted in FER-2013, counts, time and memory. `python benchmarks/near.py five|seven OUT.json [PER_KIND]`"
+"Near copies planted in FER-2013: recall, counts, time, memory. `python benchmarks/near.py five|seven OUT.json [PER_KIND [N]]`, of N images"
 import io, json, resource, sys, time
 import numpy as np, torch
 from PIL import Image, ImageDraw
@@ -33,33 +33,37 @@ kinds = dict(crop=[crop], crop_70=[lambda a, r: crop(a, r, .7, .7)], scale=[scal
              scale_contrast_watermark=[scale, contrast, watermark], crop_brightness_jpeg=[crop, brightness, jpeg],
              mirror_watermark_contrast_crop=[mirror, watermark, contrast, crop])
 
-def main(which, out, per=100):
+def main(which, out, per=100, n=None):
     images = prepare('fer2013', fer2013_path(), vocab='all' if which == 'seven' else None)
-    x, r = images.x[:], np.random.default_rng(0)
+    r = np.random.default_rng(0)
+    if n: images = images.subset(np.sort(r.permutation(len(images))[:n]))
+    x, n = images.x[:], len(images)
     good = np.flatnonzero(x.float().std((1, 2, 3)).numpy() > 5)
-    _, first = np.unique(x.numpy().reshape(len(x), -1), axis=0, return_index=True)
+    _, first = np.unique(x.numpy().reshape(n, -1), axis=0, return_index=True)
     rows = r.permutation(np.intersect1d(good, first))[:per*len(kinds)]
     copies = []
     for j, i in enumerate(rows):
         a = x[i,0].numpy()
         for f in list(kinds.values())[j//per]: a = f(a, r)
         copies.append(a)
-    n, planted = len(x), torch.from_numpy(np.stack(copies))[:,None]
-    start, wall = time.process_time(), time.time()
+    planted = torch.from_numpy(np.stack(copies))[:,None]
+    before, start, wall = peak(), time.process_time(), time.time()
     pairs = near_duplicates(torch.cat([x, planted]), progress=False)
-    used = dict(images=n + len(planted), cpu_s=time.process_time() - start, wall_s=time.time() - wall,
-                max_rss_gb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e6, threads=torch.get_num_threads())
-    have = set(zip(pairs.a, pairs.b))
-    hit = np.array([(i, n + j) in have for j, i in enumerate(rows)]).reshape(-1, per).mean(1)
-    own = pairs[pairs.b < n]
-    te = images.part == 'test'
-    across = own[(te[own.a] != te[own.b]) & (own.score < 1)]
+    used = dict(images=n + len(planted), cpu_s=round(time.process_time() - start), wall_s=round(time.time() - wall),
+                peak_gb=peak(), peak_gb_before=before, threads=torch.get_num_threads())
+    pairs.to_parquet(out.replace('.json', '.parquet'))
+    score = {(a, b): s for a, b, s in zip(pairs.a, pairs.b, pairs.score)}
+    hit = np.array([(i, n + j) in score for j, i in enumerate(rows)]).reshape(-1, per).mean(1)
+    own, y, te = pairs[pairs.b < n], images.y.numpy(), images.part == 'test'
+    near = own[own.score < 1]
+    across = near[te[near.a] != te[near.b]]
     test = np.unique(np.where(te[across.a], across.a, across.b))
-    y = images.y.numpy()
-    record = dict(used, recall=dict(zip(kinds, hit.round(3).tolist())), per_kind=per, pairs=len(own),
-                  pairs_exact=int((own.score == 1).sum()), labels_differ=int((y[own.a] != y[own.b]).sum()),
-                  test_with_near_copy=dict(zip(images.vocab, np.bincount(y[test], minlength=images.c).tolist())),
-                  test_images=int(te.sum()))
+    count = lambda i: dict(zip(images.vocab, np.bincount(y[i], minlength=images.c).tolist()))
+    record = dict(used, recall=dict(zip(kinds, hit.round(3).tolist())), per_kind=per, pairs=len(own), pairs_near=len(near),
+                  labels_differ=int((y[own.a] != y[own.b]).sum()), labels_differ_near=int((y[near.a] != y[near.b]).sum()),
+                  with_near_copy=count(np.unique(near[['a', 'b']])), test_with_near_copy=count(test), test=count(te))
     open(out, 'w').write(json.dumps(record, indent=1)); print(record)
+
+def peak(): return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e6, 2)
 
 if __name__ == '__main__': main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:]))

@@ -29,8 +29,9 @@ from synthrob.split.params import SplitParams, check_params
 from synthrob.sweep import command
 from synthrob.sweep import report as report_module
 from synthrob.sweep.grid import combinations, values
-from synthrob.sweep.results import results, simulate_runs
+from synthrob.sweep.results import results
 from dataclasses import fields
+from simulate import simulate_runs
 
 HANG, MEMORY = 10, 2<<30          # seconds of CPU time (or five times as many by the clock), and bytes that a process may take beyond its start, of one input
 

@@ -16,7 +16,7 @@ def is_gpu(d): return isinstance(d, torch.device) and d.type == 'cuda' or isinst
 
 class PretendCUDA(TorchFunctionMode):
     "Inside: storages made on, moved to or computed from tensors on 'cuda' count as lying there"
-    there, generators = {}, {}                             # of all modes: tables are kept between them
+    there = {}                                             # of all modes: tables are kept between them
 
     def on(self, t): return t.untyped_storage()._cdata in self.there
     def put(self, t):
@@ -60,7 +60,7 @@ class PretendCUDA(TorchFunctionMode):
         g = kwargs.get('generator')
         if g is not None and 'device' not in name:
             where = is_gpu(to) or (bool(there) and there[0])
-            if self.generators.get(id(g), False) != where: raise RuntimeError(f"{name}: generator and tensor are on different devices")
+            if getattr(g, 'on_gpu', False) != where: raise RuntimeError(f"{name}: generator and tensor are on different devices")
         if func in copies or name in ('tensor', 'as_tensor', 'clone', '__deepcopy__') or not (any(there) and not all(there)):
             if func == T.__setitem__:
                 key = [o for o in tree_flatten(args[1])[0] if isinstance(o, T)]
@@ -85,12 +85,11 @@ class Now(Executor):
 def pretend_cuda(bf16=False):
     "Run the block as if torch had found one GPU; yields the mode"
     m = PretendCUDA()
-    def generator(device='cpu'):
-        g = real_generator('cpu')
-        m.generators[id(g)] = is_gpu(device)
-        keep.append(g)
-        return g
-    real_generator, keep = torch.Generator, []
+    class Generator(torch.Generator):
+        def __new__(cls, device='cpu'):
+            g = super().__new__(cls, 'cpu')
+            g.on_gpu = is_gpu(device)
+            return g
     class Props: name, total_memory, major, minor, multi_processor_count = 'pretended', 80 << 30, 9, 0, 1
     patches = dict(is_available=lambda: True, device_count=lambda: 1, current_device=lambda: 0, get_device_name=lambda *_: 'pretended',
                    is_bf16_supported=lambda *_, **__: bf16, synchronize=lambda *_: None, get_device_properties=lambda *_: Props,
@@ -98,7 +97,7 @@ def pretend_cuda(bf16=False):
                    get_device_capability=lambda *_: (9, 0))
     with contextlib.ExitStack() as s:
         for k, v in patches.items(): s.enter_context(mock.patch.object(torch.cuda, k, v))
-        s.enter_context(mock.patch.object(torch, 'Generator', generator))
+        s.enter_context(mock.patch.object(torch, 'Generator', Generator))
         s.enter_context(mock.patch.object(torch.optim.Optimizer, '_accelerator_graph_capture_health_check', lambda self: None))
         s.enter_context(mock.patch('synthrob.data.rows.ThreadPoolExecutor', Now))     # a mode ends at its thread
         s.enter_context(m)

@@ -78,19 +78,25 @@ def test_imports_make_no_circle_and_few_floors():
     except CycleError as e: pytest.fail('packages import each other: ' + ' <- '.join(e.args[1]))
     assert max(found.values()) <= FLOORS, found
 
-@pytest.mark.parametrize('name', MODULES)
-def test_imports_are_required(name):
+def test_imports_are_required():
     ini = settings()
     required = {canonicalize_name(Requirement(r).name) for k in ini if k.endswith('requirements') and k != 'dev_requirements'
                 for r in ini[k].split()}
-    others = {o.split('.')[0] for o in imports(name)} - sys.stdlib_module_names - {'synthrob'}
-    missing = {o for o in others if canonicalize_name(DISTRIBUTION.get(o, o)) not in required}
-    assert not missing, f'{name} imports {missing}, which settings.ini does not require'
+    others = {(name, top) for name in MODULES for o in imports(name) for top in [o.split('.')[0]]}
+    missing = {f'{name} imports {o}' for name, o in others if o not in sys.stdlib_module_names and o != 'synthrob'
+               and canonicalize_name(DISTRIBUTION.get(o, o)) not in required}
+    assert not missing, f'{missing}, which settings.ini does not require'
 
 def test_every_module_has_its_notebook():
     made = [f'synthrob.{m}' for p in PAGES if (m := exported(p))]
     have = [m for m, p in MODULES.items() if p.name not in FACADES]
     assert sorted(made) == sorted(have), f'notebooks without a module: {set(made) - set(have)}; modules without a notebook: {set(have) - set(made)}'
+
+def test_lines_are_at_most_120_columns():
+    "Except `__all__`, which nbdev wraps"
+    wide = [f'{p.relative_to(ROOT)}:{i}' for p in MODULES.values() for i, l in
+            enumerate(p.read_text(encoding='utf-8').splitlines(), 1) if len(l) > 120 and not l.startswith('__all__')]
+    assert not wide, wide
 
 def test_names_of_notebooks_are_unique():
     "nbdev finds a page by its name without the folder"

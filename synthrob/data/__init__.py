@@ -1,5 +1,5 @@
 "Labelled images from any source, split so that nothing leaks"
-from .core import Source, data_stage, decisions, describe, fer2013_path, prepare, source
+from .core import Source, data_stage, decisions, describe, fer2013_path, prepare, prepare_near, source
 from .dataset import Dataset, concat
 from .duplicates import duplicate_groups, flat
 from .faces import draw_faces, emotions

@@ -34,7 +34,7 @@ def _sampling(scale, offset):
 
 def _window(scale, y=0., x=0.): return torch.kron(_sampling(scale, y), _sampling(scale, x))
 
-_similar = .6                               # least similarity of descriptors for a pair to be verified
+_similar = .5                               # least similarity of descriptors for a pair to be verified
 _base, _step, _reach = .65, .115, .2         # the central window; its step and largest shift
 _windows = [(s, y*d, x*d) for s in (1, .86, .74, .66) for d in (_step*_base*s,) for n in (round(_reach/d),)
             for y in range(-n, n+1) for x in range(-n, n+1) if math.hypot(y, x)*d < 1.3*_reach]
@@ -86,26 +86,35 @@ class _Descriptors:
         return even/norm, odd/norm
 
 # %% ../../nbs/data/09_near.ipynb #e0ea0008
-def _candidates(d, grey, others, k, progress):
-    "The `k` most similar of `others` for each picture by descriptors: rows (n*k,), columns, similarity; all on CPU"
+def _candidates(d, grey, others, k, progress, each=0):
+    """The `k` most similar by descriptors: rows (n*k,), columns, similarity; all on CPU
+    `each=0`: of `others` for each of `grey`; 1: the other way round"""
     fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     num = lambda v: v.to(torch.bfloat16 if fast else torch.float32).contiguous()
     same, m = others is grey, len(others)
     even, odd = (num(torch.cat(o)[:,0].T) for o in zip(*(d(b, d.base) for b in others.split(4096))))
-    k, rows = min(k, m - same), max(16, min(256, (1<<25)//m))
-    sim, col = torch.empty(len(grey), k), torch.empty(len(grey), k, dtype=torch.int64)
+    k, rows = min(k, len(grey) if each else m - same), max(16, min(256, (1<<25)//m))
+    shape = m if each else len(grey), k
+    sim, col = torch.full(shape, -1.), torch.zeros(shape, dtype=torch.int64)
     for a in progress_bar(range(0, len(grey), rows), display=progress, leave=False):
         we, wo = (num(v.transpose(0, 1)) for v in d(grey[a:a+rows], d.windows))
         n = we.shape[1]
-        out = torch.full((n, m), -1., dtype=even.dtype)
+        out = torch.empty(n, m, dtype=even.dtype)
         for c in range(0, m, 1024):
-            e, o, best = even[:,c:c+1024], odd[:,c:c+1024], out[:,c:c+1024]
+            e, o = even[:,c:c+1024].contiguous(), odd[:,c:c+1024].contiguous()
+            best = torch.full((n, e.shape[1]), -1., dtype=e.dtype)
+            x, y = torch.empty_like(best), torch.empty_like(best)
             for i in range(len(we)):
-                best[:] = torch.maximum(best, (we[i]@e).add_((wo[i]@o).abs_()))     # |odd|: the mirror image as well
+                torch.mm(wo[i], o, out=y).abs_()                                    # |odd|: the mirror image as well
+                torch.maximum(best, torch.mm(we[i], e, out=x).add_(y), out=best)
+            out[:,c:c+1024] = best
         if same: out[torch.arange(n), a + torch.arange(n)] = -1
-        sim[a:a+n], col[a:a+n] = out.float().topk(k, 1)
-    row = torch.arange(len(grey)).repeat_interleave(k)
-    return row, col.flatten(), sim.flatten()
+        if each:
+            sim, i = torch.cat([sim, out.T.float()], 1).topk(k, 1)
+            col = torch.cat([col, (a + torch.arange(n)).expand(m, n)], 1).gather(1, i)
+        else: sim[a:a+n], col[a:a+n] = out.float().topk(k, 1)
+    row = torch.arange(len(sim)).repeat_interleave(k)
+    return (col.flatten(), row, sim.flatten()) if each else (row, col.flatten(), sim.flatten())
 
 def _place(d, pa, pb):
     "For pairs of pictures: the window of `pa` that is most like the central window of `pb`, and whether mirrored"
@@ -116,6 +125,7 @@ def _place(d, pa, pb):
 
 # %% ../../nbs/data/09_near.ipynb #e0ea000a
 _lags = torch.arange(-13, 14)
+_scales = [math.exp(-.035*t) for t in range(15)]     # of the shrunk picture
 
 def _shrinking(s):
     "The matrix (48,48) that shrinks a picture by `s` about its centre, and the rows that it then covers"
@@ -155,37 +165,43 @@ class _Register:
         return field(v) - self.means[s], rows
 
     def __call__(self, pa, pb, scales, at, near=5, floor=1.5):
-        "Compare `pa` with `pb` shrunk by each of `scales` and moved to `near` pixels around `at`: score, scale, dy, dx"
+        "Compare `pa` with `pb` shrunk by `_scales[scales]`, moved to `near` pixels around `at`: score, scale, dy, dx"
         (ga, _), n = self.gradient(pa, 1.), 64
         fa, ea, best = torch.fft.fft2(ga, s=(n, n)), ga.abs().square(), torch.full((len(pa), 4), -1.)
         ok = [(_lags - at[:,i,None]).abs() <= near for i in (0, 1)]
         ok = ok[0][:,:,None] & ok[1][:,None]
-        for s in scales:
-            gb, rows = self.gradient(pb, s)
+        for t in scales:
+            gb, rows = self.gradient(pb, _scales[t])
             both = torch.fft.ifft2(fa*torch.fft.fft2(gb, s=(n, n)).conj()).real[:,_lags[:,None] % n,_lags % n]
             ca, cb = _covered(rows, -1), _covered(rows, 1)
             area = ca.sum(1)[:,None]*ca.sum(1) + 1e-6
             energy = (ca@ea@ca.T + floor*area)*(cb@gb.abs().square()@cb.T + floor*area)
             score = torch.where(ok & (area > .35*_side**2), both/energy.sqrt(), -1.).flatten(1)
             top, i = score.max(1)
-            found = torch.stack([top, torch.full_like(top, s), _lags[i//len(_lags)], _lags[i % len(_lags)]], 1)
+            found = torch.stack([top, torch.full_like(top, t), _lags[i//len(_lags)], _lags[i % len(_lags)]], 1)
             best = torch.where((top > best[:,0])[:,None], found, best)
         return best
 
 # %% ../../nbs/data/09_near.ipynb #e0ea000c
 def _verify(d, register, ga, gb, a, b, bs=256, progress=False):
     "Register pairs, rows `a` of `ga` and `b` of `gb`: score, scale, dy, dx (pixels of 48), mirror (n,5)"
-    out, order = torch.empty(len(a), 5), []
-    parts = [_place(d, ga[i], gb[j]) for i, j in zip(a.split(2048), b.split(2048))]
+    parts = [_place(d, ga[i], gb[j]) for i, j in zip(a.split(256), b.split(256))]
     sim, w, mirror = (torch.cat(o) for o in zip(*parts))
     size = torch.tensor(_windows)[w]
-    for s in size[:,0].unique(): order += [(float(s), i) for i in (size[:,0] == s).nonzero()[:,0].split(bs)]
-    for s, i in progress_bar(order, display=progress, leave=False):
-        pa, pb = ga[a[i]].float(), gb[b[i]].float()
-        pb = torch.where(mirror[i,None,None], pb.flip(-1), pb)
-        scales = [s*math.exp(.035*t) for t in range(-2, 1 if s == 1 else 3)]
-        out[i] = torch.cat([register(pa, pb, scales, size[i,1:]*_side), mirror[i,None]], 1)
-    return out
+    start, out = (-size[:,0].log()/.035).round(), torch.full((len(a), 4), -1.)
+    def attempt(which, t0, at, steps, near):
+        groups = [(int(t), i) for t in t0[which].unique() for i in which[t0[which] == t].split(bs)]
+        for t, i in progress_bar(groups, display=progress, leave=False):
+            pa, pb = ga[a[i]].float(), gb[b[i]].float()
+            pb = torch.where(mirror[i,None,None], pb.flip(-1), pb)
+            v = register(pa, pb, [t + k for k in steps if 0 <= t + k < len(_scales)], at[i], near)
+            out[i] = torch.where((v[:,0] > out[i,0])[:,None], v, out[i])
+    rows = lambda low, high: ((out[:,0] > low) & (out[:,0] < high)).nonzero()[:,0]
+    attempt(torch.arange(len(a)), start, size[:,1:]*_side, (-2, 0, 2), 5)
+    attempt(rows(.3, .7), start*0, size[:,1:]*0, range(0, 15, 2), 13)           # the window was perhaps the wrong one
+    attempt(rows(.45, 2), out[:,1].clone(), out[:,2:].clone(), (-1, 1), 2)
+    out[:,1] = torch.tensor(_scales)[out[:,1].long()]
+    return torch.cat([out, mirror[:,None]], 1)
 
 def _threshold(d, register, grey, others, floor):
     "The score that random pairs exceed by chance at seven standard deviations, at least `floor`"
@@ -211,7 +227,7 @@ def _exact(x, y):
     return ((first,) if y is None else ((~eq).nonzero()[:,0], first[first < m])), pairs
 
 def _pairs(grey, others, threshold, k, progress):
-    "The near copies among different pictures; shifts in pixels of 48"
+    "The verified pairs of different pictures, shifts in pixels of 48, and the least score of near copies"
     same, others = others is None, grey if others is None else others
     both = grey if same else torch.cat([grey, others])
     d, register = _Descriptors(both), _Register(both)
@@ -219,14 +235,14 @@ def _pairs(grey, others, threshold, k, progress):
     a, b, sim = _candidates(d, grey, others, k, progress)
     if same: turned = torch.zeros(len(a), dtype=torch.bool)
     else:                                               # both ways: only the shrunk one of two is found as a window
-        b2, a2, sim2 = _candidates(d, others, grey, k, progress)
+        b2, a2, sim2 = _candidates(d, others, grey, k, progress, each=1)
         turned = torch.arange(len(a) + len(a2)) >= len(a)
         a, b, sim = torch.cat([a, a2]), torch.cat([b, b2]), torch.cat([sim, sim2])
     table = pd.DataFrame(dict(a=a, b=b, turned=turned, sim=sim))[(sim > _similar).numpy()]
     if same:
         table['turned'] = table.a > table.b
         table[['a', 'b']] = np.sort(table[['a', 'b']], axis=1)
-    table = table.sort_values('sim').drop_duplicates(['a', 'b'], keep='last')
+    table = table.drop_duplicates(['a', 'b', 'turned'])
     parts = []
     for turned, t in table.groupby('turned'):
         i, j = (torch.from_numpy(t[c].to_numpy(copy=True)) for c in ('ba' if turned else 'ab'))
@@ -236,15 +252,17 @@ def _pairs(grey, others, threshold, k, progress):
             v[:,1] = 1/v[:,1]
         parts.append(t[['a', 'b']].assign(**dict(zip(('score', 'scale', 'dy', 'dx', 'mirror'), v.T.numpy()))))
     table = pd.concat(parts) if parts else table[['a', 'b']].assign(score=0., scale=1., dy=0., dx=0., mirror=False)
-    return table[table.score > _threshold(d, register, grey, others, threshold)]
+    table = table.sort_values('score', kind='stable').drop_duplicates(['a', 'b'], keep='last')
+    return table, _threshold(d, register, grey, others, threshold)
 
 # %% ../../nbs/data/09_near.ipynb #e0ea000e
 def near_duplicates(
     images,             # uint8 (n,c,h,w), tensor or array, or a `Dataset`
     others=None,        # `b` is one of these, such as training images beside synthetic `images`; None: one of `images`
     threshold:float=.6, # of the score; higher where even random pairs look alike, see below
-    k:int=8,            # candidates for each image
-    progress:bool=None  # show progress bars? None: for more than 2,000 images
+    k:int=8,            # candidates for each of `images`
+    progress:bool=None, # show progress bars? None: for more than 2,000 images
+    cut:bool=True       # leave out pairs below the threshold? It is in `attrs`
 ) -> pd.DataFrame: # a row per pair, best first: `a`, `b`, `score`, `scale`, `dy`, `dx` (pixels), `mirror`
     "Find pairs of images that show the same picture cropped, scaled, shifted, mirrored, compressed or retouched"
     x, y = (getattr(o, 'x', o) for o in (images, others))
@@ -256,10 +274,12 @@ def near_duplicates(
     ia, ib = first if y is not None else (first[0],)*2
     found = pd.DataFrame(columns=['a', 'b', 'score', 'scale', 'dy', 'dx', 'mirror'], dtype=float)
     if len(ia) and len(ib) > (y is None):
-        found = _pairs(grey[0][ia], None if y is None else grey[1][ib], threshold, k, progress)
+        found, threshold = _pairs(grey[0][ia], None if y is None else grey[1][ib], threshold, k, progress)
+        if cut: found = found[found.score > threshold]
         found['a'], found['b'] = ia.numpy()[found.a], ib.numpy()[found.b]
         found['dy'] *= x.shape[2]/_side; found['dx'] *= x.shape[3]/_side
     out = pd.concat([exact, found]).astype(dict.fromkeys(found.columns, float) | dict(a=int, b=int, mirror=bool))
+    out.attrs['threshold'] = float(threshold)
     return out.sort_values(['score', 'a', 'b'], ascending=[False, True, True], ignore_index=True)
 
 # %% ../../nbs/data/09_near.ipynb #e0ea0012
@@ -268,15 +288,18 @@ def plot_pairs(
     pairs,         # from `near_duplicates`
     others=None,   # those that `b` counts; None: `images`
     n:int=12,      # pairs to show, from the best to the weakest
-    axs=None       # 2n axes, None: new ones
+    per_row:int=12 # pairs in a row
 ):                 # the axes
-    "Show `n` pairs side by side, spread over the scores"
+    "Show `n` pairs one above the other, spread over the scores"
     t = pairs.iloc[np.unique(np.linspace(0, len(pairs) - 1, min(n, len(pairs))).round().astype(int))]
-    if axs is None: axs = plt.subplots(2, max(1, len(t)), figsize=(.9*max(1, len(t)), 2.1), dpi=72, squeeze=False)[1].T
-    for row, o in zip(np.reshape(axs, (-1, 2)), t.itertuples()):
-        for ax, ds, i in zip(row, (images, images if others is None else others), (o.a, o.b)):
+    rows, cols = max(1, -(-len(t)//per_row)), max(1, min(len(t), per_row))
+    axs = plt.subplots(2*rows, cols, figsize=(.9*cols, 2.1*rows), dpi=72, squeeze=False)[1]
+    axs = axs.reshape(rows, 2, cols).swapaxes(1, 2).reshape(-1, 2)
+    for ax in axs.flat: ax.set(xticks=[], yticks=[]); ax.set_frame_on(False)
+    for pair, o in zip(axs, t.itertuples()):
+        for ax, ds, i in zip(pair, (images, images if others is None else others), (o.a, o.b)):
             ax.imshow(np.moveaxis(np.asarray(getattr(ds, 'x', ds)[i]), 0, -1).squeeze(), cmap='gray', vmin=0, vmax=255)
             if hasattr(ds, 'vocab'): ax.set_xlabel(ds.vocab[int(ds.y[i])], fontsize=7)
-            ax.set(xticks=[], yticks=[])
-        row[0].set_title(f'{o.score:.2f}', fontsize=8)
+        pair[0].set_title(f'{o.score:.2f}', fontsize=8)
     return axs
+

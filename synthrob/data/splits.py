@@ -15,11 +15,12 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from ..core.basics import BadInput, generator
 from .dataset import Dataset
 from .duplicates import duplicate_groups, flat
+from .near import near_duplicates
 from .sources import list_shards
 
 # %% auto #0
 __all__ = ['Splits', 'join_groups', 'subjects', 'subjects_hint', 'splits', 'check_no_leak', 'check_held_out', 'default_folds',
-           'default_metric', 'check_metric', 'difference_limit', 'detectable']
+           'default_seeds', 'default_metric', 'check_metric', 'difference_limit', 'detectable']
 
 # %% ../../nbs/data/08_splits.ipynb #cd0a5c67
 @dataclass
@@ -82,10 +83,11 @@ def _near_report(images, near, exact, te):
     t = pd.DataFrame(dict(near=near, exact=exact, y=images.y.numpy())).groupby('near').agg(['nunique', 'size'])
     more = t.exact['nunique'] > 1
     outside = te & np.isin(near, near[~te]) & ~np.isin(exact, exact[~te])
-    n = np.bincount(images.y.numpy()[outside], minlength=images.c).tolist()
+    of = lambda mask: dict(zip(images.vocab, np.bincount(images.y.numpy()[mask], minlength=images.c).tolist()))
     return dict(groups=int(more.sum()), largest=int(t.exact['size'].max()),
                 groups_with_conflict=int((more & (t.y['nunique'] > 1)).sum()),
-                test_with_near_outside=int(outside.sum()), by_class=dict(zip(images.vocab, n)))
+                images_by_class=of(more[near].to_numpy()),
+                test_with_near_outside=int(outside.sum()), by_class=of(outside))
 
 def _repeats(group, mask):
     "A mask of the images in `mask` that are not the first of their group there"
@@ -132,27 +134,37 @@ def subjects(
     path=None       # of the parquet data set, for a column
 ) -> torch.Tensor:  # int64 (n,)
     "Return the subject of each image; raises `BadInput` if `groups` leaves an image without one"
-    names, n = [str(o) for o in images.names], len(images)
+    keys = _subject_keys(map(str, images.names), np.asarray(images.vocab, dtype=object)[images.y.cpu()], groups, path)
+    return torch.from_numpy(pd.factorize(np.asarray(keys, dtype=object))[0].astype(np.int64))
+
+def _subject_keys(
+    names,     # of images, as their source gives them
+    labels,    # their classes
+    groups,    # as for `subjects`
+    path=None  # of the parquet data set, for a column
+) -> list:     # of text
+    "Name the subject of each image; raises `BadInput` as `subjects` does"
+    names = list(names); n = len(names)
     if groups.startswith('column:'):
         if path is None or PurePosixPath(names[0]).suffix:
-            raise BadInput(f"groups={groups!r} needs a parquet data set: for images in folders give a pattern or 'folder'.")
+            raise BadInput(f"groups={groups!r} needs a parquet data set: for images in folders give a pattern or "
+                           "'folder'.")
         column = _column(path, groups.partition(':')[2])
         key = [column.get(o) for o in names]
     elif groups == 'folder':
-        label = np.asarray(images.vocab, dtype=object)[images.y.cpu()]
         def below(name, c):
             parts = name.split('/')[:-1]
             return '/'.join(parts[len(parts) - parts[::-1].index(c):]) if c in parts else ''
-        key = [below(*o) or None for o in zip(names, label)]
+        key = [below(*o) or None for o in zip(names, labels)]
     else:
         try: found = re.compile(groups)
         except re.error as e: raise BadInput(f"groups={groups!r} is no regular expression: {e}.") from None
         key = [m and m[min(1, found.groups)] or None for m in (found.search(PurePosixPath(o).name) for o in names)]
     if none := [o for o,k in zip(names, key) if k is None]:
         what = {'folder': 'no folder of a subject below the class'}.get(groups, 'no subject')
-        raise BadInput(f"groups={groups!r} finds {what} for {len(none):,} of {n:,} images, such as {none[0]}: correct it, "
-                       "or leave it out.")
-    return torch.from_numpy(pd.factorize(np.asarray(key, dtype=object))[0].astype(np.int64))
+        raise BadInput(f"groups={groups!r} finds {what} for {len(none):,} of {n:,} images, such as {none[0]}: correct "
+                       "it, or leave it out.")
+    return key
 
 def subjects_hint(
     images:Dataset # with names
@@ -208,6 +220,19 @@ def _leaky_parts(images, valid, test, seed):
     return ~te & ~va, va, te, np.full(len(images), '', '<U8')
 
 # %% ../../nbs/data/08_splits.ipynb #15bec50e
+def _check_classes(images, needed, folds, fold):
+    "Raise `BadInput` if a part of `needed`, (name, mask, fewest images of a class), lacks a class"
+    for k,m,fewest in needed:
+        n = np.bincount(images.y.numpy()[m], minlength=images.c)
+        if n.min() >= fewest: continue
+        c, rest = images.vocab[n.argmin()], [o for i,o in enumerate(images.vocab) if i != n.argmin()]
+        where, have = f' in fold {fold} of {folds}' if folds > 1 else '', int((images.y == n.argmin()).sum())
+        raise BadInput(f"class {c!r} has {'only one' if n.min() else 'no'} {k} image{where}, of {have} in all: a class "
+                       f"needs at least {max(4, folds)}, two to train, one to validate, one to test"
+                       f"{' in each fold' if folds > 1 else ''}; add images or leave the class out, "
+                       f"vocab={','.join(rest)!r}.")
+
+# %% ../../nbs/data/08_splits.ipynb #721ed74a
 def splits(
     images:Dataset,  # with official parts or without
     valid:float=.1,  # share of the training images for validation, if there is no official validation part
@@ -231,16 +256,9 @@ def splits(
     if near is not None: near = join_groups(g, near[['a', 'b']]).numpy()
     if leak: tr, va, te, why = _leaky_parts(images, valid, test, seed)
     else: tr, va, te, why = _clean_parts(images, valid, test, seed, conflict, is_flat, subject, near, folds, fold)
-    needed = dict(training=tr, test=te) | ({} if leak else dict(validation=va))  # at random, one may be missing
-    for k,m in needed.items():
-        n = np.bincount(images.y.numpy()[m], minlength=images.c)
-        if n.min() < (2 if k == 'training' and not leak else 1):
-            c, rest = images.vocab[n.argmin()], [o for i,o in enumerate(images.vocab) if i != n.argmin()]
-            where = f' in fold {fold} of {folds}' if folds > 1 else ''
-            raise BadInput(f"class {c!r} has {'only one' if n.min() else 'no'} {k} image{where}, of {int((images.y == n.argmin()).sum())} "
-                           f"in all: a class needs at least {max(4, folds)}, two to train, one to validate, one to test"
-                           f"{' in each fold' if folds > 1 else ''}; add images "
-                           f"or leave the class out, vocab={','.join(rest)!r}.")
+    needed = [('training', tr, 1), ('test', te, 1)] if leak else [    # at random, validation may lack a class
+        ('training', tr, 2), ('test', te, 1), ('validation', va, 1)]
+    _check_classes(images, needed, folds, fold)
     more = tuple(k for k,o in dict(near=near, subject=subject).items() if o is not None)
     size, leaked = np.bincount(g), te & np.isin(g, g[tr])
     report = dict(images=len(images), train=int(tr.sum()), valid=int(va.sum()), test=int(te.sum()),
@@ -257,6 +275,7 @@ def splits(
     more = {k: np.asarray(v) for k,v in dict(subject=subject, near=near).items() if v is not None}
     return Splits(table.assign(**more), report)
 
+# %% ../../nbs/data/08_splits.ipynb #78000aac
 @patch
 def split(self:Dataset,
     **kwargs # for `splits`: `valid`, `test`, `seed`, `leak`, `subject`, `folds`, `fold`
@@ -282,27 +301,38 @@ def check_no_leak(
 
 def check_held_out(
     trained, # images to be trained on, uint8 (n,c,h,w)
-    holdout  # validation and test images, uint8 (m,c,h,w)
+    holdout, # validation and test images, uint8 (m,c,h,w)
+    near=0   # how many of `trained`, drawn at random, to compare for near copies as well
 ):
-    "Raise `RuntimeError` if a training image is an exact copy of a validation or test image"
+    "Raise `RuntimeError` if a training image is an exact copy of a held-out one, or more than 2 % are near copies"
     g = duplicate_groups(torch.cat([holdout, trained]))
     if n := int(torch.isin(g[len(holdout):], g[:len(holdout)]).sum()):
         raise RuntimeError(f"{n} of {len(trained)} training images are copies of validation or test images: the split "
                            "leaks.")
+    some = trained[torch.randperm(len(trained), generator=generator('held out'))[:near]]
+    if (n := near_duplicates(some, holdout, k=2, progress=False).a.nunique()) > .02*len(some):     # a few are chance
+        raise RuntimeError(f"{n} of {len(some)} training images are near copies of validation or test images: the "
+                           "split leaks.")
 
 # %% ../../nbs/data/08_splits.ipynb #f3fffcfa
 def default_folds(
-    images:Dataset # with parts, if official ones were given
+    n,             # images of each class
+    has_test=False # there is an official test part
 ) -> int: # 1: one test part
-    "Return 5 (or the images of the smallest class) if a drawn test part would have fewer than 50 of a class, otherwise 1"
-    n = int(images.y.bincount(minlength=images.c).min())
-    return 1 if (images.part == 'test').any() or n >= 250 else max(2, min(5, n))
+    "Return 5 (or the smallest class's images) if a drawn test part would have fewer than 50 of a class, else 1"
+    return 1 if has_test or min(n) >= 250 else max(2, min(5, min(n)))
+
+def default_seeds(
+    folds:int # 1: one test part
+) -> int: # in each fold
+    "Return the number of classifier seeds that a sweep takes by default"
+    return 6 if folds == 1 else 2
 
 # %% ../../nbs/data/08_splits.ipynb #ef2df3c2
 def default_metric(
     n # images of each class in training (k,)
 ) -> str:
-    "Return 'balanced_accuracy' if the largest class has more than 1.5 times the images of the smallest, else 'accuracy'"
+    "Return 'balanced_accuracy' if the largest class has over 1.5 times the images of the smallest, else 'accuracy'"
     return 'balanced_accuracy' if max(n) > 1.5*min(n) else 'accuracy'
 
 def check_metric(
@@ -343,29 +373,32 @@ def difference_limit(
 def detectable(
     images:Dataset,   # as given to `splits`
     splits:Splits,    # one fold stands for all
-    seeds:int=6,      # planned
+    seeds:int=None,   # planned, in each fold; None: see `default_seeds`
     metric:str=None,  # see `check_metric`; None: see `default_metric`
     margin:float=.02, # difference that matters
     sd:float=.014     # of a difference between runs, without that of test images
-) -> str: # lines on the images, the smallest difference, remedies if it is above `margin`, names that look like subjects
+) -> str: # lines: images, smallest difference, remedies if it is above `margin`, names that look like subjects
     "Say what the test part can show: images of each class, the worth of one, the smallest difference it could find"
     n, tested, metric = _tested(images, splits, metric)
     k = splits.report.get('folds', 1)
+    seeds = seeds or default_seeds(k)
     se, least, one = _se(tested, metric, images.vocab, seeds, sd)
     points, name = lambda o: f'{100*o:.1f} points', metric.replace('_', ' ')
     each = (f"Cross-validation in {k} folds, as for few images (folds=1: one test part); this is fold "
             f"{splits.report['fold']}, a sweep runs all: " if k > 1 else '')
     parts = '; '.join(f"{part} {', '.join(f'{v:,} {c}' for c,v in zip(images.vocab, o))}" for part,o in n.items())
     out = [f"{each}{parts}.",
-           f"Tested {'in all folds' if k > 1 else 'images'}: {sum(tested):,}, of which one is up to {points(one)} of {name}. "
-           f"With {seeds} seed{'s'*(seeds != 1)} a difference of {points(2.8*se)} can be found (probability 80 %, level "
-           f"5 %) or equivalence within {points(2.9*se)} shown, if two arms disagree on one image in ten and runs "
-           f"scatter by {points(sd)}; seeds alone reach {points(2.8*least)}."]
+           f"Tested {'in all folds' if k > 1 else 'images'}: {sum(tested):,}, of which one is up to {points(one)} of "
+           f"{name}. With {seeds} seed{'s'*(seeds != 1)} a difference of {points(2.8*se)} can be found (probability "
+           f"80 %, level 5 %) or equivalence within {points(2.9*se)} shown, if two arms disagree on one image in ten "
+           f"and runs scatter by {points(sd)}; seeds alone reach {points(2.8*least)}."]
     if 2.8*se > margin:
         room = (margin/2.8)**2 - sd**2/seeds
         more = f'about {max(1, round(sum(tested)*least**2/room, -2)):,.0f}' if room > 0 else None
         cure = ('more seeds and more test images' if more is None else f'{more} test images of these class shares')
-        few = f', or folds=5, which test all {sum(map(sum, n.values())):,}' if k == 1 and not (images.part == 'test').any() else ''
+        few = f', or folds=5, which test all {sum(map(sum, n.values())):,}'
+        if k > 1 or (images.part == 'test').any(): few = ''
         out.append(f"To find {points(margin)} takes {cure}{few}; enough training steps make runs scatter less.")
-    if 'subject' not in splits.table and (hint := subjects_hint(images)): out.append(f'Subjects: {hint}')
+    if 'subject' in splits.table: out.append(f"Subjects: {splits.report['subjects']:,}, each in one part.")
+    elif hint := subjects_hint(images): out.append(f'Subjects: {hint}')
     return '\n'.join(out)
