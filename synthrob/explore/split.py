@@ -86,9 +86,10 @@ def _sentence(self:SweepTables, arm, ratio):
     chosen = f' Validation chose ratio {t[t.chosen].ratio.iloc[0]:g} of this arm.' if t.chosen.any() else ''
     if row.treatment == 'synthetic': return headline(row, self.margin) + chosen
     interval = f' (95 % interval {_interval(row)})'*bool(_interval(row))
-    control = dict(oversample='oversampled real images', class_weights='class weights')[row.treatment]
-    return (f"Control, {control}, at ratio {ratio:g}: {_diff(row['diff'])} points of {metric_name(self.metric)}"
-            f"{interval}.{chosen}")
+    control = dict(oversample='oversampled real images', class_weights='class weights', noise='Gaussian noise')
+    about = f'Control, {control[row.treatment]}, at ratio {ratio:g}'
+    return f"{about}: {_diff(row['diff'])} points of {metric_name(self.metric)}{interval}.{chosen}"
+
 
 # %% ../../nbs/explore/04_explore_split.ipynb #a1a1d96b
 BLUE = '#0173b2'    # the present ratio

@@ -138,7 +138,6 @@ class Cell:
             if key in seen: setattr(run, name, seen[key])
             else: seen[key] = getattr(run, name)
         share('_source', p.data, p.path, p.vocab, p.size, p.channels)
-        run.judge._source = run._source
 
     def _execute(self, stage):
         "Work of the stage"
@@ -200,6 +199,7 @@ def default_grid(
     base = dict(how='add', classes='balance', cnn_seed=seeds) | given
     if 'treatment' in given: return [dict(ratio=[0, *ratios]) | base]
     controls = ['oversample'] + ['class_weights']*(default_metric(n) != 'accuracy')
+    controls += ['noise']*('adversarial' in values('training', given.get('training', 'standard')))
     return [dict(ratio=[0, *ratios]) | base, dict(ratio=ratios, treatment=controls) | base]
 
 # %% ../../nbs/sweep/01_grid.ipynb #bededb3e
@@ -213,12 +213,13 @@ class Sweep:
                  device=None,      # of all cells: 'cpu', 'cuda'; None: the GPU if there is one
                  kernel=False      # execute notebooks in Jupyter kernels
                 ):
-        check_params(dict(margin=margin, metric=metric))
         grids = [grids] if isinstance(grids, dict) else list(grids)
         self.margin, self.metric, self.out, self.device = margin, metric, Path(out), device
         self.left_out, self.combos = Counter(), []
         cells, seen, grids = {}, {}, [_all_folds(g, metric=metric) for g in grids]
         for good, bad in map(combinations, grids):
+            for eps in {p.attack_eps for _, p in good}:
+                check_params(dict(margin=margin, metric=metric, attack_eps=eps))
             self.left_out += bad
             for one, p in good:
                 p.out, p.device, p.margin, p.metric = str(out), device, margin, metric

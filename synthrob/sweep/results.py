@@ -30,13 +30,15 @@ SYNTHESIS, CLASSIFIER = names_by_role('synthesis'), names_by_role('classifier') 
 ARM = names_by_role('arm')                                # what is compared (at ratio 0 the ratio alone)
 SEEDS = 'fold', 'gan_seed', 'cnn_seed'                    # repetitions; each fold has test images of its own
 _types = {f.name: f.type for f in fields(SplitParams)}
-TREATMENTS = SplitParams.__dataclass_fields__['treatment'].metadata['options']   # the last two are controls
+TREATMENTS = SplitParams.__dataclass_fields__['treatment'].metadata['options']   # all but the first are controls
 RUN_INFO = ('margin', 'declared_metric', 'problem', 'doubt', 'level', 'simulated', 'features_hash', 'gan_hash',
             'pool_hash', 'device', 'versions', 'started', 'finished')              # other columns
 VALUE = ('part', 'metric', 'class', 'corruption', 'severity', 'attack', 'norm', 'eps', 'steps', 'n', 'value')
 
 # %% ../../nbs/sweep/06_results.ipynb #0a5d7e02
 _old_names = dict(filler='treatment', spread='noise_std', fresh='refresh_every', robust='robustness')
+_absent = dict(labels='hard', temperature=None, schedule='mixed', synthetic_weight=1., equal='steps',
+               training='standard', attack_eps=0.)                            # from tables before these parameters
 _old_columns = dict(data='content', source='data', gan='gan_hash')                  # of tables that have a `source`
 _old_values = dict(treatment=dict(repeat='oversample', none='class_weights'), preset=dict(source='study'),
                    gan_arch=dict(source='study'))
@@ -53,6 +55,7 @@ def current_names(o # parameters of a record, or a table such as `results` retur
     o = o.assign(**{k: new(o[k], m) for k, m in _old_values.items() if k in o})
     if 'content' not in o: return o
     o = o.assign(**{k: None for k in (*SETTING, *SYNTHESIS, 'min_steps') if k not in o and k != 'space'})
+    o = o.assign(**{k: v for k, v in _absent.items() if k not in o})
     if 'space' in o: return o
     h = o.cnn.astype(str).str.extract(_old_head)                                    # missing for a classifier of images
     on = h['head'].notna()
@@ -104,8 +107,8 @@ def _values(r):
         m = np.array(e.get('confusion', [[e['accuracy']]]))
         if abs(np.trace(m)/m.sum() - e['accuracy']) > 1e-6 and 'confusion' in e:
             raise ValueError(f"accuracy {e['accuracy']} contradicts its confusion matrix")
-        for m in ('accuracy', 'macro_f1', 'ece'):
-            yield r['hash'], part, m, None, e['n'], float('nan' if e[m] is None else e[m])
+        for m in ('accuracy', 'macro_f1', 'ece', 'robust_accuracy'):
+            if m in e: yield r['hash'], part, m, None, e['n'], float('nan' if e[m] is None else e[m])
         for c, row in e['per_class'].items():
             for m, v in row.items(): yield r['hash'], part, m, c, e['n'], float(v)
     yield r['hash'], None, 'seconds', None, None, float(r['seconds'])
@@ -352,12 +355,12 @@ def _trouble(base, arm, doubt):
 def paired_runs(frame,             # from `results`
                 metric='accuracy', # one of its metrics, 'balanced_accuracy' or 'recall:CLASS'
                 part='test',       # 'valid' or 'test'
-                against=None,      # None: ratio 0; or a control, 'oversample' or 'class_weights', at the same ratio
+                against=None,      # None: ratio 0; or a control, such as 'oversample', at the same ratio
                 **where            # further columns: `class_='happy'`, `corruption='fog'`, `severity=3`, `attack='pgd'`
                ) -> list:          # of `PairedRuns`, one per arm; settings that differ are never averaged
     "Pair every arm with the baseline of the same classifier seed; raise `BadInput` if there are no pairs"
     key = lambda o, *cols: tuple(getattr(o, c) for group in cols for c in group)
-    like = [k for k in ARM if k != 'treatment'] if against else ()
+    like = ('ratio', 'how', 'classes', 'equal') if against else ()
     base, arms, seeds = {}, {}, {}
     for o in _per_run(frame, metric, part, where):
         is_base = o.treatment == against if against else not o.ratio
@@ -376,7 +379,7 @@ def paired_runs(frame,             # from `results`
         f, g, s = (seeds[key(o, SETTING, SYNTHESIS, CLASSIFIER), k] for k in SEEDS)
         f, s = f | {k for k, _ in own}, s | {k for _, k in own}
         out.append(_pair_up(found, own, sorted(g, key=first), list(product(sorted(f, key=first), sorted(s)))))
-    order = (*SETTING, *CLASSIFIER, 'treatment', 'how', 'classes', *SYNTHESIS, 'ratio')
+    order = (*SETTING, *CLASSIFIER, 'treatment', *(k for k in ARM[1:] if k != 'treatment'), *SYNTHESIS, 'ratio')
     return sorted(out, key=lambda p: [first(p.arm[k]) for k in order])
 
 # %% ../../nbs/sweep/06_results.ipynb #c0021f3b
@@ -469,12 +472,13 @@ def declared_metric(frame,      # from `results`
         n = f[f.part == ('train' if (f.part == 'train').any() else 'test')].groupby('class', observed=True).value.max()
         return default_metric(n.tolist()) if len(n) else 'accuracy'
     name, _, c = metric.partition(':')
-    check_name(name, ['accuracy', 'balanced_accuracy', 'macro_f1', 'recall'], f"There is no metric {name!r} to declare")
+    known = 'accuracy', 'balanced_accuracy', 'robust_accuracy', 'macro_f1', 'recall'
+    check_name(name, known, f"There is no metric {name!r} to declare")
     if name == 'recall': check_name(c, frame['class'].dropna().unique().tolist(), f"There is no class {c!r}")
     return metric
 
 # %% ../../nbs/sweep/06_results.ipynb #624d19bf
-RATIO_GROUP = (*SETTING, *SYNTHESIS, *CLASSIFIER, 'how', 'classes', 'treatment')   # arms equal but for the ratio
+RATIO_GROUP = (*SETTING, *SYNTHESIS, *CLASSIFIER, *ARM[1:])                        # arms equal but for the ratio
 
 def conclude(frame,       # from `results`
              margin=None, # equivalence margin; None: as declared
