@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fastcore.basics import patch
-from ..core.basics import (BadInput, default_device, hash_file, read_array, read_tensors, replacing, seeded,
+from ..core.basics import (BadInput, default_device, generator, hash_file, read_array, read_tensors, replacing, seeded,
                                   write_array, write_parquet, write_tensors)
 from ..core.distributed import distributed, launch, process_rank
 from ..core.stages import CHECKPOINT, Stage, discard_damaged
@@ -21,11 +21,11 @@ from ..cnn.learner import Evaluation, cnn_learner, evaluate, learning_problem, r
 from ..cnn.attacks import Predictor, attack
 from ..cnn.robustness import Robustness, evaluate_robustness, robustness_level
 from ..cnn.uses import AdversarialTraining, SyntheticFirst, soft_labels
-from ..data.core import content_key, data_stage
+from ..data.core import content_key, data_stage, near_stage
 from ..data.dataset import Dataset
 from ..data.near import near_duplicates
 from ..data.rows import take
-from ..data.splits import (Splits, check_held_out, check_metric, check_no_leak, default_folds,
+from ..data.splits import (Splits, check_held_out, check_metric, check_no_leak,
                                    splits as split_data, subjects)
 from ..gan.learner import SampleSheet, gan_learner, load_gan, save_gan
 from ..gan.memorization import evaluate_pool
@@ -35,8 +35,8 @@ from ..gan.pools import (RefreshSynthetic, confidence_thresholds, filter_pool, l
 from ..gan.trainer import gan_recipe
 from .features import Extractor, Scale, extract, pretrained
 from .mixture import mix, nested_order, plan, pool_multiple
-from .params import (DataParams, GANParams, MixParams, PoolParams, RunParams, SplitParams, UseParams, check_params,
-                                   conditions, fixed_test, params_of)
+from .params import (DataParams, GANParams, MixParams, PoolParams, RunParams, SplitParams, UseParams,
+                                   check_params, conditions, params_of)
 
 # %% auto #0
 __all__ = ['PGD_STEPS', 'SplitRun', 'predictions_frame', 'evaluation_from', 'leak_worth']
@@ -46,22 +46,21 @@ class SplitRun:
     "One split experiment: `fit()` makes its stages, and the rest reads what they left"
     def __init__(self,
         p:SplitParams # complete, from `check_params`
-    ): self.p, self.cond, self.leak = p, conditions(p), p.preset == 'study'     # the study's protocol leaks
+    ):
+        self.p, self.cond, self.leak = p, conditions(p), p.copies == 'none'     # as in the protocol of the study
 
     def _stage(self, kind, params, work, version=1, **inputs):
         return Stage(kind, params, work, inputs, version, self.p.out, self.p.device)
+
+    _vocab = property(lambda self: [o.strip() for o in self.p.vocab.split(',')] if self.p.vocab else None)
 
     @cached_property
     def _source(self):
         "The stage of the data, and a function that reads it"
         p, (source, _, name) = self.p, self.p.data.partition(':')
-        vocab = [o.strip() for o in p.vocab.split(',')] if p.vocab else None
-        return data_stage(source, p.path, vocab, p.size, p.channels, p.out, **(dict(name=name) if name else {}))
+        return data_stage(source, p.path, self._vocab, p.size, p.channels, p.out, **(dict(name=name) if name else {}))
 
-    @property
-    def _folds(self):
-        "The number of folds, None if the data decide"
-        return 1 if self.leak or self.p.data.partition(':')[0] in fixed_test else self.p.folds
+    folds = property(lambda self: self.p.folds or 1, doc="The number of folds; 1: one test part")
 
     @cached_property
     def judge(self) -> SplitRun:
@@ -97,9 +96,9 @@ def stages(self:SplitRun) -> dict: # kind -> `Stage`, in the order in which they
     vector, s = c['feature'], dict(data=self._source[0])
     own = dict(vocab=p.vocab, split_seed=p.split_seed, real_share=p.real_share, leak=self.leak)
     if p.groups: own['groups'] = p.groups
-    if self._folds != 1: own |= dict(folds=self._folds or 'auto', fold=p.fold)
+    if self.folds > 1: own |= dict(folds=self.folds, fold=p.fold)
     if p.copies == 'near' and not self.leak and p.data != 'faces':    # each face is drawn anew
-        s['copies'] = self._stage('copies', {}, self._find_copies, data=s['data'])
+        s['copies'] = near_stage(*self._source, self._vocab, p.out)[0]
     s['parts'] = self._stage('parts', own, self._split, data=s['data'], copies=s.get('copies'))
     if vector: s['features'] = self._features_stage(s['parts'])
     train, many = s['features'] if vector else s['parts'], dict(processes=p.processes) if p.processes > 1 else {}
@@ -123,7 +122,7 @@ def stages(self:SplitRun) -> dict: # kind -> `Stage`, in the order in which they
         level = asdict(robustness_level(p.robustness))
         s['robustness'] = self._stage('robustness', dict(level=level), self._evaluate_robustness, split=s['split'])
     if p.quality != 'none' and c['pool']:
-        s['quality'] = self._stage('quality', {}, self._evaluate_pool, pool=s['pool'], judge=judge)
+        s['quality'] = self._stage('quality', {}, self._evaluate_pool, 2, pool=s['pool'], judge=judge)
     self.__dict__['stages'] = s
     return s
 
@@ -158,6 +157,11 @@ def make(self:SplitRun,
     "Make or find a stage and all that it depends on"
     return self.stages[kind].make()
 
+@patch(as_prop=True)
+def near(self:SplitRun) -> pd.DataFrame|None:
+    "The pairs of near copies among `images`, as from `near_duplicates`; None if they were not looked for"
+    return pd.read_parquet(self._need('copies').file('pairs.parquet')) if 'copies' in self.stages else None
+
 def _share(images, train, share, seed):
     "The first `share` of the indices `train` in nested order; raises `BadInput` if a class would have none"
     keep = nested_order(images.y[train], images.c, seed)[:round(share*len(train))].sort()[0]
@@ -180,18 +184,13 @@ def _split(self:SplitRun, stage):
     p, subject = self.p, None
     if p.metric: check_metric(p.metric, self.images.vocab)
     if p.groups: subject = subjects(self.images, p.groups, p.path)
-    near = pd.read_parquet(self._need('copies').file('pairs.parquet')) if 'copies' in self.stages else None
-    s = split_data(self.images, seed=p.split_seed, leak=self.leak, subject=subject, near=near, folds=self.folds,
+    s = split_data(self.images, seed=p.split_seed, leak=self.leak, subject=subject, near=self.near, folds=self.folds,
                    fold=p.fold)
     if not self.leak: check_no_leak(self.images, s)
     used = _share(self.images, s.train, self.p.real_share, self.p.split_seed)
     write_parquet(stage.file('parts.parquet'), s.table.assign(used=np.isin(np.arange(len(s.table)), used)))
     return dict(report=s.report, n_used=len(used))
 
-@patch(as_prop=True)
-def folds(self:SplitRun) -> int: # 1: one test part
-    "The number of folds; those of the data if it is left to them"
-    return self._folds or default_folds(self.images)
 
 @patch(as_prop=True)
 def images(self:SplitRun) -> Dataset:
@@ -260,7 +259,7 @@ def items(self:SplitRun,
 def _gan_data(self:SplitRun):
     "The items that the GAN is trained on"
     s = self.splits
-    return self.images.subset(torch.cat([s.train, s.test])) if self.leak else self.items('train')
+    return self.images.subset(torch.cat([s.train, s.test])) if self.p.preset == 'study' else self.items('train')
 
 @patch
 def _fit_gan(self:SplitRun, folder):
@@ -299,6 +298,14 @@ def _filter(self:SplitRun):
 
 # %% ../../nbs/split/04_run.ipynb #ad7f7bc4
 @patch
+def _near_in(self:SplitRun, pool, n=1000):
+    "Shares of `n` images of `pool` that are near copies of training and of held-out images, for the record"
+    some = pool.x[torch.randperm(len(pool), generator=generator('near copies'))[:n]]
+    pairs, part = near_duplicates(some, self.images, progress=False), self.splits.table.part.to_numpy()
+    share = lambda *names: pairs.a[np.isin(part[pairs.b], names)].nunique()/len(some)
+    return dict(near_copies=dict(n=len(some), train=share('train'), holdout=share('valid', 'test')))
+
+@patch
 def _without_copies(self:SplitRun, pool):
     "The images of `pool` that are no near copies of validation or test images; raises `BadInput` if a class has none"
     pairs = near_duplicates(pool, self.holdout)
@@ -320,12 +327,17 @@ def _make_pool(self:SplitRun, stage):
         (c, h, _), made_by = self.images.x.shape[1:], f'made elsewhere: {Path(p.pool).name}'
         pool = pool_from_folder(p.pool, self.images.vocab, h, c, made_by, self.images.x, p.out)
         if p.copies == 'near': pool = self._without_copies(pool)
+        gone = {f"of class {c!r}, which the real images lack,": n for c, n in pool.about['left_out'].items()}
+        gone['near copies of validation or test images'] = pool.about.get('near_copies_removed')
+        for what, n in gone.items():
+            if n: print(f"{n:,} images of the pool are left out: {what}.".replace(',.', '.'))
         if how: pool = filter_pool(pool, label_confidence(how['model'], pool), how['threshold'])
         pool = pool.subset(nested_order(pool.y, pool.c, p.pool_seed))
     pool.save(stage.path)
+    near = self._near_in(pool) if pool.is_images and p.copies == 'near' else {}
     more = dict(problem=o) if (o := pool_problem(pool, self.items('train'))) else {}
     n = dict(zip(pool.vocab, pool.y.bincount(minlength=pool.c).tolist()))
-    return pool.about | more | dict(n=n, content=pool.hash)
+    return pool.about | near | more | dict(n=n, content=pool.hash)
 
 @patch(as_prop=True)
 def pool(self:SplitRun) -> Dataset|None:
@@ -416,9 +428,7 @@ def _train_classifier(self:SplitRun, stage):
     write_parquet(stage.file('predictions.parquet'), table)
     kept = real.y[a.keep].bincount(minlength=real.c).tolist()
     counts = {c: dict(real=r, added=int(n)) for c, r, n in zip(real.vocab, kept, a.add)}
-    held = evs['valid'] if evs['valid'].n >= 100 else Evaluation(
-        torch.cat([o.probs for o in evs.values()]), torch.cat([o.y for o in evs.values()]), real.vocab)
-    problem = learning_problem(learn, None if p.ratio else held)    # on real items, an arm may be bad
+    problem = learning_problem(learn)
     if p.labels == 'soft': problem = problem or self.teacher.stages['split'].record.get('problem')
     leak = leak_worth(evs['test'], s.table.leaked.to_numpy()[s.test.numpy()])
     return dict(**scores, history=learn.history, counts=counts,
@@ -463,7 +473,7 @@ def _evaluate_pool(self:SplitRun, stage):
     "Work of the stage 'quality'"
     r = evaluate_pool(self.pool, self.part('train'), self.part('valid'), self.judge.classifier())
     with replacing(stage.file('nearest.png')) as t:
-        r.plot_nearest().figure.savefig(t, format='png', bbox_inches='tight')
+        r.plot_nearest()[0, 0].figure.savefig(t, format='png', bbox_inches='tight')
     plt.close()
     return r.to_dict()
 
