@@ -238,10 +238,12 @@ def test_mistakes_come_first(tmp_path, given, say, ratios, capsys):
     err = capsys.readouterr().err
     assert rc == 2 and say in err and err.count('\n') == 1 and not [*out.glob('data/*/images*')], err
 
-def test_pool_in_a_sweep(tmp_path):
+def test_pool_in_a_sweep(tmp_path, capsys):
     from synthrob.sweep.grid import Sweep
     s = Sweep(dict(data='folder', path=str(fill(tmp_path/'d')), pool=str(fill(tmp_path/'pool')), ratio=.5, folds=1), out=tmp_path/'runs')
     assert len(s) == 1 and 'gan' not in s.cells[0].run.stages
+    fill(tmp_path/'pool', 'c'); run = SplitRun(check_params(dict(data='folder', path=str(tmp_path/'d'), pool=str(tmp_path/'pool'), ratio=.5, folds=1, out=str(tmp_path/'runs'))))
+    run.make('pool'); assert "6 images of the pool are left out: of class 'c'" in capsys.readouterr().out and run.pool.vocab == ['a', 'b']
 
 @pytest.mark.parametrize('command, args, gone', [('sweep.command', '--ratios 0 --data {p} --dry_run', 'there is no data'), ('sweep.report', '{p}', 'holds no'),
                                                  ('data.core', '{p}', 'there is no data')])

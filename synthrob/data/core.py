@@ -22,7 +22,7 @@ from .near import near_duplicates, plot_pairs
 from .rows import DiskImages, blocks, hash_images, read_images
 from .sources import (list_shards, lmdb_size, lsun_databases, lsun_images, parquet_columns, parquet_images,
                                    parquet_rows, survey_parquet)
-from .splits import (Splits, check_metric, column_values, default_folds, detectable, splits, subject_keys,
+from .splits import (Splits, check_metric, _column, default_folds, detectable, splits, _subject_keys,
                                   subjects)
 
 # %% auto #0
@@ -216,7 +216,7 @@ def preview(
 ) -> tuple: # number of folds by default; whether there is an official test part
     "Foresee a split before images are decoded; raises `BadInput` for classes, groups or a metric that do not fit"
     check_name(data, sources, f"there is no data {data!r}")
-    if groups and groups != 'folder' and not groups.startswith('column:'): subject_keys([], [], groups)
+    if groups and groups != 'folder' and not groups.startswith('column:'): _subject_keys([], [], groups)
     rows, _, done = _list(data, path, name) if data in ('folder', 'parquet') and path is not None else (None, None, {})
     if (key := (*(vocab or ()), groups, metric)) in done: return done[key]
     known = dict(faces=emotions, fer2013=[*FER_CLASSES, 'contempt']).get(data, ())
@@ -227,8 +227,8 @@ def preview(
     if metric and (vocab or n): check_metric(metric, vocab or [*n])
     if rows is None: return 1, False
     rows = rows[rows.label.isin(vocab)] if vocab else rows
-    if groups and data == 'folder': subject_keys(rows.name, rows.label, groups)
-    if data == 'parquet' and (groups or '').startswith('column:'): column_values(path, groups.partition(':')[2])
+    if groups and data == 'folder': _subject_keys(rows.name, rows.label, groups)
+    if data == 'parquet' and (groups or '').startswith('column:'): _column(path, groups.partition(':')[2])
     test = bool((rows.part == 'test').any())
     done[key] = default_folds([n[c] for c in vocab or n], test), test
     return done[key]
@@ -525,14 +525,13 @@ def _run(a):
                               *(('pairs', o, tables + pictures) for o in a.pairs)):
         if file and Path(file).suffix not in types:
             raise BadInput(f"--{name} {file}: end the name in {', '.join(types[:-1])} or {types[-1]}.")
-    from synthrob.split.params import presets
     source, _, name = a.data.partition(':')
     vocab = a.vocab and [o.strip() for o in a.vocab.split(',')]
     more = dict(name=name) if name else {}
     if a.folds is not None and a.folds < 1: raise BadInput(f"--folds {a.folds} is out of range: choose 1 or more.")
     if a.seeds is not None and a.seeds < 1: raise BadInput(f"--seeds {a.seeds} is out of range: choose 1 or more.")
     folds, _ = preview(source, a.path, name or None, vocab, a.groups, a.metric)
-    size = a.size or own_size(source, a.path, name or None) or presets['quick']['size']       # as the run
+    size = a.size or own_size(source, a.path, name or None) or 32      # as the preset 'quick'
     stage, read = data_stage(source, a.path, vocab, size, a.channels, a.out, **more)
     stage.make()
     images, near = read(), None
@@ -557,10 +556,13 @@ def _run(a):
                  size=a.size if source == 'faces' else size, groups=a.groups, folds=a.folds, metric=a.metric,
                  copies=a.copies if a.copies != 'near' else None, split_seed=a.seed if a.seed != 42 else None,
                  out=a.out if a.out != 'runs' else None)
+    flags = ''.join(f" --{k} {shlex.quote(str(v))}" for k,v in given.items() if v is not None)
     odd = re.compile(r'True|False|None|[-+]?[\d._]+(e[-+]?\d+)?|[-+]?(nan|inf(inity)?)', re.I)   # YAML changes it
     given = ''.join(f" -{'r' if odd.fullmatch(str(v)) and isinstance(v, str) else 'p'} {k} {shlex.quote(str(v))}"
                     for k,v in given.items() if v is not None)
-    print(f"\nNext: papermill nbs/03_split.ipynb runs/split_0.3.ipynb -p ratio 0.3{given}")
+    print(f"\nNext: synthrob_sweep{flags or ' --data faces'} --dry_run   (what an answer takes; without --dry_run "
+          "it runs)\n"
+          f"One experiment alone: papermill nbs/03_split.ipynb runs/split_0.3.ipynb -p ratio 0.3{given}")
 
 # %% ../../nbs/00_data.ipynb #33f21881
 def fer2013_path() -> Path|None:

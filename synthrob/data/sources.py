@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.compute as pc, pyarrow.parquet as pq
 from ..core.basics import BadInput
-from .files import MAX_BYTES, BrokenImage, decode_blocks, existing, is_colour, look, part_of, summarise
+from .files import MAX_BYTES, BrokenImage, decode_blocks, existing, is_colour, _look, part_of, _summarise
 
 # %% auto #0
 __all__ = ['LSUN_PARTS', 'lmdb_size', 'lsun_databases', 'lsun_images', 'list_shards', 'parquet_columns', 'parquet_rows',
@@ -239,7 +239,7 @@ def survey_parquet(
     path,          # a parquet file, or a folder of shards
     label:str=None,# the column of labels; None: found by type and name
     n:int=1000     # images to look at, spread over the shards; all if one of them is deep
-) -> dict: # see `summarise`; colour: whether one is in colour
+) -> dict: # see `_summarise`; colour: whether one is in colour
     "Look at images: how large are they, how deep, and are they in colour?"
     files, looks, labels, colour, k = list_shards(path), [], [], False, 0
     image, label, names = parquet_columns(files[0], label)
@@ -250,10 +250,10 @@ def survey_parquet(
         with _open_shard(f) as p:
             for k, batch in enumerate(p.iter_batches(_few, columns=[image, label], use_threads=False), k + 1):
                 for b, c in zip(_bytes(batch[image]), batch[label].to_pylist()) if k % max(1, total//n) == 0 else ():
-                    looks.append(look(lambda head=False: b)); labels.append(_text(c, names))
+                    looks.append(_look(lambda head=False: b)); labels.append(_text(c, names))
                     colour = colour or is_colour(lambda: b)
     if n < total and any(deep for _, deep in looks): return survey_parquet(path, label, total)
-    return summarise(looks, labels) | dict(colour=colour)
+    return _summarise(looks, labels) | dict(colour=colour)
 
 def parquet_images(
     path,              # a parquet file, or a folder of shards

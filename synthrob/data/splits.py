@@ -19,9 +19,8 @@ from .near import near_duplicates
 from .sources import list_shards
 
 # %% auto #0
-__all__ = ['Splits', 'join_groups', 'column_values', 'subjects', 'subject_keys', 'subjects_hint', 'splits', 'check_no_leak',
-           'check_held_out', 'default_folds', 'default_seeds', 'default_metric', 'check_metric', 'difference_limit',
-           'detectable']
+__all__ = ['Splits', 'join_groups', 'subjects', 'subjects_hint', 'splits', 'check_no_leak', 'check_held_out', 'default_folds',
+           'default_seeds', 'default_metric', 'check_metric', 'difference_limit', 'detectable']
 
 # %% ../../nbs/data/08_splits.ipynb #cd0a5c67
 @dataclass
@@ -118,7 +117,7 @@ def join_groups(
     joined = connected_components(coo_matrix((np.ones(len(a), bool), (a, b)), (n, n)), directed=False)[1]
     return torch.from_numpy(pd.factorize(joined)[0].astype(np.int64))
 
-def column_values(path, name):
+def _column(path, name):
     "The values of a column of a parquet data set, by the names that `parquet_images` gives"
     out = {}
     for f in list_shards(path):
@@ -135,10 +134,10 @@ def subjects(
     path=None       # of the parquet data set, for a column
 ) -> torch.Tensor:  # int64 (n,)
     "Return the subject of each image; raises `BadInput` if `groups` leaves an image without one"
-    keys = subject_keys(map(str, images.names), np.asarray(images.vocab, dtype=object)[images.y.cpu()], groups, path)
+    keys = _subject_keys(map(str, images.names), np.asarray(images.vocab, dtype=object)[images.y.cpu()], groups, path)
     return torch.from_numpy(pd.factorize(np.asarray(keys, dtype=object))[0].astype(np.int64))
 
-def subject_keys(
+def _subject_keys(
     names,     # of images, as their source gives them
     labels,    # their classes
     groups,    # as for `subjects`
@@ -150,7 +149,7 @@ def subject_keys(
         if path is None or PurePosixPath(names[0]).suffix:
             raise BadInput(f"groups={groups!r} needs a parquet data set: for images in folders give a pattern or "
                            "'folder'.")
-        column = column_values(path, groups.partition(':')[2])
+        column = _column(path, groups.partition(':')[2])
         key = [column.get(o) for o in names]
     elif groups == 'folder':
         def below(name, c):

@@ -71,7 +71,8 @@ def copies_worth(
     return pd.DataFrame(rows, ['n', 'with_copies', 'without', 'worth', 'low', 'high']).T.astype({'n': int})
 
 def _row(x, n, level, *accuracies):
-    from synthrob.sweep.stats import hierarchical_bootstrap
+    from synthrob.sweep.stats import decide, image_se
     top = max(1, abs(x).max())
-    b = hierarchical_bootstrap(x[None]/top, level).loc['all']
-    return n, *accuracies, *(top*b[['estimate', 'low', 'high']])
+    x = (x/top)[None]                                                          # (1,seeds,n)
+    d = decide(x.mean(-1), alpha=1 - level, image_se=image_se(x)).iloc[0]
+    return n, *accuracies, top*x.mean(), top*d.low, top*d.high

@@ -327,6 +327,10 @@ def _make_pool(self:SplitRun, stage):
         (c, h, _), made_by = self.images.x.shape[1:], f'made elsewhere: {Path(p.pool).name}'
         pool = pool_from_folder(p.pool, self.images.vocab, h, c, made_by, self.images.x, p.out)
         if p.copies == 'near': pool = self._without_copies(pool)
+        gone = {f"of class {c!r}, which the real images lack,": n for c, n in pool.about['left_out'].items()}
+        gone['near copies of validation or test images'] = pool.about.get('near_copies_removed')
+        for what, n in gone.items():
+            if n: print(f"{n:,} images of the pool are left out: {what}.".replace(',.', '.'))
         if how: pool = filter_pool(pool, label_confidence(how['model'], pool), how['threshold'])
         pool = pool.subset(nested_order(pool.y, pool.c, p.pool_seed))
     pool.save(stage.path)
