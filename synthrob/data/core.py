@@ -556,10 +556,12 @@ def _run(a):
                  size=a.size if source == 'faces' else size, groups=a.groups, folds=a.folds, metric=a.metric,
                  copies=a.copies if a.copies != 'near' else None, split_seed=a.seed if a.seed != 42 else None,
                  out=a.out if a.out != 'runs' else None)
+    flags = ''.join(f" --{k} {shlex.quote(str(v))}" for k,v in given.items() if v is not None)
     odd = re.compile(r'True|False|None|[-+]?[\d._]+(e[-+]?\d+)?|[-+]?(nan|inf(inity)?)', re.I)   # YAML changes it
     given = ''.join(f" -{'r' if odd.fullmatch(str(v)) and isinstance(v, str) else 'p'} {k} {shlex.quote(str(v))}"
                     for k,v in given.items() if v is not None)
-    print(f"\nNext: papermill nbs/03_split.ipynb runs/split_0.3.ipynb -p ratio 0.3{given}")
+    print(f"\nNext: papermill nbs/03_split.ipynb runs/split_0.3.ipynb -p ratio 0.3{given}\n"
+          f"For a verdict: synthrob_sweep{flags or ' --data faces'} --dry_run   (without --dry_run it runs)")
 
 # %% ../../nbs/00_data.ipynb #33f21881
 def fer2013_path() -> Path|None:
