@@ -8,7 +8,7 @@ from io import BytesIO
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
-from synthrob.sweep.results import conclude, results, simulate_runs
+from synthrob.sweep.results import conclude, results
 from synthrob.core.basics import BadInput, write_json
 from synthrob.data.dataset import Dataset
 from synthrob.data.faces import draw_faces, emotions
@@ -17,6 +17,7 @@ from synthrob.explore import CorruptionExplorer, DataExplorer, GANExplorer, Spli
 from synthrob.explore.data import finished_run, image_groups
 from synthrob.explore.panels import View
 from synthrob.gan.learner import save_gan
+from simulate import simulate_runs
 
 class Pictures(HTMLParser):
     "Attributes of the pictures in a page"

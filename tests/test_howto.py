@@ -77,5 +77,5 @@ def test_from_a_folder_to_a_verdict(tmp_path):
         code = f'import sys; from {MODULES[name]} import main; sys.exit(main())'
         p = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, *args], cwd=tmp_path, capture_output=True, text=True, timeout=800)
         assert p.returncode == 0, p.stdout + p.stderr
-        if want: assert alike(p.stdout, want), f'{line}\n{p.stdout}\nThe page prints:\n{want}'
         if name == 'synthrob_sweep' and '--dry_run' not in line: assert '10 of 10 cells are done' in p.stdout and 'must not be counted' not in p.stdout
+        else: assert alike(p.stdout, want), f'{line}\n{p.stdout}\nThe page prints:\n{want}'

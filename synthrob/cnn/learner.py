@@ -31,9 +31,9 @@ from ..data.dataset import Dataset
 from ..data.loaders import Augment, DeviceDL, batch_size, device_dls, to_float
 
 # %% auto #0
-__all__ = ['recipes', 'Recipe', 'LinearHead', 'MLPHead', 'recipe', 'WeightedFocal', 'WeightedFocalFlat', 'balanced_weights',
-           'DeviceMixUp', 'DeviceCutMix', 'cnn_learner', 'loss_of', 'predict', 'Evaluation', 'evaluate',
-           'learning_problem']
+__all__ = ['recipes', 'Recipe', 'LinearHead', 'MLPHead', 'recipe', 'WeightedFocal', 'WeightedFocalFlat', 'TargetRows',
+           'RowsCrossEntropy', 'RowsFocal', 'balanced_weights', 'DeviceMixUp', 'DeviceCutMix', 'cnn_learner', 'loss_of',
+           'predict', 'Evaluation', 'evaluate', 'learning_problem']
 
 # %% ../../nbs/02_cnn.ipynb #68adb0c6
 @dataclass(frozen=True)
@@ -154,6 +154,21 @@ class WeightedFocalFlat(FocalLossFlat):
                  weight=None # of each class (k,); None: all 1
                 ): BaseLoss.__init__(self, WeightedFocal, gamma=gamma, weight=weight)
 
+class TargetRows:
+    "For a loss function: take rows (n,k) of probabilities times the item's weight, too (see `Dataset.targets`)"
+    def __call__(self, inp, targ, **kwargs):
+        if targ.ndim == 1: return super().__call__(inp, targ, **kwargs)
+        f, logp = self.func, inp.log_softmax(1)
+        if f.weight is not None: targ = targ*f.weight
+        w = targ.sum(1, keepdim=True)
+        if smooth := getattr(f, 'label_smoothing', 0): targ = torch.lerp(targ, w/inp.shape[1], smooth)
+        if gamma := getattr(f, 'gamma', 0): targ = targ*(1 - logp.exp())**gamma
+        loss = -(targ*logp).sum(1)
+        return loss.sum()/w.sum() if f.reduction == 'mean' else reduce_loss(loss, f.reduction)
+
+class RowsCrossEntropy(TargetRows, CrossEntropyLossFlat): "fastai's cross entropy, of classes or rows"
+class RowsFocal(TargetRows, WeightedFocalFlat): "`WeightedFocal`, of classes or rows"
+
 def balanced_weights(y:Tensor, # labels (n,)
                      k:int     # number of classes
                     ) -> Tensor: # (k,), float32
@@ -177,6 +192,7 @@ class _DeviceMix(MixHandler):
           ):     # a scalar; in validation the original loss
         "Return the mean of the losses for both labels, weighted by `lam` and averaged over class weights"
         if not self.training: return self.old_lf(pred, *yb)
+        if yb[0].ndim > 1: return self.old_lf(pred, torch.lerp(self.yb1[0], yb[0], self.lam.reshape(-1, 1)))
         with NoneReduce(self.old_lf) as lf: loss = torch.lerp(lf(pred, *self.yb1), lf(pred, *yb), self.lam)
         w = getattr(self.old_lf.func, 'weight', None)
         return loss.mean() if w is None else loss.sum()/torch.lerp(w[self.yb1[0]], w[yb[0]], self.lam).sum()
@@ -218,6 +234,7 @@ def cnn_learner(data,              # training `Dataset`, or `DataLoaders`
     dls = data if isinstance(data, DataLoaders) else device_dls(data, valid, bs=bs(), seed=seed, device=device)
     with seeded('cnn', seed): net = r.build(dls.one_batch()[0].shape[1:], dls.c).to(memory_format=torch.channels_last)
     dls.train.seed, dls.train.augment = seed, r.augment
+    if (rows := dls.train.dataset.targets) is not None: dls.train.targets = rows.to(dls.device)
     opt_func = lambda params, lr: OptimWrapper(params, torch.optim.AdamW, lr=lr, weight_decay=r.wd, fused=True)
     mix = {None: None, 'mixup': DeviceMixUp, 'cutmix': DeviceCutMix}[r.mix]
     mix = [] if mix is None else [mix() if r.alpha is None else mix(r.alpha)]
@@ -232,8 +249,8 @@ def loss_of(r:Recipe,   # which loss, smoothing and gamma
             weight=None # of each class (k,); None: all 1
            ):
     "Return the loss function of a recipe"
-    if r.loss == 'ce': return CrossEntropyLossFlat(weight=weight, label_smoothing=r.smooth)
-    return WeightedFocalFlat(r.gamma, weight)
+    if r.loss == 'ce': return RowsCrossEntropy(weight=weight, label_smoothing=r.smooth)
+    return RowsFocal(r.gamma, weight)
 
 def _weights(w, dls):
     "Class weights on the device of `dls`, checked"

@@ -278,7 +278,7 @@ def plot_worst(self:Robustness,
     import matplotlib.pyplot as plt
     t, n = self.by_corruption.sort_values('accuracy', kind='stable'), self.clean['n']
     if ax is None: ax = plt.subplots(figsize=(4, .8 + .18*len(t)), dpi=60)[1]
-    low, high = np.array([_wilson(p, n) for p in t.accuracy]).T             # of one severity: wide enough for the mean
+    low, high = np.array([_wilson(p, n) for p in t.accuracy]).T        # of one severity: wide enough for their mean
     ax.barh(t.index, t.accuracy, color=['.55' if g == 'common' else '.8' for g in t.group],
             xerr=[(t.accuracy - low).clip(0), (high - t.accuracy).clip(0)], error_kw=dict(lw=.9))
     ax.axvline(self.clean['accuracy'], color='k', ls='--', lw=1)
@@ -506,7 +506,7 @@ def _accuracies(self:Comparison, name):
 def corruption_errors(self:Comparison,
                       name # of a run
                      ) -> pd.DataFrame: # rows: common corruptions; columns: error, reference, ce, relative_ce
-    "Return a run's errors beside the reference's; mCE is the mean of `ce`. Raise `BadInput` without robustness"
+    "Return a run's errors beside the reference's; mCE is the mean of `ce`; raise `BadInput` if one has no robustness"
     t, ref = (1 - self._accuracies(k).mean(axis=1) for k in (name, self.reference))
     t = pd.DataFrame(dict(error=t, reference=ref, ce=t/ref, relative_ce=(t - t['clean'])/(ref - ref['clean'])))
     t['relative_ce'] = t.relative_ce.where(ref > ref['clean'] + 1e-9)

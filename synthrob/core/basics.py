@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 # %% auto #0
-__all__ = ['BadInput', 'check_name', 'hash_of', 'hash_file', 'hash_array', 'replacing', 'write_json', 'read_json',
+__all__ = ['BadInput', 'check_name', 'command', 'hash_of', 'hash_file', 'hash_array', 'replacing', 'write_json', 'read_json',
            'write_parquet', 'write_tensors', 'read_metadata', 'read_tensors', 'write_array', 'read_array',
            'default_device', 'has_bf16', 'generator', 'seeded']
 
@@ -20,6 +20,7 @@ warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated', ca
 
 # %% ../../nbs/core/01_basics.ipynb #a1b0c704
 import sys, time
+from functools import wraps
 from fastcore.basics import IN_NOTEBOOK
 from fastprogress import fastprogress
 
@@ -56,6 +57,27 @@ def check_name(
     close = difflib.get_close_matches(str(name), names, near)
     hint = f"did you mean {' or '.join(map(repr, close))}?" if close else remedy or f"choose from {', '.join(names)}."
     raise BadInput(f'{error}: {hint}')
+
+# %% ../../nbs/core/01_basics.ipynb #c0aaa002
+def command(
+    name # such as 'synthrob_data'
+):       # the decorated `main(args=None)` returns 0; 2 for bad input; 130 after Ctrl-C; or what it returns itself
+    "Decorate the `main` of a command: bad input ends it with one sentence, and any terminal can show its output"
+    def decorate(main):
+        @wraps(main)
+        def run(args=None):
+            for f in (sys.stdout, sys.stderr):
+                if hasattr(f, 'reconfigure'): f.reconfigure(errors='backslashreplace')
+            try: return main(args) or 0
+            except BadInput as e: why = e
+            except OSError as e:
+                why = (f"{e.filename or 'a file'} cannot be read or written ({e.strerror}): check its rights, the "
+                       "space left and ulimit -f.")
+            except KeyboardInterrupt: return 130
+            print(f'{name}: {why}', file=sys.stderr)
+            return 2
+        return run
+    return decorate
 
 # %% ../../nbs/core/01_basics.ipynb #69b55984
 def _canonical(x, at='params'):

@@ -18,8 +18,8 @@ from ..core.basics import BadInput, check_name
 # %% auto #0
 __all__ = ['IMAGE_TYPES', 'PARTS', 'MAX_BYTES', 'MAX_DEPTH', 'DAMAGE', 'FORMATS', 'MAX_PIXELS', 'FER_CLASSES', 'FER_USAGES',
            'MAX_LINE', 'shown', 'open_tar', 'is_tar', 'list_files', 'part_of', 'ImageFiles', 'existing', 'list_images',
-           'BrokenImage', 'fit_image', 'decode_image', 'is_colour', 'has_colour', 'look', 'summarise', 'survey',
-           'decode_blocks', 'decode_files', 'fer_tables', 'read_fer_csv', 'torchvision_sets', 'torchvision_images']
+           'BrokenImage', 'fit_image', 'decode_image', 'is_colour', 'has_colour', 'survey', 'decode_blocks',
+           'decode_files', 'fer_tables', 'read_fer_csv', 'torchvision_sets', 'torchvision_images']
 
 # %% ../../nbs/data/03_files.ipynb #adbd229c
 IMAGE_TYPES = set('.jpg .jpeg .jpe .jfif .png .bmp .gif .tif .tiff .webp .pgm .ppm'.split())
@@ -443,7 +443,7 @@ def has_colour(
     "Return whether any of `n` images is in colour"
     return any(is_colour(partial(files.read, o)) for o in _spread(files.table.name, n))
 
-def look(
+def _look(
     read # read(head=True) returns the first bytes of an image file, read() all
 ) -> tuple: # shorter side in pixels; brightest value of a deep grey image, otherwise 0. (0, 0) if it cannot be read
     "Look at the head of an image: how large is it, and how deep?"
@@ -453,8 +453,8 @@ def look(
         with _alone: return min(im.size), int(np.asarray(_open_image(read())).max())
     except Exception: return 0, 0
 
-def summarise(
-    looks, # from `look`
+def _summarise(
+    looks, # as from `_look`
     labels # class of each
 ) -> dict: # sides: shortest, median and longest; bits: of deep grey images, None if there are none; notes: sentences
     "Return the sizes of images and the depth that they are read with, the same for all classes"
@@ -471,11 +471,11 @@ def summarise(
 def survey(
     files:ImageFiles, # from `list_images`
     n:int=None        # images to look at, spread over all; None: all
-) -> dict: # see `summarise`
+) -> dict: # see `_summarise`
     "Look at images: how large are they, and how deep?"
     names, labels = (_spread(files.table[k], n or len(files)) for k in ('name', 'label'))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as ex:
-        return summarise([*ex.map(lambda o: look(partial(files.read, o)), names)], labels)
+        return _summarise([*ex.map(lambda o: _look(partial(files.read, o)), names)], labels)
 
 # %% ../../nbs/data/03_files.ipynb #4c6b863a
 class _ResumableNpy:

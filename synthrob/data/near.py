@@ -94,7 +94,8 @@ def _candidates(d, grey, others, k, progress, each=0):
     same, m = others is grey, len(others)
     even, odd = (num(torch.cat(o)[:,0].T) for o in zip(*(d(b, d.base) for b in others.split(4096))))
     k, rows = min(k, len(grey) if each else m - same), max(16, min(256, (1<<25)//m))
-    sim, col = torch.full((m if each else len(grey), k), -1.), torch.zeros(m if each else len(grey), k, dtype=torch.int64)
+    shape = m if each else len(grey), k
+    sim, col = torch.full(shape, -1.), torch.zeros(shape, dtype=torch.int64)
     for a in progress_bar(range(0, len(grey), rows), display=progress, leave=False):
         we, wo = (num(v.transpose(0, 1)) for v in d(grey[a:a+rows], d.windows))
         n = we.shape[1]
@@ -164,7 +165,7 @@ class _Register:
         return field(v) - self.means[s], rows
 
     def __call__(self, pa, pb, scales, at, near=5, floor=1.5):
-        "Compare `pa` with `pb` shrunk by `_scales[scales]` and moved to `near` pixels around `at`: score, scale, dy, dx"
+        "Compare `pa` with `pb` shrunk by `_scales[scales]`, moved to `near` pixels around `at`: score, scale, dy, dx"
         (ga, _), n = self.gradient(pa, 1.), 64
         fa, ea, best = torch.fft.fft2(ga, s=(n, n)), ga.abs().square(), torch.full((len(pa), 4), -1.)
         ok = [(_lags - at[:,i,None]).abs() <= near for i in (0, 1)]

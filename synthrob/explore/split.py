@@ -19,6 +19,7 @@ from .panels import Explorer, View, chart, control, set_options
 from ..sweep.report import INK, _diff, _interval, _net_name, by_setting, headline, net_name, plot_ratio
 from ..sweep.results import (CLASSIFIER, RATIO_GROUP, conclude, declared_margin, differences, metric_name,
                                     paired_runs, results)
+from ..sweep.stats import min_seeds
 
 # %% auto #0
 __all__ = ['BLUE', 'SweepTables', 'SplitExplorer', 'explore']
@@ -45,7 +46,8 @@ class SweepTables:
 
     def _name(self, row):
         "An arm in words"
-        return f"{_net_name(row, self.table)}: {row.how}, {row.treatment}" + ', smallest classes first'*(row.classes == 'balance')
+        first = ', smallest classes first'*(row.classes == 'balance')
+        return f"{_net_name(row, self.table)}: {row.how}, {row.treatment}{first}"
 
     def _confusion(self, runs):
         "The sum of the confusion matrices of `runs`, a tuple of hashes"
@@ -84,8 +86,10 @@ def _sentence(self:SweepTables, arm, ratio):
     chosen = f' Validation chose ratio {t[t.chosen].ratio.iloc[0]:g} of this arm.' if t.chosen.any() else ''
     if row.treatment == 'synthetic': return headline(row, self.margin) + chosen
     interval = f' (95 % interval {_interval(row)})'*bool(_interval(row))
-    control = dict(oversample='oversampled real images', class_weights='class weights')[row.treatment]
-    return f"Control, {control}, at ratio {ratio:g}: {_diff(row['diff'])} points of {metric_name(self.metric)}{interval}.{chosen}"
+    control = dict(oversample='oversampled real images', class_weights='class weights', noise='Gaussian noise')
+    about = f'Control, {control[row.treatment]}, at ratio {ratio:g}'
+    return f"{about}: {_diff(row['diff'])} points of {metric_name(self.metric)}{interval}.{chosen}"
+
 
 # %% ../../nbs/explore/04_explore_split.ipynb #a1a1d96b
 BLUE = '#0173b2'    # the present ratio
@@ -104,8 +108,8 @@ def _plot_curve(self:SweepTables, arm, ratio):
         ax.legend(loc='best', fontsize=7)
     alt = f'{metric.capitalize()} in per cent against the ratio: ' + ', '.join(
         f'{100*v:.1f} at {r:g}' for r, v in [(0, row.baseline), *zip(own.ratio, own.value)])
-    caption = (f'{metric.capitalize()} against the ratio, intervals of the paired difference. Blue: this ratio; grey: within '
-               f'{100*self.margin:g} points of ratio 0.')
+    caption = (f'{metric.capitalize()} against the ratio, intervals of the paired difference. Blue: this ratio; grey: '
+               f'within {100*self.margin:g} points of ratio 0.')
     return chart(draw, alt, caption=caption, left=.6)
 
 @patch
@@ -136,17 +140,18 @@ def _plot_recall(self:SweepTables, arm, ratio):
     at = self._row(arm, ratio).name
     t = pd.DataFrame({c: self.recalls[c].loc[at] for c in self.vocab}).T
     base, now, low, high = (100*t[k].to_numpy(float) for k in ('baseline', 'value', 'low', 'high'))
+    enough = bool(t.cnn_seeds.min() >= min_seeds())                                    # else no interval
     at = np.arange(len(base))
     def draw(ax):
         ax.plot(base, at - .13*bool(ratio), 'o', mfc='w', mec=INK, ms=5)
         if ratio:
             ax.plot(now, at + .13, 'o', color=BLUE, ms=5)
-            ax.hlines(at + .13, (base + low).clip(0, 100), (base + high).clip(0, 100), color=BLUE, lw=1.6)
+            if enough: ax.hlines(at + .13, (base + low).clip(0, 100), (base + high).clip(0, 100), color=BLUE, lw=1.6)
         ax.set(yticks=at, yticklabels=self.vocab, xlabel='recall (%)', ylim=(len(at) - .5, -.5))
         ax.grid(axis='x', alpha=.25)
         ax.set_xlim(*np.clip(ax.get_xlim(), -2, 102))
     values = (f'{c} {b:.1f}' + f' to {n:.1f}'*bool(ratio) for c, b, n in zip(self.vocab, base, now))
-    dots = '; dots: this ratio, with 95 % intervals of the paired difference'*bool(ratio)
+    dots = ('; dots: this ratio' + ', with 95 % intervals of the paired difference'*enough)*bool(ratio)
     alt, caption = f"Recall in per cent: {', '.join(values)}", f'Recall by class; rings: ratio 0{dots}.'
     return chart(draw, alt, (3.5, .95 + .3*len(at)), caption, left=self.left)
 

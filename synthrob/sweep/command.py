@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 import yaml
 from fastcore.basics import patch
-from ..core.basics import BadInput, check_name
+from ..core.basics import BadInput, check_name, command
 from ..core.stages import discard_damaged
-from ..split.params import SplitParams
+from ..split.params import SplitParams, check_params
 from .cluster import run_cells
 from .grid import _common, Sweep, axes, default_grid
 
@@ -141,6 +141,7 @@ def sweep(spec=None,     # a YAML file, a grid, or a list of grids; without rati
     o = {k: v[0] for k, v in _settings.items()} | switches | settings | {
         k: v for k, v in given.items() if k not in own and v is not None}
     _check_settings(o)
+    check_params({k: o[k] for k in ('margin', 'device') if o[k] is not None} | dict(metric=o['metric']))
     grids = [{**g, **own} for g in grids]
     grids = [one for g in grids for one in ([g] if 'ratio' in g else default_grid(g, o['out']))]
     s = Sweep(grids, **{k: o.pop(k) for k in ('margin', 'metric', 'out', 'device', 'kernel')})
@@ -178,6 +179,7 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 # %% ../../nbs/sweep/04_command.ipynb #ca4ef807
+@command('synthrob_sweep')
 def main(args=None # list of arguments; None: those of the command line
         ) -> int:  # 0; 1 if a cell failed; 2 for bad input; 130 after Ctrl-C
     "The command `synthrob_sweep`"
@@ -194,9 +196,5 @@ def main(args=None # list of arguments; None: those of the command line
             raise BadInput("Give a file or a grid, for example --ratios 0,.3,.6 --seeds 3; --help says more.")
         s = sweep(**given)
         return int(not given.get('dry_run') and any(c.state == 'failed' for c in s.cells))
-    except BadInput as e:
-        print(f'synthrob_sweep: {e}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt: return 130
     finally:
         with contextlib.suppress(ValueError): signal.signal(signal.SIGTERM, signal.SIG_DFL)

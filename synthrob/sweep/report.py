@@ -17,7 +17,7 @@ from fastcore.xml import (Body, Caption, Div, Figcaption, Figure, H1, H2, H3, He
                           Section, Span, Style, Table, Tbody, Td, Th, Thead, Title, Tr, Ul, to_xml)
 from fastprogress.fastprogress import progress_bar
 from matplotlib.figure import Figure as Drawing
-from ..core.basics import BadInput, replacing, write_parquet
+from ..core.basics import BadInput, command, replacing, write_parquet
 from ..core.stages import read_record
 from .results import (ARM, CLASSIFIER, LOWER_IS_BETTER, SETTING, SYNTHESIS, TREATMENTS, VALUE,
                       conclude, declared_margin, declared_metric, differences, exchange_rate, metric_name, paired_runs,
@@ -32,12 +32,13 @@ __all__ = ['INK', 'NETS', 'style', 'plot_ratio', 'corruption_table', 'plot_corru
 # %% ../../nbs/sweep/07_report.ipynb #39fa7c3f
 INK = '#0a0b0c'      # colour of text and axes in a figure; the page replaces it by its own
 _metrics = dict(accuracy='accuracy', balanced_accuracy='balanced accuracy', macro_f1='macro-F1',
-                mca='mean corruption accuracy', ece='calibration error', recall='recall')
+                robust_accuracy='robust accuracy', mca='mean corruption accuracy', ece='calibration error',
+                recall='recall')
 NETS = dict(poster="small CNN (the study's)", strong='strong CNN', linear='linear head', mlp='MLP head')  # plain names
 _attack = dict(fgsm='FGSM', pgd='PGD', apgd='APGD', dlr='APGD-DLR', deepfool='DeepFool', autoattack='AutoAttack')
-_marker, _dash = dict(replace='o', add='s'), dict(synthetic='-', oversample='--', class_weights=':')
+_marker, _dash = dict(replace='o', add='s'), dict(synthetic='-', oversample='--', class_weights=':', noise='-.')
 _label = dict(synthetic='synthetic', oversample='control: oversampled real images',
-              class_weights='control: class weights')
+              class_weights='control: class weights', noise='control: Gaussian noise')
 
 def style():
     "Return the context with the style of all figures"
@@ -56,6 +57,18 @@ def _figure(*size):
 def _no_math(text): return str(text).replace('$', r'\$')      # a dollar sign would start a formula
 
 # %% ../../nbs/sweep/07_report.ipynb #a887a1ab
+def _use(row):
+    "How an arm uses its synthetic images, in words; empty for a plain mixture"
+    weight, words = row.get('synthetic_weight'), []
+    if row.get('schedule') == 'pretrain': words.append('trained on first')
+    if row.get('equal') == 'epochs': words.append('with as many epochs of real images')
+    return words if pd.isna(weight) or weight == 1 else [*words, f'of weight {weight:g}']
+
+def _lines(t):
+    "The lines of a figure over the ratio: treatment, way of mixing and classes; the use in words; the rows"
+    t = t.assign(use=[', '.join(_use(r)) for _, r in t.iterrows()])
+    return [(k[:3], k[3], g) for k, g in t.groupby(['treatment', 'how', 'classes', 'use'], sort=False)]
+
 def plot_ratio(table,       # from `differences`, of one classifier
                label='accuracy', # of the y-axis
                margin=None, # draw the band of the equivalence margin
@@ -69,12 +82,14 @@ def plot_ratio(table,       # from `differences`, of one classifier
         ax = ax or fig.subplots()
         if margin: ax.axhspan(zero - 100*margin, zero + 100*margin, color='#8888', lw=0, alpha=.25)
         ax.axhline(zero, color=INK, ls=':', lw=1)
-        for i, ((treatment, how, classes), g) in enumerate(t.groupby(['treatment', 'how', 'classes'], sort=False)):
+        uses = list(dict.fromkeys(use for _, use, _ in _lines(t)))
+        for i, ((treatment, how, classes), use, g) in enumerate(_lines(t)):
             made = treatment == 'synthetic'
             x, y = g.ratio + .006*i*made, zero + 100*g['diff']
-            color = sns.color_palette('colorblind')[list(_marker).index(how)]
+            color = sns.color_palette('colorblind')[(list(_marker).index(how) + 2*uses.index(use))%10]
             face = dict(markerfacecolor='none') if classes == 'balance' else {}
-            ax.plot(np.r_[0, x], np.r_[zero, y], label=f'{how}, {_label[treatment]}' + f', {classes}'*many, color=color,
+            name = f'{how}, {_label[treatment]}' + f', {classes}'*many + f', {use}'*bool(use)
+            ax.plot(np.r_[0, x], np.r_[zero, y], label=name, color=color,
                     ls=_dash[treatment], marker=_marker[how] if made else None, ms=4.5, markevery=slice(1, None),
                     lw=1.4 if made else 1.1, **face)
             bars = 100*np.abs(g[['low', 'high']].to_numpy(float).T - g['diff'].to_numpy())
@@ -133,7 +148,12 @@ def net_name(row # of a table with the columns `CLASSIFIER` and `extractor`
     "Return the classifier in words, such as 'strong CNN' or 'linear head on the strong CNN'"
     cnn = row['extractor'] if pd.isna(row['cnn']) else row['cnn']
     net = NETS.get(cnn, str(cnn).replace('torchvision:', ''))
-    return net if pd.isna(row['head']) else f"{NETS[row['head']]} on {'the '*(cnn in NETS)}{net}"
+    if not pd.isna(row['head']): return f"{NETS[row['head']]} on {'the '*(cnn in NETS)}{net}"
+    more = [f"soft labels, temperature {row['temperature']:g}"] if row.get('labels') == 'soft' else []
+    if (eps := row.get('attack_eps') or 0) > 0:
+        more.append(f"{'trained and '*(row['training'] == 'adversarial')}attacked within {255*eps:.3g}/255")
+    return f"{net}, {'; '.join(more)}" if more else net
+
 
 # %% ../../nbs/sweep/07_report.ipynb #1045f9ab
 def headline(row,        # of `conclude`
@@ -143,8 +163,8 @@ def headline(row,        # of `conclude`
     "Return the verdict on one arm as a sentence"
     mixed = dict(replace='in place of real ones', add='added to the real ones')[row.how]
     kind = 'images' if pd.isna(row['head']) else 'vectors'
-    balanced = ', the smallest classes first,'*(row.classes == 'balance')
-    arm = f"{100*row.ratio:.3g} % synthetic {kind} {mixed}{balanced}"
+    more = (['the smallest classes first'] if row.classes == 'balance' else []) + _use(row)
+    arm = ', '.join([f"{100*row.ratio:.3g} % synthetic {kind} {mixed}", *more]) + ','*bool(more)
     net, d, m = f"the {net_name(row)}", row['diff'], points(margin, False)
     if row.get('problem'): return f"No verdict on {net}: {row.problem}"
     if pd.isna(d): return f"No verdict on {net}: there is no complete pair of runs."
@@ -175,8 +195,8 @@ def _about_runs(frame):
     if frame.simulated.any():
         yield "These runs are SIMULATED: they show what a report looks like, and nothing about synthetic images."
     if frame.leak.any():
-        yield ("Copies stayed where they were (copies='none', or preset='study', whose GAN is trained on test images as "
-               "well), so the test part contains copies of training images.")
+        yield ("Copies stayed where they were (copies='none', or preset='study', whose GAN is trained on test images "
+               "as well), so the test part contains copies of training images.")
     skipped = frame.attrs.get('skipped', {})
     names = dict(unfinished='unfinished runs', damaged='damaged runs', cells_failed='failed cells',
                  cells_open='open cells', robustness_unfinished='unfinished robustness evaluations',
@@ -354,7 +374,8 @@ def _gone(frame, content):
 _words = dict(add='synthetic images are added to the real ones', replace='synthetic images take the place of real ones',
               prior='by the shares of the real classes', balance='the smallest classes first',
               synthetic='images from the pool', oversample='real images repeated (control)',
-              class_weights='weights in the loss (control)')
+              class_weights='weights in the loss (control)',
+              noise='random images with the mean and spread of a class (control)')
 
 def _epochs(t): return t.head_epochs.fillna(t.cnn_epochs)       # of the classifier, or of the head on vectors
 
@@ -411,9 +432,10 @@ def _ratio_figure(frame, t, metric, net, margin=None, alpha=.05, class_=None):
                f"Ratio 0: {100*zero.mean():.1f} %{sd}.")
     if margin: caption += f' Grey: within {100*margin:g} points of it.'
     lines = [f'ratio 0: {100*zero.mean():.1f}']
-    for (treatment, how, classes), g in t.groupby(['treatment', 'how', 'classes'], sort=False):
+    for (treatment, how, classes), use, g in _lines(t):
         at = ', '.join(f'{100*(zero.mean() + d):.1f} at {r:g}' for r, d in zip(g.ratio, g['diff']))
-        lines.append(f"{how}, {_label[treatment]}{', balanced'*(classes == 'balance')}: {at}")
+        balanced = ', balanced'*(classes == 'balance') + f', {use}'*bool(use)
+        lines.append(f"{how}, {_label[treatment]}{balanced}: {at}")
     alt = f"{name} in per cent against the ratio, {net}. {'; '.join(lines)}."
     return Figure(_svg(partial(plot_ratio, t, name, margin, False), alt), Figcaption(caption))
 
@@ -455,7 +477,8 @@ def _arms_table(t, others, name):
     "The arms of the classifier `name` from `conclude`; `others`: `differences` of further metrics, with the same rows"
     rows = []
     for i, r in t.iterrows():
-        arm = f"{r.treatment.replace('_', ' ')}, {r.how}" + ', smallest classes first'*(r.classes == 'balance')
+        arm = ', '.join([r.treatment.replace('_', ' '), r.how, *_use(r)])
+        if r.classes == 'balance': arm += ', smallest classes first'
         row = {'arm': arm, 'ratio': f'{r.ratio:g}', 'pairs': f'{r.gan_seeds} x {r.cnn_seeds}',
                'ratio 0, %': _pct(r.baseline), f'{metric_name(r.metric)}, %': _pct(r.value),
                'difference, points': _diff(r['diff']), 'interval': _interval(r),
@@ -468,8 +491,8 @@ def _arms_table(t, others, name):
 _arms_words = ("Every arm on the test images against ratio 0 with the same classifier seed. Pairs: GAN x classifier "
                "seeds. Verdict and p are corrected for the number of arms: of the chosen arm for those it was chosen "
                "among, of the others for all. Probability of improvement: share of all pairs of runs, whatever their "
-               "seed, in which the arm is better (rliable's definition). Detectable: the smallest difference that 80 of "
-               "100 experiments with as many seeds would find. The columns on the right are differences, too.")
+               "seed, in which the arm is better (rliable's definition). Detectable: the smallest difference that 80 "
+               "of 100 experiments with as many seeds would find. The columns on the right are differences, too.")
 
 # %% ../../nbs/sweep/07_report.ipynb #2b63427d
 def _recall_table(top, recalls):
@@ -513,13 +536,15 @@ def by_setting(frame     # from `results`
 # %% ../../nbs/sweep/07_report.ipynb #9401cb25
 def image_differences(pairs,  # one of `paired_runs`, on the metric
                       root,   # folder of the runs
-                      metric='accuracy' # or 'balanced_accuracy', whose images weigh more in small classes
+                      metric='accuracy' # or 'robust_accuracy', or 'balanced_accuracy': small classes weigh more
                      ) -> np.ndarray: # (GAN seeds, classifier seeds, images): 1, 0 or -1 times the weight
     "Return correct minus correct of the baseline for each test image, from the stored predictions"
     def correct(run):
         read_record(at := Path(root)/'split'/run, ['predictions.parquet'])
-        t = pq.read_table(at/'predictions.parquet', columns=['part', 'index', 'true', 'predicted']).to_pandas()
+        columns = ['part', 'index', 'true', 'predicted', *['robust']*(metric == 'robust_accuracy')]
+        t = pq.read_table(at/'predictions.parquet', columns=columns).to_pandas()
         t = t[t.part == 'test'].sort_values('index')
+        if metric == 'robust_accuracy': return t['index'].to_numpy(), t.robust.to_numpy(dtype=float)
         weight = 1.
         if metric == 'balanced_accuracy': weight = len(t)/t.true.nunique()/t.groupby('true').true.transform('size')
         return t['index'].to_numpy(), ((t.true == t.predicted)*weight).to_numpy(dtype=float)
@@ -532,7 +557,7 @@ def image_differences(pairs,  # one of `paired_runs`, on the metric
 def _for_other_images(frame, r, alpha):
     "The interval of the arm `r` including the choice of test images, if the predictions can be read"
     if r.n_folds > 1 or r.cnn_seeds < min_seeds(alpha) or 'root' not in frame.attrs: return
-    if r.metric not in ('accuracy', 'balanced_accuracy'): return
+    if r.metric not in ('accuracy', 'balanced_accuracy', 'robust_accuracy'): return
     same = lambda a, b: a == b or (pd.isna(a) and pd.isna(b))
     pairs = next(p for p in paired_runs(frame, r.metric) if all(same(v, r[k]) for k, v in p.arm.items()))
     try: x = image_differences(pairs, frame.attrs['root'], r.metric)
@@ -546,7 +571,8 @@ def _for_other_images(frame, r, alpha):
 
 def _command(frame, r, treatment, seeds):
     "The command of the sweep that adds runs like those of the arm `r`"
-    cols = [*SETTING, *CLASSIFIER, 'how', 'classes', *(SYNTHESIS if treatment == 'synthetic' else ())]
+    cols = [*SETTING, *CLASSIFIER, *(k for k in ARM if k not in ('ratio', 'treatment'))]
+    if treatment == 'synthetic': cols += SYNTHESIS
     default = SplitParams.__dataclass_fields__
     given = {k: r[k] for k in cols if k in default and not pd.isna(r[k]) and r[k] != default[k].default}
     path = dict(path='PATH') if r['data'] != 'faces' else {}
@@ -559,11 +585,13 @@ def _command(frame, r, treatment, seeds):
 # %% ../../nbs/sweep/07_report.ipynb #a7757c97
 def _against_controls(frame, r, margin, alpha):
     "Sentences that compare the arm `r` with the controls at the same ratio, or say how to run them"
-    for control, name in dict(oversample='oversampled real images', class_weights='class weights').items():
-        t, equal = None, [*SYNTHESIS, *CLASSIFIER, 'how', 'classes', 'ratio']
+    controls = dict(oversample='oversampled real images', class_weights='class weights')
+    if r.training == 'adversarial': controls['noise'] = 'Gaussian noise'
+    for control, name in controls.items():
+        t = None
         if (frame.treatment == control).any():
             t = differences(frame, r.metric, 'test', margin, alpha, against=control)
-            t = _matching(t[t.treatment == 'synthetic'], r, equal)
+            t = _matching(t[t.treatment == 'synthetic'], r, [*SYNTHESIS, *CLASSIFIER, *ARM])
         if t is None or not len(t) or t.low.isna().all():
             if r.ratio < 1:
                 seeds = frame.cnn_seed.nunique()
@@ -762,6 +790,7 @@ def _value(text):
     except (ValueError, SyntaxError): return text
     return v if isinstance(v, (int, float, bool)) else text
 
+@command('synthrob_report')
 def main(args=None # list of arguments; None: those of the command line
         ):
     "Run the command `synthrob_report`; return 2 for bad input, else 0"
@@ -774,19 +803,16 @@ def main(args=None # list of arguments; None: those of the command line
     p.add_argument('--sweep', metavar='HASH', help='only the runs of this sweep (a folder in RUNS/sweep)')
     p.add_argument('--margin', type=float, help='equivalence margin in accuracy, .02 for 2 points (as declared)')
     p.add_argument('--alpha', type=float, default=.05, help='level of the tests (.05)')
-    p.add_argument('--metric', help="'accuracy', 'balanced_accuracy', 'macro_f1' or 'recall:CLASS' (as declared)")
+    p.add_argument('--metric', help="'accuracy', 'balanced_accuracy', 'robust_accuracy', 'macro_f1' or 'recall:CLASS' "
+                                    "(as declared)")
     p.add_argument('--confirm', type=int, metavar='SEED',
                    help='choose the arm by the classifier seeds below, judge it by those from here')
     a = p.parse_args(args)
     out = Path(a.out or Path(a.runs)/'report')
-    try:
-        for o in a.only:
-            if '=' not in o: raise BadInput(f"--only {o} has no value: write a name and its values, as in ratio=0,.3.")
-        where = {k: [_value(o) for o in v.split(',')] for k, v in (o.split('=', 1) for o in a.only)}
-        with redirect_stdout(sys.stderr):                                                        # progress
-            rep = report(a.runs, out, a.sweep, a.margin, a.alpha, a.metric, a.confirm, **where)
-    except BadInput as e:
-        print(f'synthrob_report: {e}', file=sys.stderr)
-        return 2
+    for o in a.only:
+        if '=' not in o: raise BadInput(f"--only {o} has no value: write a name and its values, as in ratio=0,.3.")
+    where = {k: [_value(o) for o in v.split(',')] for k, v in (o.split('=', 1) for o in a.only)}
+    with redirect_stdout(sys.stderr):                                                            # progress
+        rep = report(a.runs, out, a.sweep, a.margin, a.alpha, a.metric, a.confirm, **where)
     print(f"{rep}\n\nOpen {out/'report.html'} in a browser, and read 'What cannot be claimed' before you quote it.")
     return 0

@@ -5,24 +5,23 @@
 # %% ../../nbs/sweep/06_results.ipynb #15e5f346
 from __future__ import annotations
 import math
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
 
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
 from scipy import stats
-from scipy.special import ndtr, ndtri
 from ..cnn.evaluation import Confusion
-from ..core.basics import BadInput, check_name, hash_of, read_json, write_json, write_parquet
+from ..core.basics import BadInput, check_name, hash_of, read_json
 from ..data.splits import default_metric
-from ..core.stages import Stage, read_record, versions
+from ..core.stages import read_record
 from ..split.params import SplitParams, idle_params, names_by_role
 from .stats import corrected, decide, joint_p, verdict
 
 # %% auto #0
 __all__ = ['SETTING', 'SYNTHESIS', 'CLASSIFIER', 'ARM', 'SEEDS', 'TREATMENTS', 'RUN_INFO', 'VALUE', 'LOWER_IS_BETTER',
-           'RATIO_GROUP', 'current_names', 'simulate_runs', 'results', 'PairedRuns', 'paired_runs', 'differences',
-           'declared_margin', 'declared_metric', 'conclude', 'metric_name', 'exchange_rate']
+           'RATIO_GROUP', 'current_names', 'results', 'PairedRuns', 'paired_runs', 'differences', 'declared_margin',
+           'declared_metric', 'conclude', 'metric_name', 'exchange_rate']
 
 # %% ../../nbs/sweep/06_results.ipynb #0635b5e4
 # Parameters by their role in a comparison, from the metadata of `SplitParams`
@@ -31,13 +30,15 @@ SYNTHESIS, CLASSIFIER = names_by_role('synthesis'), names_by_role('classifier') 
 ARM = names_by_role('arm')                                # what is compared (at ratio 0 the ratio alone)
 SEEDS = 'fold', 'gan_seed', 'cnn_seed'                    # repetitions; each fold has test images of its own
 _types = {f.name: f.type for f in fields(SplitParams)}
-TREATMENTS = SplitParams.__dataclass_fields__['treatment'].metadata['options']   # the last two are controls
+TREATMENTS = SplitParams.__dataclass_fields__['treatment'].metadata['options']   # all but the first are controls
 RUN_INFO = ('margin', 'declared_metric', 'problem', 'doubt', 'level', 'simulated', 'features_hash', 'gan_hash',
             'pool_hash', 'device', 'versions', 'started', 'finished')              # other columns
 VALUE = ('part', 'metric', 'class', 'corruption', 'severity', 'attack', 'norm', 'eps', 'steps', 'n', 'value')
 
 # %% ../../nbs/sweep/06_results.ipynb #0a5d7e02
 _old_names = dict(filler='treatment', spread='noise_std', fresh='refresh_every', robust='robustness')
+_absent = dict(labels='hard', temperature=None, schedule='mixed', synthetic_weight=1., equal='steps',
+               training='standard', attack_eps=0.)                            # from tables before these parameters
 _old_columns = dict(data='content', source='data', gan='gan_hash')                  # of tables that have a `source`
 _old_values = dict(treatment=dict(repeat='oversample', none='class_weights'), preset=dict(source='study'),
                    gan_arch=dict(source='study'))
@@ -54,103 +55,12 @@ def current_names(o # parameters of a record, or a table such as `results` retur
     o = o.assign(**{k: new(o[k], m) for k, m in _old_values.items() if k in o})
     if 'content' not in o: return o
     o = o.assign(**{k: None for k in (*SETTING, *SYNTHESIS, 'min_steps') if k not in o and k != 'space'})
+    o = o.assign(**{k: v for k, v in _absent.items() if k not in o})
     if 'space' in o: return o
     h = o.cnn.astype(str).str.extract(_old_head)                                    # missing for a classifier of images
     on = h['head'].notna()
     return o.assign(space=np.where(on, 'feature', 'pixel'), head=h['head'], head_epochs=o.cnn_epochs.where(on),
                     cnn=h.cnn.where(on, o.cnn), cnn_epochs=h.cnn_epochs.astype('Int64').where(on, o.cnn_epochs))
-
-# %% ../../nbs/sweep/06_results.ipynb #27b0d769
-def _normal(*keys): return np.random.default_rng(int(hash_of(keys), 16)).normal      # one stream per `keys`
-
-def _write_record(stage, seconds, **record):
-    "Write params.json and record.json of a simulated stage; return the stage"
-    when = '2026-01-01T12:00:00+00:00'
-    write_json(stage.file('params.json'), stage.spec)
-    write_json(stage.file('record.json'), dict(
-        kind=stage.kind, hash=stage.hash, **stage.spec, versions=versions(), device='none (simulated)', started=when,
-        finished=when, resumed=False, seconds=seconds, simulated=True) | record)
-    return stage
-
-def _simulate_evaluation(given, effect, vocab, hard):
-    "The simulated `Evaluation` on images of difficulty `hard` (n,)"
-    from synthrob.cnn.learner import Evaluation
-    n, k = len(hard), len(vocab)
-    y, run = np.arange(n) % k, [given[o] for o in ('ratio', 'how', 'classes', 'treatment', 'cnn', *SEEDS) if o in given]
-    p = dict(poster=.55, strong=.7).get(given['cnn'], .6) + .012*_normal('cnn', given['cnn_seed'], given['cnn'])()
-    if given['ratio'] and given['treatment'] == 'synthetic': p += .004*_normal('gan', given['gan_seed'])()
-    p += .003*_normal('run', run)()
-    if given['ratio']: p = p + np.broadcast_to(effect(given), k)[y]
-    correct = .85*hard + math.sqrt(1 - .85**2)*_normal('images', run, hard[:2].tolist())(size=n) < ndtri(p)
-    pred = np.where(correct, y, (y + 1 + np.arange(n)//k % (k - 1)) % k)
-    conf = (.95 - .35*ndtr(hard))[:, None]
-    return Evaluation(np.where(np.arange(k) == pred[:, None], conf, (1 - conf)/(k - 1)), y, vocab)
-
-# %% ../../nbs/sweep/06_results.ipynb #ad1888b8
-def _simulate_robustness(root, split, given, test, effect):
-    "Write a simulated `runs/robustness/<hash>/`, where accuracy falls with severity from that of the run"
-    from synthrob.cnn.robustness import Robustness, robustness_levels
-    k, lv, rows = len(test['vocab']), robustness_levels['fast'], []
-    n, recall = min(lv.n, test['n']), {f'recall_{c}': v['recall'] for c, v in test['per_class'].items()}
-    for (i, name), s in product(enumerate(lv.corruptions), lv.severities):
-        hit, shift = (.3 + .05*(i % 5))*s/5, .01*_normal('corruption', split.hash, name, s)()
-        shift += effect(given, name) if given['ratio'] else 0
-        fall = lambda a: float(np.clip(1/k + (a - 1/k)*(1 - hit) + shift, 0, 1))
-        rows.append(dict(corruption=name, group='common', severity=s, n=n, accuracy=fall(test['accuracy']),
-                         ece=.05 + hit/4, ece_calibrated=.02 + hit/4, **{c: fall(v) for c, v in recall.items()}))
-    attacks = [dict(attack=name, norm=norm, eps=e, steps=steps, n=min(lv.n_attack, n),
-                    accuracy=test['accuracy']*math.exp(-255*e))
-               for name, norm, steps, radii in lv.attacks for e in (0., *radii)]
-    clean = dict(n=n, accuracy=test['accuracy'], ece=test['ece'], temperature=1.3, ece_calibrated=.02, **recall)
-    stage = Stage('robustness', dict(level=asdict(lv)), None, dict(split=split), out=root)
-    r = Robustness(pd.DataFrame(rows), pd.DataFrame(attacks), clean, pd.DataFrame(dict(index=range(n))), test['vocab'],
-                   dict(level=dict(name='fast', **asdict(lv))))
-    r.save(stage.path)
-    _write_record(stage, 9., **r.to_dict())
-
-# %% ../../nbs/sweep/06_results.ipynb #a1decd4a
-def simulate_runs(root,                           # folder to write to, as `runs`
-                  effect=lambda given: 0.,        # gain in accuracy, scalar or per class, given a run's parameters
-                  robust_effect=lambda given, corruption: 0., # additional gain under a corruption
-                  ratios=(0, .1, .2, .3, .4, .5), # shares of synthetic images
-                  hows=('replace', 'add'),        # see `MixParams.how`
-                  treatments=('synthetic',),      # and the controls 'oversample', 'class_weights'
-                  classes=('prior',),             # and 'balance'
-                  cnns=('poster',),               # and 'strong'
-                  gan_seeds=(0,),                 # seeds of the GAN
-                  cnn_seeds=range(6),             # seeds of the classifier
-                  vocab=('fear', 'angry', 'happy', 'sad', 'neutral'), # class names
-                  n=1000,                         # test images, and as many validation images
-                  folds=1,                        # of a cross-validation, each with `n` test images of its own
-                  **more                          # further parameters of all runs, such as `margin` or `real_share`
-                 ) -> int:                        # number of runs
-    "Write simulated records, predictions and tables in the form of real runs; nothing is trained"
-    vocab, n_runs = list(vocab), 0
-    hard = {(f, part): _normal('difficulty', part, n, *[f]*bool(f))(size=n)
-            for f in range(folds) for part in ('valid', 'test')}
-    common = dict(data='faces', size=32, real_share=1., cnn_epochs=20, split_seed=42, gan_arch='default',
-                  gan_images=1000, gan_width=32, margin=.02) | more
-    images = _write_record(Stage('data', dict(n=n, vocab=vocab), out=root), 1., content=hash_of(('images', n, vocab)))
-    arms = [dict(ratio=0, how='replace', classes='prior', treatment='synthetic')]*(0 in ratios)
-    arms += [dict(ratio=r, how=h, classes=c, treatment=t) for r, h, t, c in product(ratios, hows, treatments, classes)
-             if r and not (r == 1 and (h == 'add' or t != 'synthetic'))]
-    gans = {g: _write_record(Stage('gan', dict(gan_seed=g), out=root), 100. + g) for g in gan_seeds}
-    pools = {g: _write_record(Stage('pool', {}, None, dict(gan=gan), out=root), 2.) for g, gan in gans.items()}
-    for cnn, arm in product(cnns, arms):
-        made = arm['treatment'] == 'synthetic' and arm['ratio'] > 0
-        for f, g, s in product(range(folds), gan_seeds if made else (0,), cnn_seeds):
-            given = common | arm | dict(cnn=cnn, gan_seed=g, cnn_seed=s)
-            if folds > 1: given |= dict(folds=folds, fold=f)
-            evs = {part: _simulate_evaluation(given, effect, vocab, hard[f, part]) for part in ('valid', 'test')}
-            split = Stage('split', given, None, dict(train=images, pool=pools[g] if made else None), out=root)
-            write_parquet(split.file('predictions.parquet'), pd.concat(
-                pd.DataFrame(dict(part=k, index=range(n), true=ev.y, predicted=ev.pred)) for k, ev in evs.items()))
-            scores = {k: ev.to_dict() for k, ev in evs.items()}
-            counts = {c: dict(real=round(given['real_share']*5*n/len(vocab))) for c in vocab}
-            _write_record(split, 20., **scores, given=given, counts=counts)
-            _simulate_robustness(root, split, given, scores['test'], robust_effect)
-            n_runs += 1
-    return n_runs
 
 # %% ../../nbs/sweep/06_results.ipynb #0a5d7e04
 def _params(r, made):
@@ -197,8 +107,8 @@ def _values(r):
         m = np.array(e.get('confusion', [[e['accuracy']]]))
         if abs(np.trace(m)/m.sum() - e['accuracy']) > 1e-6 and 'confusion' in e:
             raise ValueError(f"accuracy {e['accuracy']} contradicts its confusion matrix")
-        for m in ('accuracy', 'macro_f1', 'ece'):
-            yield r['hash'], part, m, None, e['n'], float('nan' if e[m] is None else e[m])
+        for m in ('accuracy', 'macro_f1', 'ece', 'robust_accuracy'):
+            if m in e: yield r['hash'], part, m, None, e['n'], float('nan' if e[m] is None else e[m])
         for c, row in e['per_class'].items():
             for m, v in row.items(): yield r['hash'], part, m, c, e['n'], float(v)
     yield r['hash'], None, 'seconds', None, None, float(r['seconds'])
@@ -445,12 +355,12 @@ def _trouble(base, arm, doubt):
 def paired_runs(frame,             # from `results`
                 metric='accuracy', # one of its metrics, 'balanced_accuracy' or 'recall:CLASS'
                 part='test',       # 'valid' or 'test'
-                against=None,      # None: ratio 0; or a control, 'oversample' or 'class_weights', at the same ratio
+                against=None,      # None: ratio 0; or a control, such as 'oversample', at the same ratio
                 **where            # further columns: `class_='happy'`, `corruption='fog'`, `severity=3`, `attack='pgd'`
                ) -> list:          # of `PairedRuns`, one per arm; settings that differ are never averaged
     "Pair every arm with the baseline of the same classifier seed; raise `BadInput` if there are no pairs"
     key = lambda o, *cols: tuple(getattr(o, c) for group in cols for c in group)
-    like = [k for k in ARM if k != 'treatment'] if against else ()
+    like = ('ratio', 'how', 'classes', 'equal') if against else ()
     base, arms, seeds = {}, {}, {}
     for o in _per_run(frame, metric, part, where):
         is_base = o.treatment == against if against else not o.ratio
@@ -469,7 +379,7 @@ def paired_runs(frame,             # from `results`
         f, g, s = (seeds[key(o, SETTING, SYNTHESIS, CLASSIFIER), k] for k in SEEDS)
         f, s = f | {k for k, _ in own}, s | {k for _, k in own}
         out.append(_pair_up(found, own, sorted(g, key=first), list(product(sorted(f, key=first), sorted(s)))))
-    order = (*SETTING, *CLASSIFIER, 'treatment', 'how', 'classes', *SYNTHESIS, 'ratio')
+    order = (*SETTING, *CLASSIFIER, 'treatment', *(k for k in ARM[1:] if k != 'treatment'), *SYNTHESIS, 'ratio')
     return sorted(out, key=lambda p: [first(p.arm[k]) for k in order])
 
 # %% ../../nbs/sweep/06_results.ipynb #c0021f3b
@@ -520,7 +430,8 @@ def _judge(pairs, margin, alpha, lower=False):
     tests = ['low', 'high', 'p', 'p_equivalence']
     t = pd.DataFrame(rows).reindex(columns=(
         *SETTING, *CLASSIFIER, *ARM, 'n_folds', 'gan_seeds', 'cnn_seeds', 'pairs', 'missing', 'problem', 'note',
-        'baseline', 'value', 'diff', 'improvement', 'singles', *tests, 'verdict', *SYNTHESIS)).astype(dict(verdict=object))
+        'baseline', 'value', 'diff', 'improvement', 'singles', *tests, 'verdict', *SYNTHESIS))
+    t = t.astype(dict(verdict=object))
     turned = dict(better='worse', worse='better') if lower else {}
     for (folds, _), at in by_shape.items():                  # arms with as many seeds in one call, for speed
         d = decide(np.stack([pairs[i].diffs for i in at]), margin, alpha, n_boot=9999, folds=folds)
@@ -561,12 +472,13 @@ def declared_metric(frame,      # from `results`
         n = f[f.part == ('train' if (f.part == 'train').any() else 'test')].groupby('class', observed=True).value.max()
         return default_metric(n.tolist()) if len(n) else 'accuracy'
     name, _, c = metric.partition(':')
-    check_name(name, ['accuracy', 'balanced_accuracy', 'macro_f1', 'recall'], f"There is no metric {name!r} to declare")
+    known = 'accuracy', 'balanced_accuracy', 'robust_accuracy', 'macro_f1', 'recall'
+    check_name(name, known, f"There is no metric {name!r} to declare")
     if name == 'recall': check_name(c, frame['class'].dropna().unique().tolist(), f"There is no class {c!r}")
     return metric
 
 # %% ../../nbs/sweep/06_results.ipynb #624d19bf
-RATIO_GROUP = (*SETTING, *SYNTHESIS, *CLASSIFIER, 'how', 'classes', 'treatment')   # arms equal but for the ratio
+RATIO_GROUP = (*SETTING, *SYNTHESIS, *CLASSIFIER, *ARM[1:])                        # arms equal but for the ratio
 
 def conclude(frame,       # from `results`
              margin=None, # equivalence margin; None: as declared
@@ -646,7 +558,9 @@ def exchange_rate(frame,       # from `results`, with several values of `real_sh
     runs = pd.DataFrame(_per_run(frame, metric, 'test', {}))
     n = frame[(frame.metric == 'support') & (frame.part == 'train')].groupby('run', observed=True).value.sum()
     like = [k for k in (*SETTING, *CLASSIFIER) if k not in ('real_share', 'cnn_epochs', 'head_epochs', 'min_steps')]
-    runs = runs[(runs.treatment.isna() | (runs.treatment == 'synthetic')) & (runs.ratio < 1)]
+    for k in set(ARM) - {'ratio', 'how', 'classes'}:                                  # plain mixtures, no controls
+        runs = runs[runs[k].isna() | (runs[k] == SplitParams.__dataclass_fields__[k].default)]
+    runs = runs[runs.ratio < 1]
     for _, g in runs.groupby(like, dropna=False):
         g = g.assign(real=g.real_share.map(n.groupby(g.set_index('run').real_share).mean())).dropna(subset='real')
         made, share = g.ratio > 0, g.ratio.astype(float)
