@@ -560,9 +560,8 @@ def _run(a):
     odd = re.compile(r'True|False|None|[-+]?[\d._]+(e[-+]?\d+)?|[-+]?(nan|inf(inity)?)', re.I)   # YAML changes it
     given = ''.join(f" -{'r' if odd.fullmatch(str(v)) and isinstance(v, str) else 'p'} {k} {shlex.quote(str(v))}"
                     for k,v in given.items() if v is not None)
-    print(f"\nNext: synthrob_sweep{flags or ' --data faces'} --dry_run   (what an answer takes; without --dry_run "
-          "it runs)\n"
-          f"One experiment alone: papermill nbs/03_split.ipynb runs/split_0.3.ipynb -p ratio 0.3{given}")
+    print(f"\nNext: papermill nbs/03_split.ipynb runs/split_0.3.ipynb -p ratio 0.3{given}\n"
+          f"For a verdict: synthrob_sweep{flags or ' --data faces'} --dry_run   (without --dry_run it runs)")
 
 # %% ../../nbs/00_data.ipynb #33f21881
 def fer2013_path() -> Path|None:

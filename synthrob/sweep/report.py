@@ -374,7 +374,8 @@ def _gone(frame, content):
 _words = dict(add='synthetic images are added to the real ones', replace='synthetic images take the place of real ones',
               prior='by the shares of the real classes', balance='the smallest classes first',
               synthetic='images from the pool', oversample='real images repeated (control)',
-              class_weights='weights in the loss (control)', noise='Gaussian noise labelled as a class (control)')
+              class_weights='weights in the loss (control)',
+              noise='random images with the mean and spread of a class (control)')
 
 def _epochs(t): return t.head_epochs.fillna(t.cnn_epochs)       # of the classifier, or of the head on vectors
 

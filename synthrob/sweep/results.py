@@ -558,7 +558,9 @@ def exchange_rate(frame,       # from `results`, with several values of `real_sh
     runs = pd.DataFrame(_per_run(frame, metric, 'test', {}))
     n = frame[(frame.metric == 'support') & (frame.part == 'train')].groupby('run', observed=True).value.sum()
     like = [k for k in (*SETTING, *CLASSIFIER) if k not in ('real_share', 'cnn_epochs', 'head_epochs', 'min_steps')]
-    runs = runs[(runs.treatment.isna() | (runs.treatment == 'synthetic')) & (runs.ratio < 1)]
+    for k in set(ARM) - {'ratio', 'how', 'classes'}:                                  # plain mixtures, no controls
+        runs = runs[runs[k].isna() | (runs[k] == SplitParams.__dataclass_fields__[k].default)]
+    runs = runs[runs.ratio < 1]
     for _, g in runs.groupby(like, dropna=False):
         g = g.assign(real=g.real_share.map(n.groupby(g.set_index('run').real_share).mean())).dropna(subset='real')
         made, share = g.ratio > 0, g.ratio.astype(float)
