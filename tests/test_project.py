@@ -92,6 +92,12 @@ def test_every_module_has_its_notebook():
     have = [m for m, p in MODULES.items() if p.name not in FACADES]
     assert sorted(made) == sorted(have), f'notebooks without a module: {set(made) - set(have)}; modules without a notebook: {set(have) - set(made)}'
 
+def test_lines_are_at_most_120_columns():
+    "Except `__all__`, which nbdev wraps"
+    wide = [f'{p.relative_to(ROOT)}:{i}' for p in MODULES.values() for i, l in
+            enumerate(p.read_text(encoding='utf-8').splitlines(), 1) if len(l) > 120 and not l.startswith('__all__')]
+    assert not wide, wide
+
 def test_names_of_notebooks_are_unique():
     "nbdev finds a page by its name without the folder"
     twice = [k for k, n in Counter(p.stem for p in PAGES).items() if n > 1]

@@ -127,7 +127,8 @@ def recipe(name, # one of `recipes`, a classifier of torchvision such as 'torchv
     "Return a recipe by name, with `changes`; raises `BadInput` for unknown names"
     known = [f.name for f in fields(Recipe)]
     for k in changes: check_name(k, known, f"A recipe has no {k!r}")
-    r, changes = name if isinstance(name, Recipe) else _by_name(name), {k: v for k, v in changes.items() if v is not None}
+    changes = {k: v for k, v in changes.items() if v is not None}
+    r = name if isinstance(name, Recipe) else _by_name(name)
     if 'epochs' in changes: changes = {'min_steps': 0, **changes}                       # exactly these
     return replace(r, **changes)
 
@@ -332,7 +333,7 @@ def learning_problem(learn,     # a trained `Learner` from `cnn_learner`
         if ev is None: continue
         if not ev.probs.isfinite().all(): return f"The classifier diverged: its probabilities are not finite; {fix}."
         most, named = (o.bincount(minlength=len(ev.vocab)) for o in (ev.y, ev.pred))
-        if what == 'held-out' and by_chance(ev.n, ev.n, (most*most).sum().item()/ev.n**2): continue    # too few to show it
+        if what == 'held-out' and by_chance(ev.n, ev.n, (most*most).sum().item()/ev.n**2): continue     # too few
         name, share = ev.vocab[most.argmax()], most.max().item()/ev.n
         if len(ev.pred.unique()) == 1:
             return f"The classifier calls every {what} item {ev.vocab[ev.pred[0]]!r}, so it did not learn: {fix}."

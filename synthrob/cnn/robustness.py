@@ -75,14 +75,16 @@ class Robustness:
     def __repr__(self):
         s, c = self.summary, self.clean
         note = self.problem and f'; {self.problem}'
-        return f"Robustness(n={c['n']}, accuracy {c['accuracy']:.1%}, corrupted {s['mca']:.1%}; worst {s['worst']}{note})"
+        return (f"Robustness(n={c['n']}, accuracy {c['accuracy']:.1%}, corrupted {s['mca']:.1%}; "
+                f"worst {s['worst']}{note})")
 
     @property
     def problem(self) -> str: # a sentence with the remedy; '' if there is none
         "Why the figures mean nothing: the classifier calls every image the same"
         called = self.predictions.get('clean', pd.Series(dtype=int)).unique()
         if len(called) != 1 or len(self.predictions) < 2: return ''
-        return f"The classifier calls every image {self.vocab[called[0]]!r}, which no corruption can change: train it first."
+        return (f"The classifier calls every image {self.vocab[called[0]]!r}, which no corruption can change: "
+                "train it first.")
 
     def save(self,
              folder # created if missing
@@ -217,7 +219,8 @@ def evaluate_robustness(learn,          # a `Learner` from `cnn_learner`, or a m
         if len(o) != 4: raise BadInput(f"attacks has the entry {o!r}: give (name, norm, steps, radii).")
     model = Predictor(learn, flip).eval()
     if not all(o.isfinite().all() for o in model.net.state_dict().values()):
-        raise BadInput("The classifier's weights are not finite: its training diverged, and there is nothing to evaluate.")
+        raise BadInput("The classifier's weights are not finite: its training diverged, and there is nothing to "
+                       "evaluate.")
     about = _about(model, images, lv, valid, seed)
     if path is not None and (file := Path(path)/'robust.json').exists():
         _check_same(read_json(file)['about'], about, file)

@@ -25,8 +25,8 @@ from .splits import Splits, default_folds, detectable, splits
 
 # %% auto #0
 __all__ = ['sources', 'FER_FIVE', 'Source', 'source', 'content_key', 'faces', 'fer2013', 'folder', 'own_size', 'lsun', 'parquet',
-           'torchvision', 'data_stage', 'prepare', 'near_stage', 'prepare_near', 'describe', 'decisions', 'parser',
-           'main', 'fer2013_path']
+           'torchvision', 'data_stage', 'prepare', 'near_stage', 'prepare_near', 'describe', 'decisions', 'named_pairs',
+           'parser', 'main', 'fer2013_path']
 
 # %% ../../nbs/00_data.ipynb #66b1a1c3
 @dataclass
@@ -158,7 +158,8 @@ def folder(
         files = list_images(path, links)
         _check_classes(files)
         about = survey(files)
-        if about['bits']: files.notes.append(f"deep grey images are read as {about['bits']} bits, the same for all classes.")
+        if about['bits']:
+            files.notes.append(f"deep grey images are read as {about['bits']} bits, the same for all classes.")
         more = decode_files(files, out, size, channels or (3 if has_colour(files) else 1), bits=about['bits'] or 16)
         return *more, _found(files, sides=about['sides'])
     return Source(dict(source='folder', size=size, channels=channels), read, content=[path])
@@ -166,9 +167,11 @@ def folder(
 def _check_classes(files):
     "Raise `BadInput` if the files show one class only"
     if files.table.label.nunique() > 1: return
-    tables = [o['name'] for o in files.ignored if o['name'].lower().endswith(('.csv', '.tsv', '.txt', '.xlsx', '.json'))]
+    types = '.csv', '.tsv', '.txt', '.xlsx', '.json'
+    tables = [o['name'] for o in files.ignored if o['name'].lower().endswith(types)]
     hint = f"; {tables[0]} may hold the labels, which are read from folders only" if tables else ''
-    raise BadInput(f"{files.path} has one class only, {files.table.label[0]!r}{hint}: make one folder of images per class.")
+    raise BadInput(f"{files.path} has one class only, {files.table.label[0]!r}{hint}: make one folder of images per "
+                   "class.")
 
 _own_sizes = {}
 
@@ -178,7 +181,7 @@ def own_size(
     path,       # its path
     links=False # follow links
 ) -> int|None: # a multiple of 16 from 32 to 64
-    "Return the common size of a folder's images in pixels; None if they are larger than 64, or if the source has its own"
+    "Return the common size of a folder's images; None above 64 pixels, or if the source has a size of its own"
     if data != 'folder' or path is None: return None
     path = existing(path)
     if (key := (path.resolve(), path.stat().st_mtime_ns)) not in _own_sizes:
@@ -248,11 +251,14 @@ def _grey(x, table):
 
 def _notes(x, found):
     "Return what the reader left out or changed, as lines of text"
-    convert = lambda o: '; convert them to PNG or JPEG if they are images' if o['label'] and 'not read' in o['reason'] else ''
+    def convert(o):
+        if not o['label'] or 'not read' not in o['reason']: return ''
+        return '; convert them to PNG or JPEG if they are images'
     lines, size = [f"{o['label'] or 'outside the classes'}: {o['n']:,} files ignored, {o['reason']} ({o['name']}"
                    f"{', ...' if o['n'] > 1 else ''}){convert(o)}" for o in found['ignored']], x.shape[-1]
     if (s := found['sides']) and s != [size]*3:
-        lines.append(f"the images have {s[0]} to {s[2]} pixels (half of them at most {s[1]}) and are resized to {size} x {size}")
+        lines.append(f"the images have {s[0]} to {s[2]} pixels (half of them at most {s[1]}) and are resized to "
+                     f"{size} x {size}")
     return lines + found['notes']
 
 def _decode(source, stage):
@@ -334,16 +340,15 @@ def near_stage(
     def work(s):
         images = read()
         if (n := len(images)) > 30_000:
-            print(f"Near copies of {n:,} images take about {_near_seconds(n)/60/torch.get_num_threads():,.0f} minutes to "
-                  "find, once (copies='exact' does without).", flush=True)
+            minutes = (140*(n/29_000)**2 + .0067*n)/60/torch.get_num_threads()         # on cores of an AMD EPYC
+            print(f"Near copies of {n:,} images take about {max(1, minutes):,.0f} minutes to find, once "
+                  "(copies='exact' does without).", flush=True)
         pairs, y = near_duplicates(images), images.y.numpy()
         write_parquet(s.file('pairs.parquet'), pairs)
         return dict(images=n, pairs=len(pairs), labels_differ=int((y[pairs.a] != y[pairs.b]).sum()))
     which = {} if vocab is None else dict(vocab=sorted([vocab] if isinstance(vocab, str) else vocab))
     s = Stage('copies', which, work, dict(data=stage), version=2, out=root, device='cpu')
     return s, lambda: pd.read_parquet(s.file('pairs.parquet'))
-
-def _near_seconds(n): return 160*(n/29_000)**2 + .008*n     # of one core of an AMD EPYC
 
 def prepare_near(
     data:str='faces', # name of a source, as in `prepare`
@@ -365,8 +370,8 @@ def _near_line(r, n):
     "Near copies in the report `r` of a split, and the images of each class `n`, as a line of text"
     if not (o := r.get('near_copies')): return "near copies: not looked for"
     classes = lambda found: ', '.join(f'{v:,} {k}' for k,v in found.items())
-    return (f"near copies: {o['groups']:,} groups of different crops of one picture, {o['groups_with_conflict']:,} of them "
-            f"with more than one label, with {classes(o['images_by_class'])} of {n.sum():,} images; "
+    return (f"near copies: {o['groups']:,} groups of different crops of one picture, {o['groups_with_conflict']:,} "
+            f"of them with more than one label, with {classes(o['images_by_class'])} of {n.sum():,} images; "
             f"{o['test_with_near_outside']:,} of {r['test']:,} test images have one outside the test part")
 
 def describe(
@@ -422,6 +427,16 @@ def decisions(
     faults = s.table[['conflict', 'flat', 'leaked']]
     return images.items[['name', 'label']].assign(part=part, group=images.group.numpy(), **faults)
 
+def named_pairs(
+    images:Dataset, # from `prepare`
+    near            # pairs from `prepare_near`
+) -> pd.DataFrame:  # `near` with name_a, label_a, part_a, the same of b, and same_label
+    "Return pairs of copies with the names and labels of both images, to inspect them"
+    t = images.items[['name', 'label', 'part']]
+    a, b = (t.iloc[near[k]].add_suffix(f'_{k}').reset_index(drop=True) for k in 'ab')
+    return pd.concat([near, a, b], axis=1).assign(same_label=(a.label_a == b.label_b))
+
+
 # %% ../../nbs/00_data.ipynb #0f2b72a5
 def parser() -> argparse.ArgumentParser:
     "Return the argument parser of `synthrob_data`"
@@ -457,8 +472,8 @@ def main(
     try: _run(a)
     except (BadInput, OSError) as e:
         print(f'synthrob_data: {e}' if isinstance(e, BadInput) else
-              f"synthrob_data: {e.filename or 'a file'} cannot be read or written ({e.strerror}): check its rights, the space "
-              "left and ulimit -f.", file=sys.stderr)
+              f"synthrob_data: {e.filename or 'a file'} cannot be read or written ({e.strerror}): check its rights, "
+              "the space left and ulimit -f.", file=sys.stderr)
         return 2
     return 0
 
@@ -474,25 +489,28 @@ def _run(a):
     more = dict(name=name) if name else {}
     given = dict(vocab=vocab, size=a.size, channels=a.channels, root=a.out, **more)
     images, near = prepare(source, a.path, **given), None
-    if a.pairs or (a.copies == 'near' and source != 'faces'): near = prepare_near(source, a.path, **given)   # faces are drawn
+    if a.pairs or (a.copies == 'near' and source != 'faces'):              # each face is drawn anew
+        near = prepare_near(source, a.path, **given)
     s = splits(images, seed=a.seed, folds=default_folds(images), near=near)
     print(describe(images, s, plot=bool(a.sheet)).to_string())
     print(detectable(images, s))
     if a.sheet:
         with replacing(a.sheet) as t: plt.savefig(t, format=Path(a.sheet).suffix[1:], bbox_inches='tight', dpi=120)
-    for file, make in ((a.table, partial(decisions, images, s)), *((o, partial(named_pairs, images, near)) for o in a.pairs)):
-        if not file or Path(file).suffix in pictures: continue
-        with replacing(file) as t: make().to_parquet(t) if file.endswith('.parquet') else make().to_csv(t, index=False)
-    for file in (o for o in a.pairs if Path(o).suffix in pictures):
-        plot_pairs(images, near[near.score < 1], n=60, per_row=12)
-        with replacing(file) as t: plt.savefig(t, format=Path(file).suffix[1:], bbox_inches='tight', dpi=120)
+    for file in filter(None, (a.table, *a.pairs)):
+        if Path(file).suffix in pictures:
+            plot_pairs(images, near[near.score < 1], n=60)
+            with replacing(file) as t: plt.savefig(t, format=Path(file).suffix[1:], bbox_inches='tight', dpi=120)
+            continue
+        df = decisions(images, s) if file == a.table else named_pairs(images, near)
+        with replacing(file) as t: df.to_parquet(t) if file.endswith('.parquet') else df.to_csv(t, index=False)
     for broken in images.about['broken'][:5]: print(f"broken: {broken['name']} {broken['reason']}")
     size = a.size or (images.x.shape[-1] if source == 'folder' else None)    # the run sees what was described
     given = dict(data=a.data if a.data != 'faces' else None, path=a.path, vocab=a.vocab, size=size, channels=a.channels,
                  copies=a.copies if a.copies != 'near' else None, split_seed=a.seed if a.seed != 42 else None,
                  out=a.out if a.out != 'runs' else None)
-    odd = lambda v: isinstance(v, str) and re.fullmatch(r'True|False|None|[-+]?[\d._]+(e[-+]?\d+)?|[-+]?(nan|inf(inity)?)', v, re.I)
-    given = ''.join(f" -{'r' if odd(v) else 'p'} {k} {shlex.quote(str(v))}" for k,v in given.items() if v is not None)
+    odd = re.compile(r'True|False|None|[-+]?[\d._]+(e[-+]?\d+)?|[-+]?(nan|inf(inity)?)', re.I)   # YAML changes it
+    given = ''.join(f" -{'r' if odd.fullmatch(str(v)) and isinstance(v, str) else 'p'} {k} {shlex.quote(str(v))}"
+                    for k,v in given.items() if v is not None)
     print(f"\nNext: papermill nbs/03_split.ipynb runs/split_0.3.ipynb -p ratio 0.3{given}")
 
 # %% ../../nbs/00_data.ipynb #33f21881

@@ -37,19 +37,6 @@ class Dataset:
         self.cols = {k: np.asarray(v) for k,v in dict(items if items is not None else {}).items()}
         self._check()
 
-    def _check(self):
-        n, x, y = len(self.x), self.x, self.y
-        if (x.dtype, x.ndim) not in ((torch.uint8, 4), (torch.float32, 2)):
-            raise BadInput(f"x is {x.dtype} of shape {tuple(x.shape)}: give images, uint8 (n,c,h,w), or vectors, "
-                           "float32 (n,d).")
-        for k,v in dict(y=y, **self.cols).items():
-            if len(v) != n: raise BadInput(f"{n} items and {len(v)} values of {k}: give one value per item.")
-        if bad := set(self.cols) - set(_defaults):
-            raise BadInput(f"items has no column {sorted(bad)[0]!r}: it has {', '.join(_defaults)}.")
-        if n and not 0 <= int(y.min()) <= int(y.max()) < len(self.vocab):
-            raise BadInput(f"labels run from {int(y.min())} to {int(y.max())}, but there are {len(self.vocab)} "
-                           "classes.")
-
     def __len__(self): return len(self.y)
     def __getitem__(self, i): return self.x[i], self.y[i]
 
@@ -68,6 +55,20 @@ class Dataset:
         n = int(self.is_synthetic.sum())
         more = f', {n:,} synthetic' if n else ''
         return f"Dataset({len(self):,} of {what}{more}, {self.c} classes: {', '.join(self.vocab)})"
+
+# %% ../../nbs/data/01_dataset.ipynb #ffb75435
+@patch
+def _check(self:Dataset):
+    n, x, y = len(self.x), self.x, self.y
+    if (x.dtype, x.ndim) not in ((torch.uint8, 4), (torch.float32, 2)):
+        raise BadInput(f"x is {x.dtype} of shape {tuple(x.shape)}: give images, uint8 (n,c,h,w), or vectors, "
+                       "float32 (n,d).")
+    for k,v in dict(y=y, **self.cols).items():
+        if len(v) != n: raise BadInput(f"{n} items and {len(v)} values of {k}: give one value per item.")
+    if bad := set(self.cols) - set(_defaults):
+        raise BadInput(f"items has no column {sorted(bad)[0]!r}: it has {', '.join(_defaults)}.")
+    if n and not 0 <= int(y.min()) <= int(y.max()) < len(self.vocab):
+        raise BadInput(f"labels run from {int(y.min())} to {int(y.max())}, but there are {len(self.vocab)} classes.")
 
 # %% ../../nbs/data/01_dataset.ipynb #d3342c18
 def _column(name, about):
@@ -187,6 +188,7 @@ def show(self:Dataset,
     ax.spines[:].set_visible(False); ax.tick_params(length=0)
     return ax
 
+# %% ../../nbs/data/01_dataset.ipynb #cd775d79
 def _scatter(ds, rows, ax):
     "The vectors in `rows` in the plane of their first two principal components"
     pca = PCA(2, random_state=0).fit(ds.x[torch.cat(rows)].numpy())

@@ -31,8 +31,8 @@ def _check_entry(path, name):
     "Raise `BadInput` if the entry `name` of the archive `path` points out of it"
     parts = name.replace('\\', '/').split('/')
     if parts[0] == '' or '\0' in name or re.match(r'[A-Za-z]:', name) or '..' in parts:
-        raise BadInput(f"{path} holds the entry {name[:200]!r}, which points out of the archive: do not trust this file, "
-                       "download it from its original source.")
+        raise BadInput(f"{path} holds the entry {name[:200]!r}, which points out of the archive: do not trust this "
+                       "file, download it from its original source.")
 
 def _hidden(name): return any(o.startswith('.') or o == '__MACOSX' for o in name.split('/'))
 
@@ -45,8 +45,9 @@ def shown(
 def _zip_names(infos):
     "Return the names of zip entries: UTF-8 if they say so or can be, else the code page that gives more Latin letters"
     old = [i.orig_filename.encode('cp437') for i in infos if not i.flag_bits & 0x800]
-    latin = lambda page: sum(unicodedata.name(c, '').startswith('LATIN') for c in b'\n'.join(old).decode(page, 'replace'))
-    try: b'\n'.join(old).decode(); page = 'utf-8'
+    text = b'\n'.join(old)
+    latin = lambda page: sum(unicodedata.name(c, '').startswith('LATIN') for c in text.decode(page, 'replace'))
+    try: text.decode(); page = 'utf-8'
     except UnicodeDecodeError: page = max('cp437', 'cp1252', key=latin)
     return [(i.orig_filename if i.flag_bits & 0x800 else i.orig_filename.encode('cp437').decode(page, 'replace'))
             .replace('\\', '/') for i in infos]
@@ -79,23 +80,25 @@ def _list_zip(path, file=None):
 
 # %% ../../nbs/data/03_files.ipynb #f9e36e51
 def _list_folder(path, links=False):
-    "Return (files with sizes, folders, stored names, None) of a folder; raise `BadInput` for a link that leads out of it"
+    "Return (files with sizes, folders, stored names, None) of a folder; a link out of it raises `BadInput`"
     top = path.resolve()
     files, folders, raw, todo, been = {}, [], {}, [(str(path), '')], {top}
     while todo:
         folder, at = todo.pop()
         if at.count('/') > MAX_DEPTH:
-            raise BadInput(f"{path} has more than {MAX_DEPTH} folders inside each other: give the folder of the classes.")
+            raise BadInput(f"{path} has more than {MAX_DEPTH} folders inside each other: give the folder of the "
+                           "classes.")
         try: entries = list(os.scandir(folder))
-        except OSError as e: raise BadInput(f"{shown(folder)} cannot be read ({e.strerror}): check its rights.") from None
+        except OSError as e:
+            raise BadInput(f"{shown(folder)} cannot be read ({e.strerror}): check its rights.") from None
         for e in entries:
             name = at + shown(e.name)
             if _hidden(name): continue
             if e.is_symlink():
                 to = Path(os.path.realpath(e.path))
                 if not links and (e.is_dir() or not to.is_relative_to(top)):
-                    raise BadInput(f"{shown(e.path)} is a link to {shown(os.readlink(e.path))}: replace it by a copy, or "
-                                   "follow links with data='folder:links'.")
+                    raise BadInput(f"{shown(e.path)} is a link to {shown(os.readlink(e.path))}: replace it by a "
+                                   "copy, or follow links with data='folder:links'.")
                 if e.is_dir() and (to in been or been.add(to)): continue       # a circle
             raw[name] = e.path
             if e.is_dir(): folders.append(name); todo.append((e.path, name + '/'))
@@ -179,12 +182,13 @@ def _ignored(files, same):
     def drop(names, reason): why.update((o, reason(o)) for o in names if o not in why and reason(o))
     drop(files, lambda o: next((f"{p} is made by the system" for p in o.split('/') if p.lower() in _system), ''))
     drop(files, lambda o: 'no regular file' if files[o] is None else '')
-    is_image = lambda o: os.path.splitext(o)[1].lower() in IMAGE_TYPES
-    drop(files, lambda o: '' if is_image(o) else f"{os.path.splitext(o)[1].lower() or 'a file without a type'} is not read")
+    kind = lambda o: os.path.splitext(o)[1].lower()
+    drop(files, lambda o: '' if kind(o) in IMAGE_TYPES else f"{kind(o) or 'a file without a type'} is not read")
     seen = {f'{d}/{p}' for o in files if o not in why for d, p in _paths(o)}
     def is_mask(o):
         for d, p in _paths(o):
-            if (m := _masks.fullmatch(p)) and any(f'{d}/{q}' in seen for q in ([m[1]] if m[1] else _pictures)): return True
+            m = _masks.fullmatch(p)
+            if m and any(f'{d}/{q}' in seen for q in ([m[1]] if m[1] else _pictures)): return True
     drop(files, lambda o: 'a mask of another image' if is_mask(o) else '')
     below = {}
     for o in sorted(files):
@@ -253,8 +257,8 @@ def _same_labels(path, keys):
         pairs = sorted({o[:2] for o in found})
         if len({above for above, _ in pairs}) < len(pairs):
             a, b = next((a, b) for (f, a), (g, b) in zip(pairs, pairs[1:]) if f == g)
-            raise BadInput(f"{path} has the classes {a!r} and {b!r}, which differ only in case or Unicode form: rename or "
-                           "merge them.")
+            raise BadInput(f"{path} has the classes {a!r} and {b!r}, which differ only in case or Unicode form: "
+                           "rename or merge them.")
         one = {o: sum(f[2] for f in found if f[1] == o) for _, o in pairs}      # the spelling of the training part
         names[same] = unicodedata.normalize('NFC', max(one, key=one.get)).strip()
         if len(one) > 1: notes.append(f"class {names[same]!r} has other spellings in other parts, read as one class.")
@@ -457,15 +461,15 @@ class _ResumableNpy:
         return self.rows.tell()
 
     def append(self, x, at, kept, broken):
-        "Append rows `x` and log the position `at`, (name, label, part) of the rows and (name, reason, label) of broken images"
+        "Append rows `x`; log the position `at`, (name, label, part) of rows, (name, reason, label) of broken images"
         self.blocks.append(dict(shape=self.shape, at=at, kept=kept, broken=broken))
         line = json.dumps(self.blocks[-1]).encode() + b'\n'
         try:
             for f,b in ((self.rows, np.ascontiguousarray(x, np.uint8).data), (self.log, line)):
                 f.write(b); f.flush(); os.fsync(f.fileno())
         except OSError as e:
-            raise BadInput(f"{self.out} cannot be written ({e.strerror}): free space or raise the limit (ulimit -f), and "
-                           "start again; it continues where it stopped.") from None
+            raise BadInput(f"{self.out} cannot be written ({e.strerror}): free space or raise the limit (ulimit -f), "
+                           "and start again; it continues where it stopped.") from None
 
     def close(self, finished):
         "Move the array to `out` if `finished`, and delete the rest"
@@ -486,6 +490,17 @@ def _sized_bar(it, size):
     for o in it: yield o[1:]
 
 # %% ../../nbs/data/03_files.ipynb #07c514cb
+def _decode_item(item, size, channels, strict, bits):
+    "Decode the image of an item, see `decode_blocks`; return what is wrong with it if it is broken"
+    try:
+        image = item[3]() if callable(item[3]) else item[3]
+        if isinstance(image, BrokenImage): raise image
+        if isinstance(image, Image.Image): return fit_image(image, size, channels, bits)
+        return decode_image(image, size, channels, strict, bits)
+    except BrokenImage as e: return str(e)
+    except Exception as e: return f"is damaged ({e})"  # PIL raises anything for a damaged image
+
+# %% ../../nbs/data/03_files.ipynb #06f17a55
 def decode_blocks(
     path,             # source of the images, for messages
     blocks,           # blocks(at) yields (images so far, at, [(name, label, part, image)]) from `at` on (None: all)
@@ -500,14 +515,7 @@ def decode_blocks(
     "Decode images (bytes, PIL, `BrokenImage`, or a function for one) to `out`; `BadInput` if too many are broken"
     npy, broken = _ResumableNpy(out, (channels, size, size)), []
     few = lambda names: '; '.join(f'{o[0]} {o[1]}' for o in names[:3])
-    def decode(item):
-        try:
-            image = item[3]() if callable(item[3]) else item[3]
-            if isinstance(image, BrokenImage): raise image
-            if isinstance(image, Image.Image): return fit_image(image, size, channels, bits)
-            return decode_image(image, size, channels, strict, bits)
-        except BrokenImage as e: return str(e)
-        except Exception as e: return f"is damaged ({e})"  # PIL raises anything for a damaged image
+    decode = partial(_decode_item, size=size, channels=channels, strict=strict, bits=bits)
     def refuse(what, names):
         npy.close(False)
         raise BadInput(f"{path} is too damaged: {what}, cannot be used ({few(names)}): repair or remove them.")

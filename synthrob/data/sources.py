@@ -47,7 +47,8 @@ def _read_lmdb(folder, first=b'', n=0):
     file, again = folder/'data.mdb', "download and unpack it again."
     if not file.is_file(): raise BadInput(f"{folder} is not an LMDB database, it has no data.mdb: {again}")
     with tempfile.TemporaryFile() as errors:
-        p = subprocess.Popen([sys.executable, '-c', _lmdb_reader, str(folder), first.hex(), str(min(n, 1<<62)), str(MAX_BYTES)],
+        p = subprocess.Popen([sys.executable, '-c', _lmdb_reader, str(folder), first.hex(), str(min(n, 1<<62)),
+                              str(MAX_BYTES)],
                              stdout=subprocess.PIPE, stderr=errors)
         def damaged(why): return BadInput(f"{file} is not an LMDB database or is damaged ({why}): {again}")
         def take(k):

@@ -136,7 +136,8 @@ def subjects(
     names, n = [str(o) for o in images.names], len(images)
     if groups.startswith('column:'):
         if path is None or PurePosixPath(names[0]).suffix:
-            raise BadInput(f"groups={groups!r} needs a parquet data set: for images in folders give a pattern or 'folder'.")
+            raise BadInput(f"groups={groups!r} needs a parquet data set: for images in folders give a pattern or "
+                           "'folder'.")
         column = _column(path, groups.partition(':')[2])
         key = [column.get(o) for o in names]
     elif groups == 'folder':
@@ -151,8 +152,8 @@ def subjects(
         key = [m and m[min(1, found.groups)] or None for m in (found.search(PurePosixPath(o).name) for o in names)]
     if none := [o for o,k in zip(names, key) if k is None]:
         what = {'folder': 'no folder of a subject below the class'}.get(groups, 'no subject')
-        raise BadInput(f"groups={groups!r} finds {what} for {len(none):,} of {n:,} images, such as {none[0]}: correct it, "
-                       "or leave it out.")
+        raise BadInput(f"groups={groups!r} finds {what} for {len(none):,} of {n:,} images, such as {none[0]}: correct "
+                       "it, or leave it out.")
     return torch.from_numpy(pd.factorize(np.asarray(key, dtype=object))[0].astype(np.int64))
 
 def subjects_hint(
@@ -209,6 +210,19 @@ def _leaky_parts(images, valid, test, seed):
     return ~te & ~va, va, te, np.full(len(images), '', '<U8')
 
 # %% ../../nbs/data/08_splits.ipynb #15bec50e
+def _check_classes(images, needed, folds, fold):
+    "Raise `BadInput` if a part of `needed`, (name, mask, fewest images of a class), lacks a class"
+    for k,m,fewest in needed:
+        n = np.bincount(images.y.numpy()[m], minlength=images.c)
+        if n.min() >= fewest: continue
+        c, rest = images.vocab[n.argmin()], [o for i,o in enumerate(images.vocab) if i != n.argmin()]
+        where, have = f' in fold {fold} of {folds}' if folds > 1 else '', int((images.y == n.argmin()).sum())
+        raise BadInput(f"class {c!r} has {'only one' if n.min() else 'no'} {k} image{where}, of {have} in all: a class "
+                       f"needs at least {max(4, folds)}, two to train, one to validate, one to test"
+                       f"{' in each fold' if folds > 1 else ''}; add images or leave the class out, "
+                       f"vocab={','.join(rest)!r}.")
+
+# %% ../../nbs/data/08_splits.ipynb #721ed74a
 def splits(
     images:Dataset,  # with official parts or without
     valid:float=.1,  # share of the training images for validation, if there is no official validation part
@@ -232,16 +246,9 @@ def splits(
     if near is not None: near = join_groups(g, near[['a', 'b']]).numpy()
     if leak: tr, va, te, why = _leaky_parts(images, valid, test, seed)
     else: tr, va, te, why = _clean_parts(images, valid, test, seed, conflict, is_flat, subject, near, folds, fold)
-    needed = dict(training=tr, test=te) | ({} if leak else dict(validation=va))  # at random, one may be missing
-    for k,m in needed.items():
-        n = np.bincount(images.y.numpy()[m], minlength=images.c)
-        if n.min() < (2 if k == 'training' and not leak else 1):
-            c, rest = images.vocab[n.argmin()], [o for i,o in enumerate(images.vocab) if i != n.argmin()]
-            where = f' in fold {fold} of {folds}' if folds > 1 else ''
-            raise BadInput(f"class {c!r} has {'only one' if n.min() else 'no'} {k} image{where}, of {int((images.y == n.argmin()).sum())} "
-                           f"in all: a class needs at least {max(4, folds)}, two to train, one to validate, one to test"
-                           f"{' in each fold' if folds > 1 else ''}; add images "
-                           f"or leave the class out, vocab={','.join(rest)!r}.")
+    needed = [('training', tr, 1), ('test', te, 1)] if leak else [    # at random, validation may lack a class
+        ('training', tr, 2), ('test', te, 1), ('validation', va, 1)]
+    _check_classes(images, needed, folds, fold)
     more = tuple(k for k,o in dict(near=near, subject=subject).items() if o is not None)
     size, leaked = np.bincount(g), te & np.isin(g, g[tr])
     report = dict(images=len(images), train=int(tr.sum()), valid=int(va.sum()), test=int(te.sum()),
@@ -258,6 +265,7 @@ def splits(
     more = {k: np.asarray(v) for k,v in dict(subject=subject, near=near).items() if v is not None}
     return Splits(table.assign(**more), report)
 
+# %% ../../nbs/data/08_splits.ipynb #78000aac
 @patch
 def split(self:Dataset,
     **kwargs # for `splits`: `valid`, `test`, `seed`, `leak`, `subject`, `folds`, `fold`
@@ -300,7 +308,7 @@ def check_held_out(
 def default_folds(
     images:Dataset # with parts, if official ones were given
 ) -> int: # 1: one test part
-    "Return 5 (or the images of the smallest class) if a drawn test part would have fewer than 50 of a class, otherwise 1"
+    "Return 5 (or the smallest class's images) if a drawn test part would have fewer than 50 of a class, else 1"
     n = int(images.y.bincount(minlength=images.c).min())
     return 1 if (images.part == 'test').any() or n >= 250 else max(2, min(5, n))
 
@@ -308,7 +316,7 @@ def default_folds(
 def default_metric(
     n # images of each class in training (k,)
 ) -> str:
-    "Return 'balanced_accuracy' if the largest class has more than 1.5 times the images of the smallest, else 'accuracy'"
+    "Return 'balanced_accuracy' if the largest class has over 1.5 times the images of the smallest, else 'accuracy'"
     return 'balanced_accuracy' if max(n) > 1.5*min(n) else 'accuracy'
 
 def check_metric(
@@ -353,7 +361,7 @@ def detectable(
     metric:str=None,  # see `check_metric`; None: see `default_metric`
     margin:float=.02, # difference that matters
     sd:float=.014     # of a difference between runs, without that of test images
-) -> str: # lines on the images, the smallest difference, remedies if it is above `margin`, names that look like subjects
+) -> str: # lines: images, smallest difference, remedies if it is above `margin`, names that look like subjects
     "Say what the test part can show: images of each class, the worth of one, the smallest difference it could find"
     n, tested, metric = _tested(images, splits, metric)
     k = splits.report.get('folds', 1)
@@ -363,15 +371,16 @@ def detectable(
             f"{splits.report['fold']}, a sweep runs all: " if k > 1 else '')
     parts = '; '.join(f"{part} {', '.join(f'{v:,} {c}' for c,v in zip(images.vocab, o))}" for part,o in n.items())
     out = [f"{each}{parts}.",
-           f"Tested {'in all folds' if k > 1 else 'images'}: {sum(tested):,}, of which one is up to {points(one)} of {name}. "
-           f"With {seeds} seed{'s'*(seeds != 1)} a difference of {points(2.8*se)} can be found (probability 80 %, level "
-           f"5 %) or equivalence within {points(2.9*se)} shown, if two arms disagree on one image in ten and runs "
-           f"scatter by {points(sd)}; seeds alone reach {points(2.8*least)}."]
+           f"Tested {'in all folds' if k > 1 else 'images'}: {sum(tested):,}, of which one is up to {points(one)} of "
+           f"{name}. With {seeds} seed{'s'*(seeds != 1)} a difference of {points(2.8*se)} can be found (probability "
+           f"80 %, level 5 %) or equivalence within {points(2.9*se)} shown, if two arms disagree on one image in ten "
+           f"and runs scatter by {points(sd)}; seeds alone reach {points(2.8*least)}."]
     if 2.8*se > margin:
         room = (margin/2.8)**2 - sd**2/seeds
         more = f'about {max(1, round(sum(tested)*least**2/room, -2)):,.0f}' if room > 0 else None
         cure = ('more seeds and more test images' if more is None else f'{more} test images of these class shares')
-        few = f', or folds=5, which test all {sum(map(sum, n.values())):,}' if k == 1 and not (images.part == 'test').any() else ''
+        few = f', or folds=5, which test all {sum(map(sum, n.values())):,}'
+        if k > 1 or (images.part == 'test').any(): few = ''
         out.append(f"To find {points(margin)} takes {cure}{few}; enough training steps make runs scatter less.")
     if 'subject' not in splits.table and (hint := subjects_hint(images)): out.append(f'Subjects: {hint}')
     return '\n'.join(out)

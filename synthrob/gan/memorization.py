@@ -88,7 +88,8 @@ class CopyReport:
         if self.memorises: return f"The generator memorises: {found}."
         if self.p < 1e-4: return f"Some images may be copies, check the nearest pairs: {found}."
         if self.c_t < -3:
-            return f"Nearer to the training images than holdout images are, check the nearest pairs for copies: {found}."
+            return ("Nearer to the training images than holdout images are, check the nearest pairs for copies: "
+                    f"{found}.")
         return f"No sign of copies: {found}."
 
 # %% ../../nbs/gan/08_memorization.ipynb #19819fb0

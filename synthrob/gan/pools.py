@@ -269,11 +269,12 @@ def pool_problem(pool:Dataset, # synthetic items
                 ) -> str:      # a sentence with the remedy; '' if the classes vary enough
     "Return whether the items of a class hardly differ from each other, less than a twentieth as much as real ones"
     def spread(ds, c):
-        x = take(ds.x, (ds.y == c).nonzero()[:64, 0]).clone().float()                        # `clone` reads from the disk
+        x = take(ds.x, (ds.y == c).nonzero()[:64, 0]).clone().float()       # `clone` reads from the disk
         return x.std(0).mean().nan_to_num(1.).item()                                # nan: fewer than two items
     for c, name in enumerate(pool.vocab):
         if (share := spread(pool, c)/max(spread(real, c), 1e-6)) < .05:
-            return (f"The synthetic items of class {name!r} hardly differ from each other ({share:.1%} of the spread of "
-                    "real ones): the GAN collapsed or the pool is flat; try another gan_seed, more gan_images or another pool.")
+            return (f"The synthetic items of class {name!r} hardly differ from each other ({share:.1%} of the spread "
+                    "of real ones): the GAN collapsed or the pool is flat; try another gan_seed, more gan_images or "
+                    "another pool.")
     return ''
 

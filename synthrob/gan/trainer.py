@@ -320,7 +320,8 @@ class StopOnCollapse(Callback):
         if self.epoch < self.start_at: return
         share = (diversity(self.model.ema(self.z, self.y), self.y, self.k)/max(self.real, 1e-6)).item()
         finite = torch.stack([t.isfinite().all() for t in self.model.state_dict().values()]).all().item()
-        fell = 0 < self.real < math.inf and share < self.low and (self.peak.share > self.up or self.epoch + 1 == self.n_epoch)
+        late = self.peak.share > self.up or self.epoch + 1 == self.n_epoch
+        fell = late and 0 < self.real < math.inf and share < self.low
         self.shares.append(share)
         self.peak.share.clamp_(min=share)
         if not finite or share != share: self._fail('diverged', 'weights that are not finite')

@@ -8,7 +8,6 @@ import numpy as np, pandas as pd, torch
 from ..cnn.learner import cnn_learner, evaluate, recipe
 from ..core.basics import BadInput, generator, write_parquet
 from ..core.stages import CHECKPOINT, Stage
-from ..data.near import near_duplicates
 from .run import SplitRun, evaluation_from, predictions_frame
 from ..sweep.stats import hierarchical_bootstrap
 
@@ -51,7 +50,7 @@ def copies_worth(
     seeds:int=3,    # classifiers of each kind, at least 2
     level:float=.95 # of the intervals
 ) -> pd.DataFrame: # a row a set of test images: n, accuracy with the copies and without, worth, low, high (fractions of 1)
-    "Train with the near copies of test images and without, at equal size, and compare the accuracy on copied and other images"
+    "Train with the near copies of test images and without, at equal size, and compare accuracies on copied and other images"
     run.make('parts')
     *arms, copied, same = _arms(run)
     right = []

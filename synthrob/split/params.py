@@ -55,10 +55,12 @@ class DataParams:
     channels: int = param(None, "1 or 3; None: as in the data", options=(1, 3))
     real_share: float = param(1., "share of the real training images that is used: 0.1 simulates scarcity", .001, 1)
     split_seed: int = param(42, "seed of the validation part and of the order in which real images leave", 0, 2**31)
-    copies: str = param('near', "copies kept in one part: 'near' (cropped, mirrored, ...), 'exact'; 'none': they leak, as a demonstration",
+    copies: str = param('near', "copies kept in one part: 'near' (cropped, mirrored, ...) or 'exact'; 'none': they leak",
                         options=('none', 'exact', 'near'))
-    groups: str = param(None, "subjects that stay in one part: pattern on file names '(p[0-9]+)_', 'folder', 'column:NAME'")
-    folds: int = param(None, "folds of a cross-validation; 1: one test part; None: 5 if a class has few test images", 0, 100, role='run')
+    groups: str = param(None, "subjects that stay in one part: pattern on file names '(p[0-9]+)_', 'folder', "
+                        "'column:NAME'")
+    folds: int = param(None, "folds of a cross-validation; 1: one test part; None: 5 if a class has few test images",
+                       0, 100, role='run')
     fold: int = param(0, "which fold is tested, 0 to folds - 1", 0, 99, role='seed')
 
 @dataclass
@@ -98,8 +100,8 @@ class CNNParams:
     cnn_epochs: int = _cnn(None, "epochs of the classifier; None: the preset's", 1, 100_000)
     head: str = _head(None, "classifier of vectors: 'linear' or 'mlp'; None: the preset's", options=('linear', 'mlp'))
     head_epochs: int = _head(None, "epochs of the head; None: the preset's", 1, 100_000)
-    min_steps: int = param(None, "on few images, steps of classifier or head, at least; None: 600, 0 if epochs are given",
-                           0, 10**9, role='classifier')
+    min_steps: int = param(None, "on few images, steps of classifier or head, at least; None: 600, 0 if epochs are "
+                           "given", 0, 10**9, role='classifier')
     cnn_seed: int = param(0, "seed of the classifier's training", 0, 2**31, role='seed')
 
 # %% ../../nbs/split/01_params.ipynb #c2e5b07e
@@ -110,13 +112,15 @@ class EvalParams:
                          options=('none', 'fast'), when='pool', role='report')
     robustness: str = param('fast', "extent of the robustness evaluation: 'none', 'fast' or 'full'",
                             options=('none', 'fast', 'full'), role='report')
-    metric: str = param(None, "what is decided on: accuracy, balanced_accuracy, macro_f1, recall:CLASS; None: by balance", role='run')
+    metric: str = param(None, "what is decided on: accuracy, balanced_accuracy, macro_f1, recall:CLASS; None: by "
+                        "balance", role='run')
     margin: float = param(.02, "accuracies closer than this are equivalent; declared in advance", 1e-4, .5, role='run')
 
 @dataclass
 class RunParams:
     "Where and how it runs"
-    preset: str = param('quick', "'quick', 'cpu', 'gpu' or 'study'", options=('quick', 'cpu', 'gpu', 'study'), role='run')
+    preset: str = param('quick', "'quick', 'cpu', 'gpu' or 'study'", options=('quick', 'cpu', 'gpu', 'study'),
+                        role='run')
     processes: int = param(1, "processes that train one net together, one per GPU", 1, 64)
     device: str = param(None, "'cpu' or 'cuda'; None: the GPU if there is one", role='run')
     out: str = param('runs', "folder of all stages", role='run')
@@ -208,17 +212,19 @@ def check_params(given:dict      # parameters by name; missing ones have their d
         raise BadInput("ratio=1 does not go with how='add': no finite number of synthetic images reaches that share; "
                        "choose a smaller ratio or how='replace'.")
     if p.how == 'add' and p.ratio > .99:
-        raise BadInput(f"ratio={p.ratio:.10g} with how='add' means {p.ratio/(1 - p.ratio):,.0f} synthetic images for each real one: "
-                       "choose a ratio up to 0.99.")
+        raise BadInput(f"ratio={p.ratio:.10g} with how='add' means {p.ratio/(1 - p.ratio):,.0f} synthetic images for "
+                       "each real one: choose a ratio up to 0.99.")
     if (p.metric or 'accuracy').partition(':')[0] not in ('accuracy', 'balanced_accuracy', 'macro_f1', 'recall'):
         raise BadInput(f"metric={p.metric!r} is unknown: choose accuracy, balanced_accuracy, macro_f1 or recall:CLASS.")
     if p.metric and p.vocab: check_metric(p.metric, [o.strip() for o in p.vocab.split(',')])
     leaky = "preset='study'" if p.preset == 'study' else "copies='none'" if p.copies == 'none' else ''
     fixed = leaky or p.data.partition(':')[0] in fixed_test
     if p.folds in (0, 1): p.folds = None if fixed else 1
-    if p.fold >= (p.folds or 5): raise BadInput(f"fold={p.fold} is out of range: with {p.folds or 5} folds choose 0 to {(p.folds or 5)-1}.")
+    if p.fold >= (n := p.folds or 5):
+        raise BadInput(f"fold={p.fold} is out of range: with {n} folds choose 0 to {n - 1}.")
     if (p.folds or 1) > 1 and fixed:
-        raise BadInput(f"folds={p.folds} does not go with {leaky or f'data={p.data!r}'}, which has a test part of its own: leave it out.")
+        name = leaky or f'data={p.data!r}'
+        raise BadInput(f"folds={p.folds} does not go with {name}, which has a test part of its own: leave it out.")
     if p.how == 'replace' and p.ratio == 1 and p.treatment != 'synthetic':
         raise BadInput(f"ratio=1 does not go with treatment={p.treatment!r}: no real image would be left; choose a "
                        "smaller ratio.")
@@ -228,8 +234,7 @@ def check_params(given:dict      # parameters by name; missing ones have their d
     if p.robustness != 'none' and p.size < 32:
         raise BadInput(f"size={p.size} does not go with robustness={p.robustness!r}: corruptions need 32 pixels; "
                        "choose a larger size or robustness='none'.")
-    if p.groups and leaky:
-        raise BadInput(f"groups does not go with {leaky}, which splits at random: leave it out.")
+    if p.groups and leaky: raise BadInput(f"groups does not go with {leaky}, which splits at random: leave it out.")
     if vectors: _check_vectors(p)
     _check_nets(p.cnn, p.gan_arch, p.size, p.channels or 1, vectors)
     if p.processes > 1: _check_processes(p)

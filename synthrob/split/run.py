@@ -66,7 +66,8 @@ class SplitRun:
     @cached_property
     def judge(self) -> SplitRun:
         "The experiment on images at ratio 0 with seed 0: its classifier is the judge, and the extractor of vectors"
-        keep = params_of(self.p, DataParams, RunParams) | dict(cnn=self.p.cnn, cnn_epochs=self.p.cnn_epochs, min_steps=self.p.min_steps)
+        keep = params_of(self.p, DataParams, RunParams)
+        keep |= dict(cnn=self.p.cnn, cnn_epochs=self.p.cnn_epochs, min_steps=self.p.min_steps)
         return SplitRun(check_params(keep | dict(ratio=0, robustness='none', cnn_seed=0)))
 
     def __repr__(self):
@@ -113,6 +114,7 @@ def stages(self:SplitRun) -> dict: # kind -> `Stage`, in the order in which they
     self.__dict__['stages'] = s
     return s
 
+# %% ../../nbs/split/04_run.ipynb #0d9bc3a0
 @patch(as_prop=True)
 def recipe(self:SplitRun):
     "The recipe of the classifier, or of the head"
@@ -170,7 +172,8 @@ def _split(self:SplitRun, stage):
     p, subject = self.p, None
     if p.metric: check_metric(p.metric, self.images.vocab)
     if p.groups: subject = subjects(self.images, p.groups, p.path)
-    s = split_data(self.images, seed=p.split_seed, leak=self.leak, subject=subject, near=self.near, folds=self.folds, fold=p.fold)
+    s = split_data(self.images, seed=p.split_seed, leak=self.leak, subject=subject, near=self.near, folds=self.folds,
+                   fold=p.fold)
     if not self.leak: check_no_leak(self.images, s)
     used = _share(self.images, s.train, self.p.real_share, self.p.split_seed)
     write_parquet(stage.file('parts.parquet'), s.table.assign(used=np.isin(np.arange(len(s.table)), used)))
@@ -270,9 +273,10 @@ def _train_gan(self:SplitRun, stage):
     self._launch('_fit_gan', stage, 30)
     learn, best = self._fit_gan(stage.path)                # after several processes, it is found finished
     save_gan(learn.model, stage.file('gan.safetensors'))
-    more = dict(problem=f"{learn.failure['sentence']} Try another gan_seed, gan_arch or more gan_images.") if learn.failure else {}
-    return dict(history=learn.history, n_train=len(learn.dls.train.dataset), failure=learn.failure, **more,
-                vocab=self.images.vocab, curve=best and best.curve.to_dict('list'))
+    why = learn.failure and f"{learn.failure['sentence']} Try another gan_seed, gan_arch or more gan_images."
+    return dict(history=learn.history, n_train=len(learn.dls.train.dataset), failure=learn.failure,
+                **(dict(problem=why) if why else {}), vocab=self.images.vocab,
+            curve=best and best.curve.to_dict('list'))
 
 @patch
 def _gan(self:SplitRun): return load_gan(self._need('gan').file('gan.safetensors'), default_device(self.p.device))
@@ -320,7 +324,8 @@ def _make_pool(self:SplitRun, stage):
     pool.save(stage.path)
     near = self._near_in(pool) if pool.is_images and p.copies == 'near' else {}
     more = dict(problem=o) if (o := pool_problem(pool, self.items('train'))) else {}
-    return pool.about | near | more | dict(n=dict(zip(pool.vocab, pool.y.bincount(minlength=pool.c).tolist())), content=pool.hash)
+    n = dict(zip(pool.vocab, pool.y.bincount(minlength=pool.c).tolist()))
+    return pool.about | near | more | dict(n=n, content=pool.hash)
 
 @patch(as_prop=True)
 def pool(self:SplitRun) -> Dataset|None:
@@ -402,7 +407,8 @@ def _train_classifier(self:SplitRun, stage):
     leak = leak_worth(evs['test'], s.table.leaked.to_numpy()[s.test.numpy()])
     return dict(**{k: ev.to_dict() for k, ev in evs.items()}, history=learn.history, counts=counts,
                 steps=len(learn.dls.train)*learn.recipe.epochs, bs=learn.recipe.bs, epochs=learn.recipe.epochs,
-                given=self._given(), folds=self.folds, splits=s.report, leak=leak, **(dict(problem=problem) if problem else {}),
+                given=self._given(), folds=self.folds, splits=s.report, leak=leak,
+                **(dict(problem=problem) if problem else {}),
                 broken=self.images.about['broken'], pool=self.pool and self.stages['pool'].record)
 
 @patch

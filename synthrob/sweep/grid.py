@@ -196,7 +196,7 @@ def default_grid(
     given:dict, # parameters but for ratio
     out='runs'  # folder of all stages
 ) -> list:      # of grids
-    "Return ratios of synthetic images, and controls of equal ratios: repeated images, and class weights if classes differ"
+    "Return ratios of synthetic images, and controls of equal ratios: repeated images; class weights if classes differ"
     run, _ = _first(given, out)
     run.make('data')
     n = run.images.y.bincount(minlength=run.images.c).tolist()
@@ -230,7 +230,7 @@ class Sweep:
                 self.combos.append(({**asdict(p), **one}, cells.setdefault(c.hash, c)))   # all parameters, the cell
         self.grids = [{k: values(k, v) for k, v in g.items()} for g in grids]
         names = dict.fromkeys(k for g in self.grids for k in g)
-        self.varying = [k for k in names if len({one[k] for one, _ in self.combos}) > 1]   # parameters in which cells differ
+        self.varying = [k for k in names if len({one[k] for one, _ in self.combos}) > 1]
         self.cells = list(cells.values())
         own = dict(cells=sorted(cells), margin=margin) | (dict(metric=metric) if metric else {})
         self.stage = Stage('sweep', own, out=out)
@@ -361,8 +361,9 @@ def _enough(self:Sweep, effect, sd, power, alpha, limit=0, folds=1) -> str:
     except BadInput as e: return f"{e} The remedies are more test images, folds and longer trainings, not seeds."
     any_ = f" ({most} if it may be any of {len(arms)} arms)"*(len(arms) > 1)
     if limit > effect:
-        return (f"no number of seeds shows a difference of {effect:.1%}, as these test images show at best {limit:.1%}; the "
-                f"sweep has {have}{', in each fold' if folds > 1 else ''}, and a level of {alpha:g} needs {min_seeds(alpha)} runs in all.")
+        return (f"no number of seeds shows a difference of {effect:.1%}, as these test images show at best {limit:.1%}"
+                f"; the sweep has {have}{', in each fold' if folds > 1 else ''}, and a level of {alpha:g} needs "
+                f"{min_seeds(alpha)} runs in all.")
     return (f"{_n(need, 'classifier seed')}{any_} will show a difference of {effect:.1%} with a probability of "
             f"{power:.0%}; alpha {alpha:g}, SD of paired differences {sd:.2%}, {why}. The sweep has {have}, "
             + ('which is enough.' if have >= need else f"which is too few: --seeds {need}."))
@@ -399,8 +400,8 @@ def plan(self:Sweep,
     test, limit, folds = self._test(sd)
     return '\n'.join([self.head(), '', self.overview().to_string(), '', f"Cost: {self.price(slots)}.",
                       f"Seeds: {self._enough(effect, sd, power, alpha, limit, folds)}", f"Test part: {test}",
-                      f"Margin: values of {self.metric or 'the metric'} that differ by less than {self.margin:.1%} will be "
-                      "called equivalent."])
+                      f"Margin: values of {self.metric or 'the metric'} that differ by less than {self.margin:.1%} "
+                      "will be called equivalent."])
 
 
 # %% ../../nbs/sweep/01_grid.ipynb #b61150ac

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure as Drawing
 from ..core.basics import BadInput, replacing, write_parquet
 from ..core.stages import read_record
 from .results import (ARM, CLASSIFIER, LOWER_IS_BETTER, SETTING, SYNTHESIS, TREATMENTS, VALUE,
-                                    conclude, declared_margin, declared_metric, differences, metric_name, paired_runs, results)
+                      conclude, declared_margin, declared_metric, differences, metric_name, paired_runs, results)
 from .stats import decide, image_se, joint_p, min_seeds
 from ..split.params import SplitParams
 
@@ -30,8 +30,8 @@ __all__ = ['INK', 'style', 'plot_ratio', 'corruption_table', 'plot_corruptions',
 
 # %% ../../nbs/sweep/07_report.ipynb #39fa7c3f
 INK = '#0a0b0c'      # colour of text and axes in a figure; the page replaces it by its own
-_metrics = dict(accuracy='accuracy', balanced_accuracy='balanced accuracy', macro_f1='macro-F1', mca='mean corruption accuracy', ece='calibration error',
-                recall='recall')
+_metrics = dict(accuracy='accuracy', balanced_accuracy='balanced accuracy', macro_f1='macro-F1',
+                mca='mean corruption accuracy', ece='calibration error', recall='recall')
 _marker, _dash = dict(replace='o', add='s'), dict(synthetic='-', oversample='--', class_weights=':')
 _label = dict(synthetic='synthetic', oversample='control: oversampled real images',
               class_weights='control: class weights')
@@ -144,7 +144,8 @@ def headline(row,        # of `conclude`
     net, d, m = f"the {net_name(row)}" + ' classifier'*(not head), row['diff'], points(margin, False)
     if row.get('problem'): return f"No verdict on {net}: {row.problem}"
     if pd.isna(d): return f"No verdict on {net}: there is no complete pair of runs."
-    moved, what = f"from {points(row.baseline, False)} to {points(row.value, False)} %", metric_name(row.get('metric') or 'accuracy')
+    moved = f"from {points(row.baseline, False)} to {points(row.value, False)} %"
+    what = metric_name(row.get('metric') or 'accuracy')
     begin = f"Undecided: with {arm.rstrip(',')}, the {what} of {net} changed"
     if pd.isna(row.low): return f"{begin} {moved} for one seed; a single seed decides nothing."
     if row.cnn_seeds < (least := min_seeds(1 - level)):
@@ -153,13 +154,14 @@ def headline(row,        # of `conclude`
     if row.verdict == 'undecided' and row.low == row.high:
         return f"{begin} by exactly {points(d)} points in each of {row.cnn_seeds} pairs, as if one net were run again."
     interval, by = f"({100*level:g} % interval {_interval(row)})", points(abs(d), False)
+    among = f", corrected for the choice among {row.among} arms" if row.get('among', 1) > 1 else ''
     return dict(
         better=f"Better: {arm} raised the {what} of {net} {moved}, by {by} points {interval}.",
         worse=f"Worse: {arm} lowered the {what} of {net} {moved}, by {by} points {interval}.",
         equivalent=f"Equivalent: {arm} changed the {what} of {net} by {points(d)} points {interval}, less than the "
                    f"equivalence margin of {m} points.",
-        undecided=f"{begin} by {points(d)} points {interval}. This shows neither a difference nor equivalence within "
-                  f"{m} points" + f", corrected for the choice among {row.among} arms"*bool(row.get('among', 1) > 1) + '.'
+        undecided=f"{begin} by {points(d)} points {interval}. This shows neither a difference nor equivalence "
+                  f"within {m} points{among}."
     )[row.verdict]
 
 # %% ../../nbs/sweep/07_report.ipynb #07f258a9
@@ -206,8 +208,8 @@ def _about_arms(table):
         yield "Undecided does not mean equal: these runs cannot tell."
     if len(syn) == len(table):
         yield "No control was run: oversampled real images, or class weights, might do as well."
-    yield ("Should one arm now and then lose much (skewed differences), six seeds are called better or worse falsely in up "
-           "to 7 of 100 cases, not 5.")
+    yield ("Should one arm now and then lose much (skewed differences), six seeds are called better or worse falsely "
+           "in up to 7 of 100 cases, not 5.")
     nets = table.apply(net_name, axis=1).unique()
     yield (f"There is one classifier strength ({nets[0]}). A gain on a weak classifier may vanish on a strong one."
            if len(nets) == 1 else "Each classifier is judged on its own, without adjustment for their number.")
@@ -223,10 +225,11 @@ def limits(frame,    # from `results`, of one setting
            alpha=.05 # level of the tests
           ) -> list: # of sentences
     "Return what cannot be claimed from these runs"
-    n, metric = int(frame[(frame.metric == 'accuracy') & (frame.part == 'test')].n.max()), metric_name(table.metric.iloc[0])
+    n = int(frame[(frame.metric == 'accuracy') & (frame.part == 'test')].n.max())
+    metric = metric_name(table.metric.iloc[0])
     return [*_about_runs(frame), *_about_seeds(frame, table, alpha), *_about_arms(table),
-            "Intervals cover the choice of images, each tested in one of the folds; nothing here holds for images of another "
-            "kind." if table.n_folds.max() > 1 else
+            "Intervals cover the choice of images, each tested in one of the folds; nothing here holds for images of "
+            "another kind." if table.n_folds.max() > 1 else
             f"Intervals in figures and tables describe repeated training, evaluated on these {n:,} test images. Only "
             "the sentence that includes the choice of test images holds for other images of the same kind; nothing "
             "here holds for images of another kind.",
@@ -379,11 +382,13 @@ def _range(v): return f'{int(v.min())}' if v.min() == v.max() else f'{int(v.min(
 def _ratio_figure(frame, t, metric, net, margin=None, alpha=.05, class_=None):
     "`plot_ratio` of the `differences` `t` of `metric` (recall: of `class_`), with caption and alternative text"
     key, _, of = metric.partition(':')
-    zero = frame[(frame.metric == dict(balanced_accuracy='recall').get(key, key)) & (frame.part == 'test') & (frame.ratio == 0)]
+    own = dict(balanced_accuracy='recall').get(key, key)                        # its mean
+    zero = frame[(frame.metric == own) & (frame.part == 'test') & (frame.ratio == 0)]
     zero = _matching(zero, t.iloc[0], CLASSIFIER)
     if of or class_: zero = zero[zero['class'] == (of or class_)]
     zero, t = zero.groupby('run', observed=True).value.mean(), t[t['diff'].notna()]
-    name, syn = _metrics.get(metric, metric_name(metric)) + (f' of {class_}' if class_ else ''), t[t.treatment == 'synthetic']
+    name = _metrics.get(metric, metric_name(metric)) + (f' of {class_}' if class_ else '')
+    syn = t[t.treatment == 'synthetic']
     pairs = (f"{_range(syn.pairs)} pairs of runs a point ({_range(syn.gan_seeds)} GAN x {_range(syn.cnn_seeds)} "
              "classifier seeds)" if len(syn) else 'controls only')
     sd = f', SD {100*zero.std():.1f} over {len(zero)} runs' if len(zero) > 1 else ', one run'
@@ -420,7 +425,8 @@ def _heat_figure(t, net, name, limit=None):
     return Figure(_svg(partial(plot_corruptions, t, limit), alt, size), Figcaption(caption))
 
 # %% ../../nbs/sweep/07_report.ipynb #3a2d0636
-_symbol = dict(better='▲ better', worse='▼ worse', equivalent='= equivalent', undecided='? undecided', none='✕ no verdict')
+_symbol = dict(better='▲ better', worse='▼ worse', equivalent='= equivalent', undecided='? undecided',
+               none='✕ no verdict')
 
 def _pct(x): return '' if pd.isna(x) else f'{100*x:.1f}'
 def _diff(x): return '' if pd.isna(x) else points(x)
@@ -437,15 +443,15 @@ def _arms_table(t, others):
     for i, r in t.iterrows():
         row = {'classifier': _net_name(r, t), 'mixing': r.how, 'classes': r.classes, 'treatment': r.treatment,
                'ratio': f'{r.ratio:g}', 'pairs': f'{r.gan_seeds} x {r.cnn_seeds}', 'ratio 0, %': _pct(r.baseline),
-               f'{metric_name(r.metric)}, %': _pct(r.value), 'difference, points': _diff(r['diff']), 'interval': _interval(r),
-               'P(improvement), %': _pct(r.improvement),
+               f'{metric_name(r.metric)}, %': _pct(r.value), 'difference, points': _diff(r['diff']),
+               'interval': _interval(r), 'P(improvement), %': _pct(r.improvement),
                'verdict': _symbol.get(r.verdict, 'none') + ', chosen'*r.chosen, 'p': _p(r.p),
                'p, equivalence': _p(r.p_equivalence), 'detectable, points': _pct(r.mde)}
         rows.append(row | {f'{_metrics[m]}, points': _diff(o['diff'].loc[i]) for m, o in others.items()})
     caption = ("Every arm on the test images against ratio 0 with the same classifier seed. Pairs: GAN x classifier "
                "seeds. Verdict and p are corrected for the number of arms: of the chosen arm for those it was chosen "
-               "among, of the others for all. P(improvement): share of all pairs of runs, whatever their seed, in which "
-               "the arm is better. "
+               "among, of the others for all. P(improvement): share of all pairs of runs, whatever their seed, in "
+               "which the arm is better. "
                "Detectable: the minimum detectable difference, found in 80 of 100 experiments with as many seeds.")
     text = 'classifier', 'mixing', 'classes', 'treatment', 'verdict'
     return _html_table(rows, caption, text, np.flatnonzero(t.chosen))
@@ -498,7 +504,8 @@ def image_differences(pairs,  # one of `paired_runs`, on the metric
         read_record(at := Path(root)/'split'/run, ['predictions.parquet'])
         t = pq.read_table(at/'predictions.parquet', columns=['part', 'index', 'true', 'predicted']).to_pandas()
         t = t[t.part == 'test'].sort_values('index')
-        weight = len(t)/t.true.nunique()/t.groupby('true').true.transform('size') if metric == 'balanced_accuracy' else 1.
+        weight = 1.
+        if metric == 'balanced_accuracy': weight = len(t)/t.true.nunique()/t.groupby('true').true.transform('size')
         return t['index'].to_numpy(), ((t.true == t.predicted)*weight).to_numpy(dtype=float)
     base, arm = [correct(h) for h in pairs.base_runs], [[correct(h) for h in row] for row in pairs.runs]
     if not all(np.array_equal(i, base[0][0]) for i, _ in sum(arm, base)):
@@ -508,14 +515,16 @@ def image_differences(pairs,  # one of `paired_runs`, on the metric
 # %% ../../nbs/sweep/07_report.ipynb #8f053495
 def _for_other_images(frame, r, alpha):
     "The interval of the arm `r` including the choice of test images, if the predictions can be read"
-    if r.n_folds > 1 or r.cnn_seeds < min_seeds(alpha) or 'root' not in frame.attrs or r.metric not in list(_metrics)[:2]: return
+    if r.n_folds > 1 or r.cnn_seeds < min_seeds(alpha) or 'root' not in frame.attrs: return
+    if r.metric not in ('accuracy', 'balanced_accuracy'): return
     same = lambda a, b: a == b or (pd.isna(a) and pd.isna(b))
     pairs = next(p for p in paired_runs(frame, r.metric) if all(same(v, r[k]) for k, v in p.arm.items()))
     try: x = image_differences(pairs, frame.attrs['root'], r.metric)
     except (OSError, KeyError, ValueError):
         yield 'The predictions of these runs cannot be read, so there is no interval for other images.'
     else:
-        d = decide((x.mean(-1) if len(x) > 1 else x[0].mean(-1))[None], alpha=alpha, n_boot=9999, image_se=image_se(x)).iloc[0]
+        means = x.mean(-1) if len(x) > 1 else x[0].mean(-1)
+        d = decide(means[None], alpha=alpha, n_boot=9999, image_se=image_se(x)).iloc[0]
         yield (f'Including the choice of test images ({x.shape[-1]:,}), the {100*(1 - alpha):g} % interval is '
                f'{points(d.low)} to {points(d.high)} points.')
 
@@ -525,7 +534,8 @@ def _command(frame, r, treatment, seeds):
     default = SplitParams.__dataclass_fields__
     given = {k: r[k] for k in cols if k in default and not pd.isna(r[k]) and r[k] != default[k].default}
     path = dict(path='PATH') if r['data'] != 'faces' else {}
-    given |= path | dict(ratios=f'{r.ratio:g}' if treatment != 'synthetic' else f'0,{r.ratio:g}', treatment=treatment, seeds=seeds)
+    ratios = f'{r.ratio:g}' if treatment != 'synthetic' else f'0,{r.ratio:g}'
+    given |= path | dict(ratios=ratios, treatment=treatment, seeds=seeds)
     if (root := frame.attrs.get('root', 'runs')) != 'runs': given['out'] = root
     flag = lambda v: shlex.quote(f'{v:g}' if isinstance(v, float) else str(v))
     return 'synthrob_sweep ' + ' '.join(f'--{k} {flag(v)}' for k, v in given.items())
@@ -534,8 +544,10 @@ def _command(frame, r, treatment, seeds):
 def _against_controls(frame, r, margin, alpha):
     "Sentences that compare the arm `r` with the controls at the same ratio, or say how to run them"
     for control, name in dict(oversample='oversampled real images', class_weights='class weights').items():
-        t = differences(frame, r.metric, 'test', margin, alpha, against=control) if (frame.treatment == control).any() else None
-        if t is not None: t = _matching(t[t.treatment == 'synthetic'], r, [*SYNTHESIS, *CLASSIFIER, 'how', 'classes', 'ratio'])
+        t, equal = None, [*SYNTHESIS, *CLASSIFIER, 'how', 'classes', 'ratio']
+        if (frame.treatment == control).any():
+            t = differences(frame, r.metric, 'test', margin, alpha, against=control)
+            t = _matching(t[t.treatment == 'synthetic'], r, equal)
         if t is None or not len(t) or t.low.isna().all():
             if r.ratio < 1:
                 seeds = frame.cnn_seed.nunique()
@@ -550,15 +562,20 @@ def _verdict_part(frame, table, margin, alpha):
     parts = []
     for _, r in table[table.headline].iterrows():
         small = []
-        if r.among > 1 and r.cnn_seeds >= min_seeds(alpha): small += [f"The ratio was chosen on validation images among {r.among} arms; its p is corrected for that."]
-        if r.verdict in ('better', 'worse', 'equivalent', 'undecided') and r.cnn_seeds >= min_seeds(alpha):
-            runs = f'{r.n_folds} folds x '*(r.n_folds > 1) + f'{r.gan_seeds} GAN x {r.cnn_seeds//r.n_folds} classifier seeds'
-            small.append(f"{runs}; p of no difference {_p(r.p)}, of a difference beyond the margin {_p(r.p_equivalence)}; the "
-                         f"arm is better in {_pct(r.improvement)} % of all pairs of runs.")
+        enough = r.cnn_seeds >= min_seeds(alpha)
+        if r.among > 1 and enough:
+            small += [f"The ratio was chosen on validation images among {r.among} arms; its p is corrected for that."]
+        if r.verdict in ('better', 'worse', 'equivalent', 'undecided') and enough:
+            folds = f'{r.n_folds} folds x '*(r.n_folds > 1)
+            runs = f'{folds}{r.gan_seeds} GAN x {r.cnn_seeds//r.n_folds} classifier seeds'
+            small.append(f"{runs}; p of no difference {_p(r.p)}, of a difference beyond the margin "
+                         f"{_p(r.p_equivalence)}; the arm is better in "
+                         f"{_pct(r.improvement)} % of all pairs of runs.")
             if r.verdict == 'undecided' and r.p_alone <= alpha < r.p:
                 fresh = int(frame.cnn_seed.max()) + 1
                 small.append(f"By itself p is {_p(r.p_alone)}. Fresh seeds need no correction: "
-                             f"{_command(frame, r, 'synthetic', f'{fresh}..{fresh + 5}')}, then synthrob_report --confirm {fresh}")
+                             f"{_command(frame, r, 'synthetic', f'{fresh}..{fresh + 5}')}, then synthrob_report "
+                             f"--confirm {fresh}")
         if not r.problem: small += [*_for_other_images(frame, r, alpha), *_against_controls(frame, r, margin, alpha)]
         big = P(headline(r, margin, 1 - alpha), cls='big')
         parts.append(Div(big, *[P(o, cls='small') for o in small], cls='verdict'))
@@ -568,7 +585,7 @@ def _verdict_part(frame, table, margin, alpha):
 def _bar(jobs, progress): return progress_bar(jobs, leave=False) if progress else jobs
 
 def _tables(frame, table, margin, alpha, progress, most=12):
-    "`conclude`'s table, `differences` of every other metric and of the recall of at most `most` classes; a remark on omitted classes"
+    "`conclude`'s table, `differences` of other metrics and of the recall of at most `most` classes; a remark"
     have, top, own = set(frame[frame.part == 'test'].metric.unique()), table[table.headline], table.metric.iloc[0]
     metrics = [m for m in _metrics if m in have and m not in (own, 'recall')]
     jobs = [(m, {}) for m in metrics] + [('recall', dict(class_=k)) for k in frame['class'].dropna().unique()]
@@ -612,7 +629,8 @@ def _setting(frame, name, margin, alpha, metric, confirm, progress):
     if d.get('declared') and d.get('margin') == margin:
         when = (f", declared on {d['declared'][:10]} by the sweep {d['hash']}, when {d['finished_before']} cells "
                 "were done")
-    caption = f'Equivalence margin: {100*margin:g} points of {metric_name(table.metric.iloc[0])}{when}. Level of the tests: {100*alpha:g} %.'
+    caption = (f'Equivalence margin: {100*margin:g} points of {metric_name(table.metric.iloc[0])}{when}. '
+               f'Level of the tests: {100*alpha:g} %.')
     ran = _html_table([dict(what=k, value=v) for k, v in _summary(frame).items()], caption, ('what', 'value'))
     others = {k: t for k, t in metrics.items() if k != table.metric.iloc[0]}
     parts = {'Runs': [ran], 'Metrics by ratio': lines('metrics'),
@@ -717,14 +735,16 @@ def main(args=None # list of arguments; None: those of the command line
     p.add_argument('--margin', type=float, help='equivalence margin in accuracy, .02 for 2 points (as declared)')
     p.add_argument('--alpha', type=float, default=.05, help='level of the tests (.05)')
     p.add_argument('--metric', help="'accuracy', 'balanced_accuracy', 'macro_f1' or 'recall:CLASS' (as declared)")
-    p.add_argument('--confirm', type=int, metavar='SEED', help='choose the arm by the classifier seeds below, judge it by those from here')
+    p.add_argument('--confirm', type=int, metavar='SEED',
+                   help='choose the arm by the classifier seeds below, judge it by those from here')
     a = p.parse_args(args)
     out = Path(a.out or Path(a.runs)/'report')
     try:
         for o in a.only:
             if '=' not in o: raise BadInput(f"--only {o} has no value: write a name and its values, as in ratio=0,.3.")
         where = {k: [_value(o) for o in v.split(',')] for k, v in (o.split('=', 1) for o in a.only)}
-        with redirect_stdout(sys.stderr): rep = report(a.runs, out, a.sweep, a.margin, a.alpha, a.metric, a.confirm, **where)  # progress
+        with redirect_stdout(sys.stderr):                                                        # progress
+            rep = report(a.runs, out, a.sweep, a.margin, a.alpha, a.metric, a.confirm, **where)
     except BadInput as e:
         print(f'synthrob_report: {e}', file=sys.stderr)
         return 2

@@ -27,11 +27,11 @@ __all__ = ['SETTING', 'SYNTHESIS', 'CLASSIFIER', 'ARM', 'SEEDS', 'TREATMENTS', '
 SETTING = (*names_by_role('setting'), 'content', 'leak')  # equal in all compared runs; `content`: hash of the images
 SYNTHESIS, CLASSIFIER = names_by_role('synthesis'), names_by_role('classifier')  # no synthesis without synthetic images
 ARM = names_by_role('arm')                                # what is compared (at ratio 0 the ratio alone)
-SEEDS = 'fold', 'gan_seed', 'cnn_seed'                     # repetitions; folds of a cross-validation have test images of their own
+SEEDS = 'fold', 'gan_seed', 'cnn_seed'                    # repetitions; each fold has test images of its own
 _types = {f.name: f.type for f in fields(SplitParams)}
 TREATMENTS = SplitParams.__dataclass_fields__['treatment'].metadata['options']   # the last two are controls
-RUN_INFO = ('margin', 'declared_metric', 'problem', 'level', 'simulated', 'features_hash', 'gan_hash', 'pool_hash', 'device', 'versions', 'started',
-            'finished')                                                          # other columns
+RUN_INFO = ('margin', 'declared_metric', 'problem', 'level', 'simulated', 'features_hash', 'gan_hash', 'pool_hash',
+            'device', 'versions', 'started', 'finished')                           # other columns
 VALUE = ('part', 'metric', 'class', 'corruption', 'severity', 'attack', 'norm', 'eps', 'steps', 'n', 'value')
 
 # %% ../../nbs/sweep/06_results.ipynb #0a5d7e02
@@ -124,7 +124,8 @@ def simulate_runs(root,                           # folder to write to, as `runs
                  ) -> int:                        # number of runs
     "Write simulated records, predictions and tables in the form of real runs; nothing is trained"
     vocab, n_runs = list(vocab), 0
-    hard = {(f, part): _normal('difficulty', part, n, *[f]*bool(f))(size=n) for f in range(folds) for part in ('valid', 'test')}
+    hard = {(f, part): _normal('difficulty', part, n, *[f]*bool(f))(size=n)
+            for f in range(folds) for part in ('valid', 'test')}
     common = dict(data='faces', size=32, real_share=1., cnn_epochs=20, split_seed=42, gan_arch='default',
                   gan_images=1000, gan_width=32, margin=.02) | more
     images = _write_record(Stage('data', dict(n=n, vocab=vocab), out=root), 1., content=hash_of(('images', n, vocab)))
@@ -136,7 +137,8 @@ def simulate_runs(root,                           # folder to write to, as `runs
     for cnn, arm in product(cnns, arms):
         made = arm['treatment'] == 'synthetic' and arm['ratio'] > 0
         for f, g, s in product(range(folds), gan_seeds if made else (0,), cnn_seeds):
-            given = common | arm | dict(cnn=cnn, gan_seed=g, cnn_seed=s) | (dict(folds=folds, fold=f) if folds > 1 else {})
+            given = common | arm | dict(cnn=cnn, gan_seed=g, cnn_seed=s)
+            if folds > 1: given |= dict(folds=folds, fold=f)
             evs = {part: _simulate_evaluation(given, effect, vocab, hard[f, part]) for part in ('valid', 'test')}
             split = Stage('split', given, None, dict(train=images, pool=pools[g] if made else None), out=root)
             write_parquet(split.file('predictions.parquet'), pd.concat(
@@ -163,8 +165,10 @@ def _params(r, made):
     up = lambda h: (i := made.get(h, {}).get('inputs', {})).get('train') or i.get('data')
     while up(train): train = up(train)                             # vectors, parts, data
     return row | dict(
-        run=r['hash'], content=made.get(train, {}).get('content', train), leak=g.get('preset') == 'study' or g.get('copies') == 'none',
-        margin=g.get('margin'), declared_metric=g.get('metric', 'accuracy'), problem=_problem(r, made), simulated=bool(r.get('simulated')), device=r['device'], started=r['started'],
+        leak=g.get('preset') == 'study' or g.get('copies') == 'none',
+        run=r['hash'], content=made.get(train, {}).get('content', train),
+        margin=g.get('margin'), declared_metric=g.get('metric', 'accuracy'), problem=_problem(r, made),
+        simulated=bool(r.get('simulated')), device=r['device'], started=r['started'],
         finished=r['finished'], versions=', '.join(f'{k} {v}' for k, v in r['versions'].items() if v))
 
 def _problem(r, made):
@@ -177,7 +181,7 @@ def _problem(r, made):
     return ' '.join(dict.fromkeys(found))
 
 def _values(r):
-    "The results in the record `r` as rows of run, part, metric, class, n, value; `ValueError` if they contradict each other"
+    "The results in the record `r`: rows of run, part, metric, class, n, value; `ValueError` if they contradict"
     for c, o in (r.get('counts') or {}).items():
         if not r['given']['ratio']: yield r['hash'], 'train', 'support', c, None, float(o['real'])
     for part in ('valid', 'test'):
@@ -185,7 +189,8 @@ def _values(r):
         m = np.array(e.get('confusion', [[e['accuracy']]]))
         if abs(np.trace(m)/m.sum() - e['accuracy']) > 1e-6 and 'confusion' in e:
             raise ValueError(f"accuracy {e['accuracy']} contradicts its confusion matrix")
-        for m in ('accuracy', 'macro_f1', 'ece'): yield r['hash'], part, m, None, e['n'], float('nan' if e[m] is None else e[m])
+        for m in ('accuracy', 'macro_f1', 'ece'):
+            yield r['hash'], part, m, None, e['n'], float('nan' if e[m] is None else e[m])
         for c, row in e['per_class'].items():
             for m, v in row.items(): yield r['hash'], part, m, c, e['n'], float(v)
     yield r['hash'], None, 'seconds', None, None, float(r['seconds'])
@@ -487,11 +492,12 @@ def _judge(pairs, margin, alpha, lower=False):
         if len(p.cnn_seeds) > 1 and not p.problem: by_shape.setdefault((p.folds > 1, p.diffs.shape), []).append(i)
     tests = ['low', 'high', 'p', 'p_equivalence']
     t = pd.DataFrame(rows).reindex(columns=(
-        *SETTING, *CLASSIFIER, *ARM, 'n_folds', 'gan_seeds', 'cnn_seeds', 'pairs', 'missing', 'problem', 'baseline', 'value',
-        'diff', 'improvement', 'singles', *tests, 'verdict', *SYNTHESIS)).astype(dict(verdict=object))
+        *SETTING, *CLASSIFIER, *ARM, 'n_folds', 'gan_seeds', 'cnn_seeds', 'pairs', 'missing', 'problem', 'baseline',
+        'value', 'diff', 'improvement', 'singles', *tests, 'verdict', *SYNTHESIS)).astype(dict(verdict=object))
     turned = dict(better='worse', worse='better') if lower else {}
     for (folds, _), at in by_shape.items():                  # arms with as many seeds in one call, for speed
-        d = decide(np.stack([pairs[i].diffs for i in at]), margin, alpha, n_boot=9999, folds=folds).set_index(pd.Index(at))
+        d = decide(np.stack([pairs[i].diffs for i in at]), margin, alpha, n_boot=9999, folds=folds)
+        d = d.set_index(pd.Index(at))
         t.loc[at, tests] = d[tests]
         t.loc[at, 'verdict'] = [turned.get(k, k) for k in d.kind]
     t.loc[t.problem != '', 'verdict'] = 'none'
@@ -540,7 +546,7 @@ def conclude(frame,       # from `results`
              alpha=.05,   # level of the tests
              metric=None, # that the choice and the verdicts are about; None: as declared
              confirm=None # first of the fresh classifier seeds that judge the headline; the others choose it
-            ) -> pd.DataFrame: # `differences` with `valid_diff`, `chosen`, `headline`, `among`, `effect`, `mde`, `sentence`
+            ) -> pd.DataFrame: # `differences` and valid_diff, chosen, headline, among, effect, mde, sentence
     "Judge every arm on the test images; mark the arms `chosen` on validation and, among them, the `headline`"
     margin, metric = declared_margin(frame, margin), declared_metric(frame, metric)
     key = lambda p: tuple(p.arm.values())
@@ -558,19 +564,20 @@ def conclude(frame,       # from `results`
         t.loc[g.valid_diff.idxmax(), 'headline'] = True
     for _, g in t[t.low.notna()].groupby([*SETTING, *CLASSIFIER], dropna=False):
         _correct(t, pairs, g.index, g.index[~g.headline], margin, alpha, metric)
-        for _, s in g[g.treatment == 'synthetic'].groupby(list(SYNTHESIS), dropna=False):      # the headline was chosen among these
+        for _, s in g[g.treatment == 'synthetic'].groupby(list(SYNTHESIS), dropna=False):   # the headline's rivals
             _correct(t, pairs, s.index, s.index[s.headline], margin, alpha, metric)
     if confirm is not None:
         fresh = {key(p): p for p in paired_runs(frame[frame.cnn_seed >= confirm], metric)}
         for i in t.index[t.headline]:
             if key(pairs[i]) not in fresh: continue
             pairs[i] = fresh[key(pairs[i])]
-            t.loc[[i], _tested] = _judge([pairs[i]], margin, alpha).rename(columns=dict(p='p_alone')).set_index(pd.Index([i]))[_tested]
+            one = _judge([pairs[i]], margin, alpha).rename(columns=dict(p='p_alone'))
+            t.loc[[i], _tested] = one.set_index(pd.Index([i]))[_tested]
             if not pd.isna(t.low[i]): _correct(t, pairs, [i], [i], margin, alpha, metric)
     return t
 
-_tested = ['cnn_seeds', 'gan_seeds', 'pairs', 'problem', 'baseline', 'value', 'diff', 'improvement', 'singles', 'low', 'high',
-           'p_alone', 'p_equivalence', 'verdict']
+_tested = ['cnn_seeds', 'gan_seeds', 'pairs', 'problem', 'baseline', 'value', 'diff', 'improvement', 'singles',
+           'low', 'high', 'p_alone', 'p_equivalence', 'verdict']
 
 # %% ../../nbs/sweep/06_results.ipynb #1790b66b
 def _correct(t, pairs, family, at, margin, alpha, metric):
@@ -591,7 +598,8 @@ def _correct(t, pairs, family, at, margin, alpha, metric):
 def metric_name(metric # as declared
                ) -> str:
     "Return a metric in words, such as 'balanced accuracy' or 'recall of happy'"
-    return metric.replace('recall:', 'recall of ') if ':' in metric else metric.replace('_', ' ').replace('macro f1', 'macro-F1')
+    if ':' in metric: return metric.replace('recall:', 'recall of ')
+    return metric.replace('_', ' ').replace('macro f1', 'macro-F1')
 
 def _chosen(valid):
     "The key of the ratio chosen from validation `PairedRuns` by key; None without a seed common to all ratios"

@@ -49,7 +49,7 @@ def _mean(D, image_se=0.):
     return D.mean(-1), np.sqrt(se2), df.clip(max=1e6)
 
 def _half(level, *parts):
-    "The widest of the half-widths of intervals from (standard error, df): a further source of variance never narrows one"
+    "The widest half-width of intervals from (standard error, df): one more source of variance never narrows one"
     return np.max(np.broadcast_arrays(*[stats.t.ppf((1+level)/2, df)*se for se, df in parts]), 0)
 
 def _rounded_mean(x, axis): return np.mean(x, axis).round(12)      # ties are ties, whatever the order of the sum
@@ -60,8 +60,8 @@ def _bca(D, level, seed, n_boot):
     wider = 2*stats.norm.cdf(stats.t.ppf((1+level)/2, k-1)*np.sqrt(k/(k-1))) - 1
     with warnings.catch_warnings(), np.errstate(all='ignore'):
         warnings.simplefilter('ignore')                         # about constant rows: their interval is a point
-        return stats.bootstrap((D,), _rounded_mean, vectorized=True, axis=-1, method='BCa', confidence_level=min(wider, 1-1e-12),
-                               n_resamples=n_boot, batch=max(1, 2_000_000//D.size),
+        return stats.bootstrap((D,), _rounded_mean, vectorized=True, axis=-1, method='BCa', n_resamples=n_boot,
+                               confidence_level=min(wider, 1-1e-12), batch=max(1, 2_000_000//D.size),
                                rng=np.random.default_rng(seed)).confidence_interval
 
 def _interval(D, level=.95, seed=0, n_boot=9999, image_se=0.):
@@ -81,7 +81,7 @@ def _sign_flip(D, seed=0, n_boot=9999):
                            for d in np.array_split(D, 1 + D.shape[0]*len(signs.T)//4_000_000)])
 
 def _signs(k, seed, n_boot):
-    "Signs (k,N) of `k` differences, the first of them all +: half of the 2^k if these are at most `n_boot`, else random"
+    "Signs (k,N) of `k` differences, first all +: half of the 2^k if these are at most `n_boot`, else random"
     if 2**k <= n_boot: return 1. - 2*(np.arange(2**(k-1)) >> np.arange(k)[:, None] & 1)   # two-sided: halves are alike
     signs = np.random.default_rng(seed).choice([-1., 1.], (k, n_boot+1))
     signs[:, 0] = 1
@@ -132,7 +132,7 @@ def _crossed(X):
     return m, np.sqrt(np.maximum(np.maximum(A, B), A+B-E)/(G*S)), np.nan_to_num(df, nan=min(G, S)-1)
 
 def _folds(X):
-    "Mean of each table of `X` (n,F,S) by fold and seed, its standard error and df (Nadeau & Bengio 2003, eq. 9, on folds)"
+    "Mean of each of `X` (n,F,S) by fold and seed, its standard error and df (Nadeau & Bengio 2003, eq. 9)"
     d, F = X.mean(2), X.shape[1]
     return d.mean(1), np.sqrt((1/F + 1/(F-1))*d.var(1, ddof=1)), np.full(len(d), F-1.)
 
@@ -280,31 +280,36 @@ class Verdict:
         if self.folds > 1:
             runs = f'{self.folds} folds x {self.n//self.folds} paired seeds'
             whom, where = 'training sets of this kind', 'on images of this kind'
-        least = min_seeds(alpha, self.comparisons)
-        if not self.varies:
-            why = ('both arms make the same predictions, as one net would: check that the nets learned'
-                   if abs(self.estimate) < 1e-12 else 'the pairs do not vary, so nothing can be tested: check the seeds')
-        elif self.kind == 'equivalent': why = f'within {margin} (TOST p = {self.p_equivalence:.2g})'
-        elif self.kind != 'undecided':
-            test = 'corrected t-test' if self.folds > 1 else 'sign-flip'
-            why = f'{test} p = {self.p:.2g}' + f', though smaller than {margin}'*(self.p_equivalence <= alpha)
-        elif self.n < least:
-            what = f'a level of {100*alpha:g} % needs'
-            pairs = 'pairs of runs' if self.folds > 1 else 'seeds'
-            if self.comparisons > 1: what = f'{self.comparisons} simultaneous comparisons need'
-            why = f'{what} at least {least} {pairs}, {least-self.n} more'
-        else:
-            why = f'neither a difference nor equivalence within {margin} is shown'
-            if self.folds > 1: why += '; more images would help most'
-            elif self.more_seeds is None: why += '; more seeds alone will not decide, more test images or longer training may'
-            elif self.more_seeds:
-                why += (f'; about {self.more_seeds} more seeds{" of both kinds"*(general and not self.nested)} would '
-                        'decide, if the estimate and its SD hold')
         holm = f' (one of {self.comparisons} comparisons, Holm)'*(self.comparisons > 1)
         if self.among > 1:
             undecided = f'; p = {self.p:.2g} of a difference, {self.p_equivalence:.2g} of equivalence'
             holm = f' (corrected for {self.among} arms{undecided*(self.kind == "undecided" and self.varies)})'
+        why = _why(self, alpha, margin, general)
         return f'{self.kind.capitalize()}: {_span(self)}, {runs}) for {whom}, {where}: {why}{holm}.'
+
+# %% ../../nbs/sweep/05_stats.ipynb #e109d0c7
+def _why(v, alpha, margin, general):
+    "The reason for the verdict; `general`: the claim goes beyond these generators"
+    least = min_seeds(alpha, v.comparisons)
+    if not v.varies:
+        return ('both arms make the same predictions, as one net would: check that the nets learned'
+                if abs(v.estimate) < 1e-12 else
+                'the pairs do not vary, so nothing can be tested: check the seeds')
+    if v.kind == 'equivalent': return f'within {margin} (TOST p = {v.p_equivalence:.2g})'
+    if v.kind != 'undecided':
+        test = 'corrected t-test' if v.folds > 1 else 'sign-flip'
+        return f'{test} p = {v.p:.2g}' + f', though smaller than {margin}'*(v.p_equivalence <= alpha)
+    if v.n < least:
+        what, pairs = f'a level of {100*alpha:g} % needs', 'pairs of runs' if v.folds > 1 else 'seeds'
+        if v.comparisons > 1: what = f'{v.comparisons} simultaneous comparisons need'
+        return f'{what} at least {least} {pairs}, {least-v.n} more'
+    why = f'neither a difference nor equivalence within {margin} is shown'
+    if v.folds > 1: return why + '; more images would help most'
+    if v.more_seeds is None:
+        return why + '; more seeds alone will not decide, more test images or longer training may'
+    both = ' of both kinds'*(general and not v.nested)
+    return why + (f'; about {v.more_seeds} more seeds{both} would decide, if the estimate and its SD hold' if
+                  v.more_seeds else '')
 
 # %% ../../nbs/sweep/05_stats.ipynb #10c2711f
 def _points(x, sign='+'): return f'{100*x:{sign}.1f}'.replace('-', '−')
@@ -338,8 +343,8 @@ def image_se(
 
 # %% ../../nbs/sweep/05_stats.ipynb #3576993c
 def verdict(
-    diffs,       # paired differences to ratio 0, fractions of 1: (k,), (G,S) by GAN seed, or (G,S,n) by test image; with
-                 # `folds` (F,S)
+    diffs,       # paired differences to ratio 0, fractions of 1: (k,), (G,S) by GAN seed or (G,S,n) by image;
+                 # with `folds` (F,S)
     margin=.02,  # equivalence margin, a fraction of 1, declared beforehand
     alpha=.05,   # level of each test; the interval has level 1-alpha
     seed=0,      # of the bootstrap
@@ -372,6 +377,7 @@ def verdict(
                    generators=S if nested else 1 if folds else G, nested=nested, images=images,
                    folds=G if folds else 1, varies=varies, metric=metric)
 
+# %% ../../nbs/sweep/05_stats.ipynb #7efdeb12
 def corrected(
     v,             # a `Verdict` by itself
     p,             # its p, adjusted for `among` arms
@@ -438,7 +444,8 @@ def verdicts(
     for i, k in enumerate(sorted(alone, key=lambda k: (alone[k].p, -abs(alone[k].effect or math.inf)))):
         v = alone[k]
         going = going and at(k, alpha/(m-i)).kind in ('better', 'worse')
-        equal = v.varies and v.n >= min_seeds(alpha) and _word(replace(v, p=1., p_equivalence=pe[k]), margin, alpha) == 'equivalent'
+        equal = v.varies and v.n >= min_seeds(alpha)
+        equal = equal and _word(replace(v, p=1., p_equivalence=pe[k]), margin, alpha) == 'equivalent'
         kind = v.kind if going else 'equivalent' if equal else 'undecided'
         out[k] = replace(v, kind=kind, p=float(p[k]), p_equivalence=float(pe[k]), comparisons=m,
                          more_seeds=0 if kind != 'undecided' else at(k, alpha/m).more_seeds)
