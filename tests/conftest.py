@@ -19,6 +19,13 @@ ROOT = Path(__file__).resolve().parent.parent
 # a script's background jobs ignore SIGINT; processes that the tests start would inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+LONG = 'sweep', 'split', 'slurm', 'report', 'cases', 'robust', 'bench', 'howto', 'learning', 'distributed', 'features'
+
+def pytest_collection_modifyitems(items):
+    "The longest files first, so that two workers end together"
+    rank = {f'test_{o}': i for i, o in enumerate(LONG)}
+    items.sort(key=lambda o: rank.get(o.path.stem, len(LONG)))
+
 # parameters of the smallest split experiment
 TOY = dict(data='folder', folds=1, size=32, gan_images=640, gan_width=16, cnn_epochs=1, robustness='none')
 

@@ -1,5 +1,5 @@
 "What users bring: each kind of folder, archive and table gives the right images, or one sentence; hostile ones cost no memory"
-import gzip, io, os, resource, struct, subprocess, sys, tarfile, unicodedata, zipfile, zlib
+import contextlib, gzip, io, os, resource, shlex, shutil, struct, subprocess, sys, tarfile, unicodedata, zipfile, zlib
 from pathlib import Path
 import lmdb, numpy as np, pyarrow as pa, pyarrow.parquet as pq, pytest
 from PIL import Image
@@ -7,6 +7,7 @@ from synthrob.core.basics import BadInput
 from synthrob.data.core import content_key, main, own_size, prepare
 from synthrob.data.splits import splits
 from synthrob.split.params import check_params
+from synthrob.split.run import SplitRun
 
 rng = np.random.default_rng(0)
 
@@ -33,8 +34,12 @@ def masks(p):
 def mask_folders(p): fill(p/'images'); fill(p/'masks')
 def masks_in_classes(p):
     for c in 'ab': fill(p/c, ('images', 'masks'))
+def masks_before(p):
+    fill(p)
+    for c in 'ab': [photo().save(p/c/o) for i in range(3) for o in (f'mask_{i}.png', f'{i}.seg.png')]; fill(p/c, ['thumbnails'])
 def nas(p): fill(p); fill(p/'a', ['@eaDir']); fill(p/'@eaDir'); (p/'lost+found').mkdir(); (p/'Thumbs.db').write_bytes(b'x')
-def doubled(p): import shutil; fill(p/'train'); fill(p/'test'); [shutil.copytree(p/o, p/p.name/o) for o in ('train', 'test')]
+def doubled(p): fill(p/'train'); fill(p/'test'); [shutil.copytree(p/o, p/p.name/o) for o in ('train', 'test')]
+def doubled_class(p): fill(p); shutil.copytree(p/'a', p/'a - Copy'); (p/'a/5.png').unlink()
 def unread(p): fill(p); [(p/'b'/f'{i}.HEIC').write_bytes(b'heic') for i in range(3)]; (p/'a/x.dcm').write_bytes(b'd')
 def jfif(p): fill(p, ext='jfif', make=lambda: photo(mode='L'))
 def broken(p): fill(p, n=15); (p/'a/cut.png').write_bytes((p/'a/0.png').read_bytes()[:60])
@@ -45,13 +50,14 @@ def spelling(p): fill(p/'train', 'ab'); fill(p/'test', 'Ab')
 def unicode_forms(p): [fill(p/q, ('a', unicodedata.normalize(f, 'joyé'))) for q, f in dict(train='NFC', test='NFD').items()]
 def no_utf8(p): fill(p); os.rename(p/'a/0.png', os.fsencode(p/'a') + b'/caf\xe9.png')
 def flat(p): p.mkdir(); [photo().save(p/f'{c}.{i}.png') for c in 'ab' for i in range(6)]
+def flat_parts(p): [((p/o).mkdir(parents=True), [photo().save(p/o/f'{c}.{i}.png') for c in 'ab' for i in range(6)]) for o in ('train', 'test')]
 def grey_as_rgb(p): fill(p, ext='jpg', make=lambda: photo().convert('RGB'))
 def inner_links(p): fill(p); [(p/'b'/f'{i}x.png').symlink_to(p/'a'/f'{i}.png') for i in range(2)]
 
 @pytest.mark.parametrize('make, counts, ignored', [
     (masks, {'a': 6, 'b': 6}, {('a', 'mask'): 6, ('b', 'mask'): 6}), (mask_folders, {'a': 6, 'b': 6}, {('', 'mask'): 12}),
-    (masks_in_classes, {'a': 6, 'b': 6}, {('', 'mask'): 12}), (nas, {'a': 6, 'b': 6}, {('a', '@eaDir'): 6, ('', '@eaDir'): 12, ('', 'Thumbs.db'): 1}),
-    (doubled, {'a': 12, 'b': 12}, {('', 'second copy'): 24}), (unread, {'a': 6, 'b': 6}, {('b', '.heic is not read'): 3, ('a', '.dcm is not read'): 1}),
+    (masks_in_classes, {'a': 6, 'b': 6}, {('', 'mask'): 12}), (masks_before, {'a': 6, 'b': 6}, {('a', 'mask or thumbnail'): 12, ('b', 'mask or thumbnail'): 12}), (nas, {'a': 6, 'b': 6}, {('a', '@eaDir'): 6, ('', '@eaDir'): 12, ('', 'Thumbs.db'): 1}),
+    (doubled, {'a': 12, 'b': 12}, {('', 'second copy'): 24}), (flat_parts, {'a': 12, 'b': 12}, {}), (unread, {'a': 6, 'b': 6}, {('b', '.heic is not read'): 3, ('a', '.dcm is not read'): 1}),
     (jfif, {'a': 6, 'b': 6}, {}), (broken, {'a': 15, 'b': 15}, {}), (part_names, {'a': 24, 'b': 24}, {}), (usages, {'a': 18, 'b': 18}, {}),
     (nested_parts, {'a': 12, 'b': 12}, {}), (spelling, {'a': 12, 'b': 12}, {}), (unicode_forms, {'a': 12, 'joyé': 12}, {}),
     (no_utf8, {'a': 6, 'b': 6}, {}), (flat, {'a': 6, 'b': 6}, {}), (grey_as_rgb, {'a': 6, 'b': 6}, {}), (inner_links, {'a': 6, 'b': 8}, {})],
@@ -83,7 +89,9 @@ def test_deep_grey(tmp_path, dtype, ext, top, want):
         (tmp_path/'d'/c).mkdir(parents=True)
         for i in range(4): Image.fromarray((np.roll(x, i)*top*light).astype(dtype)).save(tmp_path/'d'/c/f'{i}.{ext}')
     images = read(tmp_path/'d')
-    assert images.x.amax((1, 2, 3)).tolist() == [63]*4 + [255]*4 and f'read as {want} bits' in images.about['found']['notes'][0]
+    note = images.about['found']['notes'][0]
+    assert images.x.amax((1, 2, 3)).tolist() == [63]*4 + [255]*4 and f'read as {want} bits' in note
+    assert (f'classes differ (dark {want-2}, light {want})' in note) == (want > 8)
 
 def test_refused_folders(tmp_path):
     refused("has one class only, 'a': make one folder", read, fill(tmp_path/'one', 'a'))
@@ -92,6 +100,9 @@ def test_refused_folders(tmp_path):
     (fill(tmp_path/'empty')/'c').mkdir(); refused('class folder c holds no image', read, tmp_path/'empty')
     (fill(tmp_path/'lost')/'c').mkdir(); (tmp_path/'lost/c/1.png').write_bytes(b'x')
     refused("the class 'c' is lost", read, tmp_path/'lost')
+    (fill(tmp_path/'two', ['train', 'test'])/'labels.csv').write_text('0.png,a\n')
+    refused('test/0.png is in no class folder', read, tmp_path/'two')
+    [fill(tmp_path/'named'/o) for o in ('train-clean', 'test-clean')]; refused('which name parts', read, tmp_path/'named')
     refused("'A' and 'a', which differ only in case", read, fill(tmp_path/'case', 'Aab'))
     os.mkfifo(tmp_path/'fifo'); refused('is a pipe or device', read, tmp_path/'fifo'); refused('is a pipe or device', read, Path('/dev/zero'), 'fer2013')
     deep = tmp_path/'deep'; fill(deep); here = os.getcwd()
@@ -149,6 +160,24 @@ def test_fer_folders_and_labels_only(tmp_path):
     (tmp_path/'fer2013new.csv').write_text('Usage,Image name,neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF\nTraining,fer0.png,4,0,0,1,3,2,0,0,0,0\n')
     refused('labels of FER+ only, without pixels', read, tmp_path/'fer2013new.csv', 'fer2013')
 
+@pytest.mark.parametrize('name, usage', [('fer2013.csv', True), ('train.csv', False)])
+def test_fer_plus(tmp_path, name, usage):
+    "The votes replace the labels where a class has most of them, and which labels is never a guess"
+    plus = 'neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF'.split(',')
+    of = dict(zip('angry disgust fear happy sad surprise neutral'.split(), 'anger disgust fear happiness sadness surprise neutral'.split()))
+    b = table('emotion,pixels' + ',Usage'*usage, lambda i, px: f'{i%7},{px}' + f',{U[i//7%3]}'*usage, 84)
+    rows = [list(of.values())[i%7] if i > 2 else 'contempt' if i else '' for i in range(84)]               # 0: undecided
+    vote = lambda c: ','.join('9' if o == c else '1' for o in plus) if c else ','.join('2' for _ in plus)
+    text = ['Usage,Image name,' + ','.join(plus), *(f'{U[i//7%3] if usage else U[0]},fer{i:07}.png,{vote(c)}' for i, c in enumerate(rows))]
+    (tmp_path/name).write_bytes(b); (tmp_path/'fer2013new.csv').write_text('\n'.join(text + [f'{U[1]},x,{vote("fear")}']*(not usage)) + '\n')
+    images = read(tmp_path/'fer2013new.csv', 'fer2013', vocab='all')
+    own = read(tmp_path/name, 'fer2013', vocab='all')
+    assert len(own) - len(images) == 1 and images.counts()['all' if usage else 'n']['contempt'] == 2 and 'contempt' not in own.vocab
+    assert [(o['label'], o['n'], o['reason']) for o in images.about['found']['ignored']] == [('angry', 1, 'without a majority in FER+')]
+    refused('beside those of FER-2013: give the file whose labels you want', read, tmp_path, 'fer2013')
+    (tmp_path/'fer2013new.csv').write_text('\n'.join(text[:40])); refused('has other rows than the pixels', read, tmp_path/'fer2013new.csv', 'fer2013')
+    (tmp_path/'fer2013new.csv').write_text('\n'.join([text[0], *(o.replace(',9', ',x') for o in text[1:])])); refused('is damaged', read, tmp_path/'fer2013new.csv', 'fer2013')
+
 def test_copied_folder_is_the_same_data(tmp_path):
     p = fill(tmp_path/'a set'); subprocess.run(['cp', '-r', p, tmp_path/'b'], check=True)
     assert content_key(p) == content_key(tmp_path/'b') and read(p).about['hash'] == read(tmp_path/'b').about['hash']
@@ -161,17 +190,112 @@ def test_size_follows_the_images(tmp_path, side, own, size, capsys):
     images = read(p); assert images.x.shape[-1] == (own or 48) and (side == own or f'{side} to {side} pixels' in capsys.readouterr().out)
     assert check_params(dict(data='folder', path=str(p), preset='study')).size == 32 == check_params({}).size
 
+def shard(path, kinds, side=64, n=12):
+    "A parquet file; `kinds`: class -> make(side), sorted by class as many are"
+    def b(im): o = io.BytesIO(); im.save(o, 'PNG'); return o.getvalue()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [(b(make(side)), c) for c, make in kinds.items() for _ in range(n)]
+    pq.write_table(pa.table(dict(image=[o for o, _ in rows], label=[c for _, c in rows])), path, row_group_size=6)
+    return path
+
+def deep(top): return lambda side: Image.fromarray((np.linspace(0, 1, side*side).reshape(side, side)*top).astype(np.uint16))
+
+def test_parquet_as_folders(tmp_path, capsys):
+    "Own size, one depth for all classes, and grey stored as RGB, as in folders"
+    grey = shard(tmp_path/'grey.parquet', dict(a=photo, b=lambda side: photo(side).convert('RGB')))
+    p = check_params(dict(data='parquet', path=str(grey)))
+    images = read(grey, 'parquet'); assert images.x.shape[1:] == (1, 64, 64) and (p.size, p.folds) == (64, 5)
+    odd = shard(tmp_path/'odd.parquet', dict(a=photo, b=lambda side: photo(side, 'RGB')), 50)
+    assert read(odd, 'parquet').x.shape[1:] == (3, 48, 48) and '50 to 50 pixels' in capsys.readouterr().out
+    both = shard(tmp_path/'deep.parquet', dict(a=deep(255), dark=deep(1000), light=deep(4095)), n=600)       # more than the sample
+    images = read(both, 'parquet'); assert [int(images.x[images.y == k].max()) for k in range(3)] == [15, 62, 255]
+    assert 'read as 12 bits' in (note := images.about['found']['notes'][0]) and 'a 8, dark 10, light 12' in note
+    refused("there is no class 'c': choose from a (12), b (12)", check_params, dict(data='parquet', path=str(grey), vocab='a,c'))
+    refused("groups='column:id' is no column of", check_params, dict(data='parquet', path=str(grey), groups='column:id'))
+
 # --- the command
 
+def test_folds_are_hashed_as_done(tmp_path):
+    "The number of folds that the data decide on is the one that is given, before an image is decoded"
+    p = fill(tmp_path/'d', n=8); fill(tmp_path/'t/train', n=8); fill(tmp_path/'t/test', n=8)
+    parts = lambda path, **kw: SplitRun(check_params(dict(data='folder', path=str(path), out=str(tmp_path/'runs')) | kw)).stages['parts'].hash
+    assert parts(p) == parts(p, folds=5) != parts(p, folds=1) == parts(p, folds=0) and parts(tmp_path/'t') == parts(tmp_path/'t', folds=1)
+    refused('folds=5 does not go with the official test part', parts, tmp_path/'t', folds=5); refused('with 5 folds choose 0 to 4', parts, p, fold=5)
+    (p/'c').mkdir(); [photo().save(p/'c'/f'{i}.png') for i in range(3)]                                     # seen though `d` itself was listed
+    assert check_params(dict(data='folder', path=str(p))).folds == 3 and check_params(dict(data='folder', path=str(p), vocab='a,b')).folds == 5
+    assert not (tmp_path/'runs/data').exists() or not [*(tmp_path/'runs/data').glob('*/images*')]
+
+@pytest.mark.parametrize('given, say', [('--path {p}x', 'no file or folder'), ('--vocab a,x', "no class 'x': choose from a (6), b (6)"), ('--groups (x', 'no regular expression'),
+    ('--groups (x)', 'finds no subject for 12 of 12'), ('--groups folder', 'no folder of a subject'), ('--metric recall:x', 'names no class of the data'), ('--cnn postr', "did you mean 'poster'"),
+    ('--pool {p}x', 'no file or folder'), ('--margin 7', 'margin=7.0 is out of range'), ('--ratios 0,2', 'ratio=2 is out of range'), ('--seeds x', 'cnn_seed='), ('--treatment overs', 'treatment=')])
+@pytest.mark.parametrize('ratios', [['--ratios', '0,.5'], []], ids=['grid', 'default'])
+def test_mistakes_come_first(tmp_path, given, say, ratios, capsys):
+    "Before an image is decoded"
+    from synthrob.sweep.command import main as sweep
+    p, out = fill(tmp_path/'d'), tmp_path/'runs'
+    more = given.format(p=p).split()
+    rc = sweep(['--data', 'folder', '--path', str(p), *([] if '--ratios' in more else ratios), '--out', str(out), *more, '--dry_run'])
+    err = capsys.readouterr().err
+    assert rc == 2 and say in err and err.count('\n') == 1 and not [*out.glob('data/*/images*')], err
+
+def test_pool_in_a_sweep(tmp_path, capsys):
+    from synthrob.sweep.grid import Sweep
+    s = Sweep(dict(data='folder', path=str(fill(tmp_path/'d')), pool=str(fill(tmp_path/'pool')), ratio=.5, folds=1), out=tmp_path/'runs')
+    assert len(s) == 1 and 'gan' not in s.cells[0].run.stages
+    fill(tmp_path/'pool', 'c'); run = SplitRun(check_params(dict(data='folder', path=str(tmp_path/'d'), pool=str(tmp_path/'pool'), ratio=.5, folds=1, out=str(tmp_path/'runs'))))
+    run.make('pool'); assert "6 images of the pool are left out: of class 'c'" in capsys.readouterr().out and run.pool.vocab == ['a', 'b']
+
+@pytest.mark.parametrize('command, args, gone', [('sweep.command', '--ratios 0 --data {p} --dry_run', 'there is no data'), ('sweep.report', '{p}', 'holds no'),
+                                                 ('data.core', '{p}', 'there is no data')])
+def test_poor_terminal(tmp_path, command, args, gone):
+    "A message with characters that the terminal's encoding lacks is one sentence with their numbers"
+    r = subprocess.run([sys.executable, '-c', f'import sys; from synthrob.{command} import main; sys.exit(main())', *(o.format(p='データ→') for o in args.split())],
+                       capture_output=True, env=os.environ | dict(PYTHONIOENCODING='cp1252', PYTHONUTF8='0'), cwd=tmp_path)
+    err = r.stderr.decode('cp1252'); assert r.returncode == 2 and 'Traceback' not in err and r'\u30c7' in err, err[-1000:]
+
+def printed(out): return shlex.split(out[out.index('Next: ') + 6:].splitlines()[0])
+
 def test_next_command_and_a_poor_terminal(tmp_path):
-    p = fill(tmp_path/"it's mine", ('ä→', 'b'), n=12, make=lambda: photo(64))
+    "The printed command, read as papermill reads it, asks for the split that was described"
+    from papermill.cli import _resolve_type
+    p = tmp_path/"it's mine \"→\" $HOME"
+    for c in ('ä→', 'b'): (p/c).mkdir(parents=True); [photo(64).save(p/c/f'p{i//2:02}_{i}.png') for i in range(24)]
     env = os.environ | dict(PYTHONIOENCODING='cp1252', PYTHONUTF8='0')
-    r = subprocess.run([sys.executable, '-c', 'import sys; from synthrob.data.core import main; sys.exit(main())', 'folder', str(p),
-                        '--channels', '3', '--seed', '7', '--out', str(tmp_path/'runs')], capture_output=True, env=env, cwd=tmp_path)
-    out = r.stdout.decode('cp1252'); assert r.returncode == 0, r.stderr.decode('cp1252')[-2000:]
-    import shlex
-    given = shlex.split(out[out.index('Next: '):])
-    assert ['-p', 'path', str(p)] == given[given.index('path')-1:][:3] and 'channels 3 -p split_seed 7' in ' '.join(given) and 'size 64' in ' '.join(given)
+    run = lambda *more: subprocess.run([sys.executable, '-c', 'import sys; from synthrob.data.core import main; sys.exit(main())', 'folder', str(p), '--channels', '3', '--seed', '7',
+                                        '--groups', r'(p\d+)_', '--vocab', 'b,ä→', '--folds', '4', '--seeds', '3', '--metric', 'recall:b', '--out', str(tmp_path/'my runs'), *more],
+                                       capture_output=True, env=env | dict(PYTHONIOENCODING=more[-1]) if more else env, cwd=tmp_path)
+    r = run(); out = r.stdout.decode('cp1252'); assert r.returncode == 0, r.stderr.decode('cp1252')[-2000:]
+    assert 'With 3 seeds a difference of' in out and 'of recall:b' in out and 'Subjects: 12, each in one part' in out and 'in 4 folds' in out
+    with contextlib.redirect_stdout(io.StringIO()) as f: assert main(['folder', str(p), '--groups', r'(p\d+)_', '--channels', '3', '--seed', '7', '--vocab', 'b,ä→', '--folds', '4', '--metric', 'recall:b', '--out', str(tmp_path/'my runs')]) == 0
+    given = printed(f.getvalue()); assert given[:3] == ['papermill', 'nbs/03_split.ipynb', 'runs/split_0.3.ipynb']
+    pairs = [(given[i], *given[i+1:i+3]) for i in range(3, len(given), 3)]
+    got = {k: v if how == '-r' else _resolve_type(v) for how, k, v in pairs}
+    assert got.pop('ratio') == .3 and got == dict(data='folder', path=str(p), vocab='b,ä→', channels=3, size=64, groups=r'(p\d+)_', folds=4, metric='recall:b',
+                                                  split_seed=7, out=str(tmp_path/'my runs')), got
+    q = SplitRun(check_params(got)); assert q.stages['data'].done and q.p.size == 64
+
+def test_one_line_for_a_resize(tmp_path, capsys):
+    p = fill(tmp_path/'d', n=12, make=lambda: photo(100))
+    assert main(['folder', str(p), '--out', str(tmp_path/'runs')]) == 0
+    out = capsys.readouterr().out; assert out.count('100 to 100 pixels') == 1 and 'resized to 32 x 32' in out
+    [photo().save(p/c/f'p{i//2}_{i}.png') for c in 'ab' for i in range(12)]
+    assert main(['folder', str(p), '--out', str(tmp_path/'runs')]) == 0 and 'look like several images of one subject' in capsys.readouterr().out
+
+@pytest.mark.e2e
+def test_after_a_finished_sweep(tmp_path, capsys):
+    "A dry run knows what it took, a copied folder is the same data, and the report names what was left out"
+    from synthrob.sweep.command import main as sweep
+    from synthrob.sweep.grid import Sweep
+    from synthrob.sweep.report import main as report
+    p, out = fill(tmp_path/'d', n=12), tmp_path/'the runs'; (p/'a/x.heic').write_bytes(b'x')
+    grid = dict(data='folder', ratio=[0, .5], folds=1, gan_images=64, cnn_epochs=1, robustness='none')
+    for c in Sweep(grid | dict(path=str(p)), out=out).cells: c.stage.make()
+    shutil.copytree(p, tmp_path/'copy')
+    s = Sweep(grid | dict(path=str(tmp_path/'copy')), out=out); assert s.states == dict(done=2) and f"synthrob_report {shlex.quote(str(out))} " in s.summary()
+    flags = ['--data', 'folder', '--path', str(tmp_path/'copy'), '--folds', '1', '--gan_images', '64', '--cnn_epochs', '1', '--robustness', 'none', '--out', str(out), '--dry_run']
+    capsys.readouterr(); assert sweep(['--ratios', '0,.5', '--seeds', '1', *flags]) == 0 and '2 done' in (told := capsys.readouterr().out) and 'nothing like' not in told and 'With 1 seed a difference of' in told
+    assert sweep(['--ratios', '0,.25,.5', '--seeds', '3', '--gan_seeds', '2', *flags]) == 0 and 'Cost: about' in (told := capsys.readouterr().out) and 'nothing like' not in told, told
+    assert report([str(out)]) == 0 and 'a: 1, .heic is not read' in (out/'report/report.html').read_text()
 
 def test_file_size_limit(tmp_path):
     "ulimit -f: one sentence, and it goes on afterwards"

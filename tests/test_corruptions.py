@@ -107,6 +107,21 @@ def test_spatter(theirs):
         changed = [((o.double() - 60).abs() > 2).any(1).double().mean() for o in (a, b)]
         assert abs(changed[0]/changed[1] - 1) < .15, changed
 
+def test_equal_constants_are_not_equal_strength():
+    "As the page says: on a larger face noise, JPEG and pixelate change as much a pixel, and are milder in the same size"
+    x, change = draw_faces(torch.arange(60) % 5, seed=3, progress=False), lambda a, b: (a.float() - b.float()).square().mean((1, 2, 3)).sqrt().mean().item()
+    shrink = lambda x: torch.tensor(np.stack([np.array(picture(im).resize((32, 32), Image.BOX)) for im in x]))[:, None]
+    small = shrink(x)
+    def ratios(name, severity):
+        out, at_32 = C.corrupt(x, name, severity), change(C.corrupt(small, name, severity), small)
+        return change(out, x)/at_32, change(shrink(out), small)/at_32
+    for s in 1, 3, 5:
+        for name, own, seen in (('gaussian_noise', (.95, 1.05), (.7, .8)), ('jpeg_compression', (.75, 1.2), (.5, .8)),
+                                ('pixelate', (.7, 1.2), (.4, .95)), ('fog', (.95, 1.05), (.95, 1.05))):
+            (a, b), (lo, hi) = ratios(name, s), own
+            assert lo < a < hi and seen[0] < b < seen[1], (name, s, a, b)
+    assert C._corruptions['jpeg_compression'].at(5, 48).quality == 40 and C._corruptions['pixelate'].at(5, 48).cells == .65
+
 PROBE = '''
 import json, sys, torch
 from synthrob.cnn import corruptions as C

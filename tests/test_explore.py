@@ -8,7 +8,7 @@ from io import BytesIO
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
-from synthrob.sweep.results import conclude, results, simulate_runs
+from synthrob.sweep.results import conclude, results
 from synthrob.core.basics import BadInput, write_json
 from synthrob.data.dataset import Dataset
 from synthrob.data.faces import draw_faces, emotions
@@ -17,6 +17,7 @@ from synthrob.explore import CorruptionExplorer, DataExplorer, GANExplorer, Spli
 from synthrob.explore.data import finished_run, image_groups
 from synthrob.explore.panels import View
 from synthrob.gan.learner import save_gan
+from simulate import simulate_runs
 
 class Pictures(HTMLParser):
     "Attributes of the pictures in a page"
@@ -166,11 +167,11 @@ def test_split_with_holes(tmp_path):
         a_run = (g['ratio'], g['treatment'], g['cnn_seed']) == (.2, 'synthetic', 0)
         if a_run or (g['ratio'], g['treatment']) == (.4, 'oversample'): shutil.rmtree(p)
     e = SplitExplorer(tmp_path)
-    e.controls['arm'].value = 'poster: add, synthetic'
+    e.controls['arm'].value = "small CNN (the study's): add, synthetic"
     e.controls['ratio'].value = .2
     assert '200 predictions' in e.page.value          # of two seeds: the third has no pair here
     e.controls['ratio'].value = .4
-    e.controls['arm'].value = 'poster: add, oversample'
+    e.controls['arm'].value = "small CNN (the study's): add, oversample"
     assert e.values['ratio'] == .2 and e.controls['ratio'].options == (0., .2)
     assert e.view.text.startswith('Control, oversampled real images, at ratio 0.2')
 

@@ -10,8 +10,9 @@ from synthrob.core.stages import Stage
 from synthrob.sweep.report import (INK, by_setting, corruption_table, image_differences, limits, main, plot_corruptions,
                                    plot_ratio, report)
 from synthrob.sweep.results import (CLASSIFIER, SETTING, SYNTHESIS, VALUE, conclude, declared_margin, differences,
-                                    paired_runs, results, simulate_runs)
+                                    paired_runs, results)
 from synthrob.sweep.stats import verdict
+from simulate import simulate_runs
 
 def planted(o): return .035 if (o['how'], o['treatment'], o['ratio']) == ('add', 'synthetic', .4) else 0.
 def fragile(o, corruption): return -.1 if corruption == 'fog' and o['how'] == 'replace' and o['ratio'] == .5 else 0.
@@ -124,8 +125,8 @@ def test_a_problem_of_a_stage_reaches_the_report(few):
     for p in few.glob('gan/*/record.json'): write_json(p, json.loads(p.read_text()) | dict(problem='The GAN diverged: train it anew.'))
     rep = report(few, progress=False)
     assert set(rep.frame.problem) == {'', 'The GAN diverged: train it anew.'}
-    assert str(rep) == 'No verdict on the poster classifier: 3 of 3 runs failed. The GAN diverged: train it anew.'
-    assert '✕ no verdict' in rep.html and 'Equivalent' not in rep.html.split('What cannot')[0]
+    assert str(rep) == 'No verdict on the small CNN (the study\'s): 3 of 3 runs failed. The GAN diverged: train it anew.'
+    assert '✕\xa0no verdict' in rep.html and 'Equivalent' not in rep.html.split('What cannot')[0]
 
 def test_an_accuracy_that_its_confusion_matrix_contradicts(few):
     for d, r in list(records(few).items())[:2]: write_json(d/'record.json', r | dict(test=r['test'] | dict(accuracy=r['test']['accuracy'] + .1)))
@@ -147,7 +148,7 @@ def test_other_metrics_are_those_of_the_records(few):
         t, values = conclude(f, metric=metric), {}
         for r in records(few).values(): values.setdefault(r['given']['ratio'], []).append(of(r['test']))
         assert t.set_index('ratio')['diff'].to_dict() == pytest.approx({k: np.mean(values[k]) - np.mean(values[0]) for k in (.3, .5)})
-    assert 'the recall of happy of the poster' in str(report(few, metric='recall:happy', progress=False))
+    assert 'the recall of happy of the small CNN' in str(report(few, metric='recall:happy', progress=False))
     for d, r in records(few).items(): write_json(d/'record.json', r | dict(given=r['given'] | dict(metric='macro_f1')))
     assert set(conclude(results(few)).metric) == {'macro_f1'}
     assert main([str(few), '--metric', 'recall:glad']) == 2
@@ -176,7 +177,7 @@ def test_fresh_seeds(tmp_path):
 def test_what_was_left_out_of_the_data(few):
     for p in few.glob('data/*/record.json'):
         write_json(p, json.loads(p.read_text()) | dict(left_out=[dict(label='sad', reason='masks', n=3, name='x_mask.png')]))
-    assert '<td class="text">3 masks</td>' in report(few, progress=False).html
+    assert '>3 masks</td>' in report(few, progress=False).html
 
 def test_commands_for_missing_controls(tmp_path):
     import shlex
@@ -296,7 +297,7 @@ def test_settings_are_kept_apart(few):
             assert [a[k] for k in ('real_share', 'cnn_epochs', 'cnn_seed')] == [b[k] for k in ('real_share', 'cnn_epochs', 'cnn_seed')]
     assert [name for name, _ in by_setting(f)] == ['real share 0.1, gan width 32', 'real share 1, gan width 32', 'real share 1, gan width 64']
     rep = report(few, progress=False)
-    assert rep.html.count('<h2>Setting: ') == 3 and 'poster, 3 epochs classifier' in rep.html
+    assert rep.html.count('<h2>Setting: ') == 3 and "small CNN (the study's), 3 epochs" in rep.html
     assert len(rep.sentences) == 4 and sum(s.startswith('real share 1, gan width 32: ') for s in rep.sentences) == 2
 
 def test_vectors_and_images_are_kept_apart(tmp_path):
@@ -307,7 +308,7 @@ def test_vectors_and_images_are_kept_apart(tmp_path):
     rep = report(tmp_path, progress=False)
     pairs, = paired_runs(rep.frame)
     assert (pairs.arm['space'], pairs.arm['head'], pairs.arm['cnn'], len(pairs)) == ('feature', 'linear', 'poster', 3)
-    assert len(rep.sentences) == 1 and 'linear head on poster' in rep.sentences[0] and 'Setting' not in rep.html
+    assert len(rep.sentences) == 1 and 'linear head on the small CNN' in rep.sentences[0] and 'Setting' not in rep.html
     simulate_runs(tmp_path, ratios=(.5,), **few)
     assert [p.arm['space'] for p in paired_runs(results(tmp_path))] == ['feature', 'pixel'] and len(by_setting(results(tmp_path))) == 2
 
@@ -473,6 +474,6 @@ def test_what_cannot_be_claimed(grid, few):
         assert sum(part in o for o in said) == 1, part
     f = results(few)
     said = limits(f, conclude(f))
-    for part in ('No control was run', 'one classifier strength (poster)', 'Undecided does not mean equal'): assert any(part in o for o in said), part
+    for part in ('No control was run', 'There is one classifier, the small CNN', 'Undecided does not mean equal'): assert any(part in o for o in said), part
     f = f.assign(device=np.where(f.ratio == 0, 'cpu', 'cuda'))
     assert any('2 kinds of hardware' in o for o in limits(f, conclude(f)))

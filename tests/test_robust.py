@@ -98,3 +98,6 @@ def test_compare_over_seeds(toy_cnn):
     assert row.low == pytest.approx(ci.low) and row.high == pytest.approx(ci.high) and row.seeds == 4
     assert (c.differences('many').to_numpy() == 0).all()
     assert c.table.query("measure == 'mce'").value.tolist() == pytest.approx([1, 1])
+    t = c.corruption_errors('many')                           # by corruption; extra ones are no part of mCE
+    assert list(t.index) == ['fog', 'contrast'] and t.ce.mean() == pytest.approx(1)
+    with pytest.raises(BadInput, match='no robustness'): Comparison(dict(one=runs[0], bare=[(o[0], None) for o in runs])).corruption_errors('bare')

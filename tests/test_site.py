@@ -121,13 +121,23 @@ def test_faults_are_found():
 @pytest.fixture(scope='module')
 def pages(): return {name: cells(name) for name in PAGES}
 
-@pytest.mark.parametrize('name', PAGES)
-def test_page_has_title_and_purpose(name):
-    first = next(source(c) for c in cells(name) if c['cell_type'] == 'markdown')
-    assert re.match(r'# \S.*\n+> \S', first), f'{name} lacks "# Title" and "> purpose" in its first cell of text'
-    assert sum(level == 1 for level, _ in headings(cells(name))) == 1, f'{name} has more than one title'
+def every_page(check):
+    "One test of all pages, which names those that fail"
+    def test(pages):
+        wrong = []
+        for name in pages:
+            try: check(name, pages)
+            except (AssertionError, yaml.YAMLError) as e: wrong.append(f'{name}: {e}')
+        assert not wrong, '\n'.join(wrong)
+    return test
 
-@pytest.mark.parametrize('name', PAGES)
+@every_page
+def test_page_has_title_and_purpose(name, pages):
+    first = next(source(c) for c in pages[name] if c['cell_type'] == 'markdown')
+    assert re.match(r'# \S.*\n+> \S', first), f'{name} lacks "# Title" and "> purpose" in its first cell of text'
+    assert sum(level == 1 for level, _ in headings(pages[name])) == 1, f'{name} has more than one title'
+
+@every_page
 def test_directives_and_front_matter_are_yaml(name, pages):
     front_matter(pages[name])
     for c in pages[name]:
@@ -140,30 +150,30 @@ def test_titles_and_descriptions_are_unique(pages):
         found = [h[key] for h in heads.values()]
         assert all(found) and len({o.lower() for o in found}) == len(found), sorted(o for o in found if found.count(o) > 1)
 
-@pytest.mark.parametrize('name', PAGES)
+@every_page
 def test_alt_texts_have_no_percent_sign(name, pages):
     "Quarto takes it for the start of an escape in an address, and warns"
     wrong = [o for c in pages[name] for o in alts(c) if '%' in o]
     assert not wrong, f'{name}: write "percent" in {wrong}'
 
-@pytest.mark.parametrize('name', PAGES)
+@every_page
 def test_pictures_are_no_links(name, pages): assert not linked_pictures(prose(pages[name]))
 
-@pytest.mark.parametrize('name', PAGES)
+@every_page
 def test_links_lead_somewhere(name, pages):
     wrong = [f'{o}: {why}' for o in links(prose(pages[name])) if (why := broken(name, o, pages))]
     assert not wrong, f'{name}: {"; ".join(wrong)}'
 
-@pytest.mark.parametrize('name', PAGES)
+@every_page
 def test_no_heading_level_is_skipped(name, pages):
     assert not skipped([level for level, _ in headings(pages[name])]), f'{name} skips a level of headings'
 
-@pytest.mark.parametrize('name', PAGES)
+@every_page
 def test_figures_have_alt_text(name, pages):
     wrong = [f"cell {i}: {source(c)[:60]!r}" for i, c in enumerate(pages[name]) if c['cell_type'] == 'code' and mute(c)]
     assert not wrong, f'{name} shows figures without #| fig-alt: {"; ".join(wrong)}'
 
-@pytest.mark.parametrize('name', PAGES)
+@every_page
 def test_no_picture_from_the_network(name, pages):
     far = [o for o in pictures(prose(pages[name])) if re.match(r'https?:|//', o)]
     assert not far, f'{name} fetches {far}'
@@ -183,3 +193,27 @@ def test_readme_leads_to_notebooks():
 def test_formulas_stay_tex_in_markdown():
     "Quarto's commonmark, without this extension, warns about each formula"
     assert 'tex_math_dollars' in yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))['format']['commonmark']['variant']
+
+def rules(css) -> dict: # selector -> its declarations, comments left out
+    "The rules of a style sheet; one with several selectors counts for each"
+    found = {}
+    for names, body in re.findall(r'([^{}]+){([^{}]*)}', re.sub(r'/\*.*?\*/', '', css, flags=re.S)):
+        for o in names.split(','): found[o.strip()] = found.get(o.strip(), '') + body
+    return found
+
+def unreadable(css) -> list:
+    "What a reader of a page could not read: cut-off lines, tables wider than a phone, covered code, white chips in the dark"
+    need = {'.cell-output pre': 'white-space: pre-wrap', '.cell-output pre > code': 'white-space: pre-wrap', 'main table.table': 'overflow-x: auto',
+            '.cell-output-display': 'overflow-x: auto', 'pre.sourceCode': 'padding-right',
+            'body.quarto-dark code:not(.sourceCode):not(pre > code)': 'background-color'}
+    return [k for k, v in need.items() if v not in rules(css).get(k, '')]
+
+def test_outputs_wrap_and_tables_scroll():
+    css = (NBS/'styles.css').read_text(encoding='utf-8')
+    assert not unreadable(css)
+    assert unreadable(css.replace('pre-wrap', 'pre')) and unreadable(css.replace('overflow-x: auto', '')) and unreadable('')
+
+def test_site_filter_is_in_use():
+    "Headers stand above their columns and an index that only counts is gone: both are done by site.lua"
+    config = (NBS/'_quarto.yml').read_text(encoding='utf-8')
+    assert 'site.lua' in config and 'styles.css' in config and 'function Table(' in (NBS/'site.lua').read_text(encoding='utf-8')

@@ -512,7 +512,7 @@ def corrupt(images:Tensor, # uint8 (n,c,h,w), square, at least 32 px, 1 or 3 cha
             seed=0,        # seed of the noise
             index=None     # position of each image in the whole set (n,); None: 0, 1, 2, ...
            ) -> Tensor:    # uint8 (n,c,h,w), on the same device
-    "Corrupt images; the noise of each depends only on `seed`, `name`, `severity` and its `index`"
+    "Corrupt images, with CIFAR-10-C's constants; noise depends only on `seed`, `name`, `severity` and `index`"
     keys = _keys(seed, name, severity, _checked(images, [name], [severity], index))
     c = _corruptions[name]
     def run(x, keys):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np, pandas as pd
 from fastcore.basics import patch
+from scipy.stats import binomtest
 from ..core.basics import BadInput
 
 # %% auto #0
@@ -49,6 +50,18 @@ def table(self:Confusion) -> pd.DataFrame: # `per_class` and two more rows
     mean = lambda w: [*(np.average(t[c], weights=w) if sum(w) else np.nan for c in t.columns[:3]), self.n]
     means = pd.DataFrame([mean(np.ones(len(t))), mean(t.support)], ['macro', 'weighted'], t.columns)
     return pd.concat([t, means.astype(t.dtypes)]).rename_axis('class')
+
+# %% ../../nbs/cnn/02_evaluation.ipynb #c4a9ce02
+@patch(as_prop=True)
+def problem(self:Confusion) -> str: # a sentence with the remedy; '' if there is none, or too few images to show it
+    "Say that predictions and true classes agree no better than by chance (one-sided binomial test, level .01)"
+    true, named = self.confusion.values.sum(1), self.confusion.values.sum(0)
+    chance = lambda a, b: min(1., (a*b).sum()/self.n**2)
+    beaten = lambda right, p: binomtest(int(right), self.n, p, 'greater').pvalue <= .01
+    few = not self.n or not beaten(self.n, chance(true, true))
+    if few or beaten(np.trace(self.confusion), chance(true, named)): return ''
+    return (f"The classifier is right for {self.accuracy:.1%} of {self.n} held-out items, no better than chance "
+            f"({chance(true, named):.1%}): check the labels, or add images.")
 
 # %% ../../nbs/cnn/02_evaluation.ipynb #d2df13f3
 @patch

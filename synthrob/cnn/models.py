@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torchvision import models
 from ..core.basics import BadInput, check_name, seeded
 
 # %% auto #0
@@ -96,6 +95,7 @@ class Torchvision:
     @staticmethod
     def names() -> list:
         "Return the names of all torchvision classifiers"
+        from torchvision import models                    # here, since its import takes more than a second
         return models.list_models(module=models)
 
     @property
@@ -106,6 +106,7 @@ class Torchvision:
                  channels=1,  # 1 grey, 3 colour
                  n_classes=5  # number of classes
                 ):            # net: images in [0,1] (n,channels,size,size) to logits (n,n_classes)
+        from torchvision import models
         more = dict(aux_logits=False, init_weights=True) if self.name in ('googlenet', 'inception_v3') else {}
         if self.name.startswith('vit_'): more = dict(image_size=size)
         if self.name.startswith('maxvit_'): more = dict(input_size=(size, size))
@@ -126,9 +127,11 @@ def check_net(net,         # called as net(size, channels, n_classes)
              ):
     "Raise `BadInput`, naming the sizes that fit, unless `net` takes such images and returns `n_classes` logits"
     def shape_at(size):
-        with seeded('try'):
+        big, x = isinstance(net, Torchvision), torch.zeros(2, channels, size, size)
+        with seeded('try'), torch.no_grad():
+            if not big: return tuple(net(size, channels, n_classes)(x).shape)
             with _NoWeights(): m = net(size, channels, n_classes).to('meta')
-            with torch.device('meta'): return tuple(m(torch.empty(2, channels, size, size)).shape)
+            with torch.device('meta'): return tuple(m(x.to('meta')).shape)
     def fits(size):
         try: return bool(shape_at(size))
         except (RuntimeError, ValueError, AssertionError): return False

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 import torch
-from ..core.basics import (BadInput, generator, hash_array, hash_of, read_json, read_metadata, read_tensors, write_json,
+from ..core.basics import (BadInput, generator, hash_array, hash_of, read_json, read_metadata, read_tensors, reading,
+                                  write_json,
                                   write_parquet, write_tensors)
 from fastcore.basics import patch
 from fastprogress.fastprogress import progress_bar
@@ -98,10 +99,10 @@ class Robustness:
     def load(cls, folder # that `save` wrote
             ) -> Robustness:
         "Read what `save` wrote; raise `BadInput` if it is missing or incomplete"
-        try: more = read_json(Path(folder)/'robust.json')
-        except FileNotFoundError:
-            raise BadInput(f"{folder} has no finished result: run `evaluate_robustness` with this path.") from None
-        return cls(**{k: pd.read_parquet(Path(folder)/file) for k, file in _files.items()}, **more)
+        if not (f := Path(folder)/'robust.json').exists():
+            raise BadInput(f"{folder} has no finished result: run `evaluate_robustness` with this path.")
+        with reading(folder):
+            return cls(**{k: pd.read_parquet(f.with_name(file)) for k, file in _files.items()}, **read_json(f))
 
 _files = dict(corruptions='corruptions.parquet', attacks='attacks.parquet', predictions='answers.parquet')
 
@@ -267,6 +268,25 @@ def plot_corruptions(self:Robustness,
     ax.set(ylabel='')
     ax.tick_params(labelsize=8)
     ax.set_title(f"n = {self.clean['n']}, clean {self.clean['accuracy']:.1%}", fontsize=10)
+    return ax
+
+# %% ../../nbs/cnn/06_robustness.ipynb #6c002c48
+@patch
+def plot_worst(self:Robustness,
+               ax=None # axes to draw on
+              ):       # the axes
+    "Plot accuracy by corruption, worst first, with Wilson's 95 % interval for so many images; dashed: clean accuracy"
+    import matplotlib.pyplot as plt
+    t, n = self.by_corruption.sort_values('accuracy', kind='stable'), self.clean['n']
+    if ax is None: ax = plt.subplots(figsize=(4, .8 + .18*len(t)), dpi=60)[1]
+    low, high = np.array([_wilson(p, n) for p in t.accuracy]).T        # of one severity: wide enough for their mean
+    ax.barh(t.index, t.accuracy, color=['.55' if g == 'common' else '.8' for g in t.group],
+            xerr=[(t.accuracy - low).clip(0), (high - t.accuracy).clip(0)], error_kw=dict(lw=.9))
+    ax.axvline(self.clean['accuracy'], color='k', ls='--', lw=1)
+    ax.invert_yaxis()
+    ax.set(xlim=(0, 1), xlabel='accuracy, mean over severities')
+    ax.tick_params(labelsize=8)
+    ax.set_title(f"n = {n}; dashed: clean; mean {self.summary['mca']:.1%}", fontsize=10)
     return ax
 
 # %% ../../nbs/cnn/06_robustness.ipynb #a6a07417
@@ -475,17 +495,30 @@ def plot_confusions(self:Comparison):
 
 # %% ../../nbs/cnn/06_robustness.ipynb #b52602b7
 @patch
+def _accuracies(self:Comparison, name):
+    "Return accuracy by corruption ('clean' first) and severity, means over seeds"
+    if name not in self.robustness: raise BadInput(f"{name} has no robustness: evaluate it with `evaluate_robustness`.")
+    robs = self.robustness[name]
+    t = sum(r.corruptions.pivot(index='corruption', columns='severity', values='accuracy') for r in robs)/len(robs)
+    t.loc['clean'] = np.mean([r.clean['accuracy'] for r in robs])
+    return t.loc[['clean', *robs[0].by_corruption.index]]
+
+@patch
+def corruption_errors(self:Comparison,
+                      name # of a run
+                     ) -> pd.DataFrame: # rows: common corruptions; columns: error, reference, ce, relative_ce
+    "Return a run's errors beside the reference's; mCE is the mean of `ce`; raise `BadInput` if one has no robustness"
+    t, ref = (1 - self._accuracies(k).mean(axis=1) for k in (name, self.reference))
+    t = pd.DataFrame(dict(error=t, reference=ref, ce=t/ref, relative_ce=(t - t['clean'])/(ref - ref['clean'])))
+    t['relative_ce'] = t.relative_ce.where(ref > ref['clean'] + 1e-9)
+    return t.loc[[c for c in t.index if c in common]]
+
+@patch
 def differences(self:Comparison,
                 name # of a run
                ) -> pd.DataFrame: # rows: corruptions, 'clean' first; columns: severities
     "Return a run's accuracy minus the reference's, means over seeds; raise `BadInput` if either has no robustness"
-    def mean(k):
-        if k not in self.robustness: raise BadInput(f"{k} has no robustness: evaluate it with `evaluate_robustness`.")
-        robs = self.robustness[k]
-        t = sum(r.corruptions.pivot(index='corruption', columns='severity', values='accuracy') for r in robs)/len(robs)
-        t.loc['clean'] = np.mean([r.clean['accuracy'] for r in robs])
-        return t.loc[['clean', *robs[0].by_corruption.index]]
-    return mean(name) - mean(self.reference)
+    return self._accuracies(name) - self._accuracies(self.reference)
 
 @patch
 def plot_differences(self:Comparison):

@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 # %% auto #0
-__all__ = ['BadInput', 'check_name', 'hash_of', 'hash_file', 'hash_array', 'replacing', 'write_json', 'read_json',
-           'write_parquet', 'write_tensors', 'read_metadata', 'read_tensors', 'write_array', 'read_array',
+__all__ = ['BadInput', 'check_name', 'command', 'hash_of', 'hash_file', 'hash_array', 'replacing', 'write_json', 'read_json',
+           'reading', 'write_parquet', 'write_tensors', 'read_metadata', 'read_tensors', 'write_array', 'read_array',
            'default_device', 'has_bf16', 'generator', 'seeded']
 
 # %% ../../nbs/core/01_basics.ipynb #3fdaa14a
@@ -20,6 +20,7 @@ warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated', ca
 
 # %% ../../nbs/core/01_basics.ipynb #a1b0c704
 import sys, time
+from functools import wraps
 from fastcore.basics import IN_NOTEBOOK
 from fastprogress import fastprogress
 
@@ -56,6 +57,27 @@ def check_name(
     close = difflib.get_close_matches(str(name), names, near)
     hint = f"did you mean {' or '.join(map(repr, close))}?" if close else remedy or f"choose from {', '.join(names)}."
     raise BadInput(f'{error}: {hint}')
+
+# %% ../../nbs/core/01_basics.ipynb #c0aaa002
+def command(
+    name # such as 'synthrob_data'
+):       # the decorated `main(args=None)` returns 0; 2 for bad input; 130 after Ctrl-C; or what it returns itself
+    "Decorate the `main` of a command: bad input ends it with one sentence, and any terminal can show its output"
+    def decorate(main):
+        @wraps(main)
+        def run(args=None):
+            for f in (sys.stdout, sys.stderr):
+                if hasattr(f, 'reconfigure'): f.reconfigure(errors='backslashreplace')
+            try: return main(args) or 0
+            except BadInput as e: why = e
+            except OSError as e:
+                why = (f"{e.filename or 'a file'} cannot be read or written ({e.strerror}): check its rights, the "
+                       "space left and ulimit -f.")
+            except KeyboardInterrupt: return 130
+            print(f'{name}: {why}', file=sys.stderr)
+            return 2
+        return run
+    return decorate
 
 # %% ../../nbs/core/01_basics.ipynb #69b55984
 def _canonical(x, at='params'):
@@ -159,7 +181,19 @@ def read_json(
     path # a JSON file in UTF-8
 ):       # dict, list, text, number, bool or None
     "Read a JSON file; raise `ValueError` if it is damaged"
-    return json.loads(Path(path).read_text(encoding='utf-8'))
+    obj = json.loads(text := Path(path).read_text(encoding='utf-8'))
+    if r'\ud' in text or r'\uD' in text: json.dumps(obj, ensure_ascii=False).encode()   # half a character
+    return obj
+
+@contextlib.contextmanager
+def reading(
+    path,                            # what is read in the block, for the message
+    remedy='delete it to make it again' # end of the message
+):
+    "Raise `BadInput` in place of whatever a library raises in the block for a damaged file"
+    try: yield
+    except (BadInput, MemoryError): raise
+    except Exception as e: raise BadInput(f"{path} is damaged or incomplete ({type(e).__name__}): {remedy}.") from e
 
 # %% ../../nbs/core/01_basics.ipynb #acba48cf
 def write_parquet(

@@ -4,29 +4,31 @@
 
 # %% ../../nbs/00_data.ipynb #9d6cea9f
 from __future__ import annotations
-import argparse, contextlib, inspect, os, re, shlex, sys
+import argparse, contextlib, inspect, os, re, shlex
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
-from ..core.basics import (BadInput, check_name, hash_file, hash_of, read_json, replacing, write_array, write_json,
-                                  write_parquet)
+from ..core.basics import (BadInput, check_name, command, hash_file, hash_of, read_json, replacing, write_array,
+                                  write_json, write_parquet)
 from ..core.stages import Stage
 from .dataset import Dataset
 from .duplicates import duplicate_groups
 from .faces import draw_faces, emotions
-from .files import (DAMAGE, FER_CLASSES, FER_USAGES, IMAGE_TYPES, decode_files, existing, has_colour, is_tar,
-                                 list_files, list_images, open_tar, read_fer_csv, survey, torchvision_images)
+from .files import (DAMAGE, FER_CLASSES, FER_USAGES, IMAGE_TYPES, decode_files, existing, fer_tables, has_colour,
+                                 is_tar, list_files, list_images, open_tar, read_fer_csv, survey, torchvision_images)
 from .near import near_duplicates, plot_pairs
 from .rows import DiskImages, blocks, hash_images, read_images
-from .sources import list_shards, lmdb_size, lsun_databases, lsun_images, parquet_columns, parquet_images
-from .splits import Splits, default_folds, detectable, splits
+from .sources import (list_shards, lmdb_size, lsun_databases, lsun_images, parquet_columns, parquet_images,
+                                   parquet_rows, survey_parquet)
+from .splits import (Splits, check_metric, _column, default_folds, detectable, splits, _subject_keys,
+                                  subjects)
 
 # %% auto #0
-__all__ = ['sources', 'FER_FIVE', 'Source', 'source', 'content_key', 'faces', 'fer2013', 'folder', 'own_size', 'lsun', 'parquet',
-           'torchvision', 'data_stage', 'prepare', 'near_stage', 'prepare_near', 'describe', 'decisions', 'named_pairs',
-           'parser', 'main', 'fer2013_path']
+__all__ = ['sources', 'FER_FIVE', 'Source', 'source', 'content_key', 'faces', 'fer2013', 'folder', 'own_size', 'preview', 'lsun',
+           'parquet', 'torchvision', 'data_stage', 'prepare', 'near_stage', 'prepare_near', 'describe', 'decisions',
+           'named_pairs', 'parser', 'main', 'fer2013_path']
 
 # %% ../../nbs/00_data.ipynb #66b1a1c3
 @dataclass
@@ -112,7 +114,7 @@ def _holds_images(path):
 
 def _found(files, **more):
     "What a record says of the files that were listed"
-    return dict(ignored=files.ignored, notes=files.notes, **more)
+    return dict(ignored=files.ignored, notes=files.notes) | more
 
 @source
 def fer2013(
@@ -126,18 +128,20 @@ def fer2013(
         raise BadInput("data='fer2013' needs a path: give the zip, the folder, the CSV or the tar.gz of FER-2013.")
     if test not in FER_USAGES[1:]:
         raise BadInput(f"test={test!r} is no part of FER-2013: choose 'PublicTest' or 'PrivateTest'.")
-    path, size, channels = existing(path), size or 48, channels or 1
+    (path, labels), size, channels = fer_tables(existing(path)), size or 48, channels or 1
     def read(out):
-        if not _holds_images(path): return read_fer_csv(path, out, size, channels)
+        if not _holds_images(path): return read_fer_csv(path, out, size, channels, labels)
         files = list_images(path)
         if bad := sorted(set(files.table.label.str.lower()) - {*FER_CLASSES, 'contempt'}):
             raise BadInput(f"{path} has the class {bad[0]!r}, which is not in FER-2013: use data='folder'.")
         table, broken = decode_files(files, out, size, channels, strict=(48, 48, 'L'))
         usage = table.name.str.extract(f"(?:^|/)({'|'.join(FER_USAGES)})(?:/|[^/]*$)")[0]
-        return table.assign(label=table.label.str.lower(), part=usage.fillna(table.part)), broken, _found(files)
+        table = table.assign(label=table.label.str.lower(), part=usage.fillna(table.part))
+        return table, broken, _found(files, sides=[48]*3)
     parts = {'Training': 'train', 'PublicTest': 'out', 'PrivateTest': 'out', test: 'test'}
     def part(t): return t.part.replace(parts)
-    return Source(dict(source='fer2013', size=size, channels=channels), read, FER_FIVE, part, [path])
+    content = [o for o in (path, labels) if o]
+    return Source(dict(source='fer2013', size=size, channels=channels), read, FER_FIVE, part, content)
 
 # %% ../../nbs/00_data.ipynb #72f61b9f
 @source
@@ -152,16 +156,13 @@ def folder(
         raise BadInput("data='folder' needs a path: give a folder or zip with one folder of images per class.")
     if name not in (None, 'links'):
         raise BadInput(f"data='folder:{name}' is unknown: use 'folder', or 'folder:links'.")
-    links = name == 'links'
-    size = size or own_size('folder', path, links) or 48
+    links, size = name == 'links', size or own_size('folder', path, name) or 48
     def read(out):
         files = list_images(path, links)
         _check_classes(files)
         about = survey(files)
-        if about['bits']:
-            files.notes.append(f"deep grey images are read as {about['bits']} bits, the same for all classes.")
         more = decode_files(files, out, size, channels or (3 if has_colour(files) else 1), bits=about['bits'] or 16)
-        return *more, _found(files, sides=about['sides'])
+        return *more, _found(files, sides=about['sides'], notes=files.notes + about['notes'])
     return Source(dict(source='folder', size=size, channels=channels), read, content=[path])
 
 def _check_classes(files):
@@ -173,23 +174,64 @@ def _check_classes(files):
     raise BadInput(f"{files.path} has one class only, {files.table.label[0]!r}{hint}: make one folder of images per "
                    "class.")
 
-_own_sizes = {}
+_listed = {}
+
+def _list(data, path, name):
+    "The rows (label, part, perhaps name) and the usual side of a source; kept while its folders stay as they are"
+    path = existing(path)
+    key, stamp = (data, str(path.resolve()), name), lambda d: os.stat(d).st_mtime_ns if os.path.exists(d) else None
+    known = _listed.get(key)
+    if known and all(stamp(d) == t for d, t in known[0].items()): return known[1:]
+    if data == 'folder':
+        files = list_images(path, name == 'links')
+        _check_classes(files)
+        rows, sides, inside = files.table, survey(files, 100)['sides'], () if files.zf else files.raw.values()
+    else:
+        inside = list_shards(path)
+        rows, sides = parquet_rows(path, name), survey_parquet(inside[0], name, 64)['sides']
+    folders = {str(path), *map(str, inside if path.is_file() else ())}
+    for o in {os.path.dirname(o) for o in inside}:
+        while len(o) > len(str(path)): folders.add(o); o = os.path.dirname(o)
+    _listed[key] = {d: stamp(d) for d in folders}, rows, sides, {}
+    return _listed[key][1:]
 
 # %% ../../nbs/00_data.ipynb #dd51824c
 def own_size(
-    data:str,   # name of a source
-    path,       # its path
-    links=False # follow links
+    data:str, # name of a source
+    path,     # its path
+    name=None # its option: 'links', or a column
 ) -> int|None: # a multiple of 16 from 32 to 64
-    "Return the common size of a folder's images; None above 64 pixels, or if the source has a size of its own"
-    if data != 'folder' or path is None: return None
-    path = existing(path)
-    if (key := (path.resolve(), path.stat().st_mtime_ns)) not in _own_sizes:
-        files = list_images(path, links)
-        _check_classes(files)
-        sides = survey(files, 100)['sides']
-        _own_sizes[key] = max(32, sides[1]//16*16) if sides and sides[1] <= 64 else None
-    return _own_sizes[key]
+    "Return the usual size of the images; None above 64 pixels, or if the source has a size of its own"
+    if data not in ('folder', 'parquet') or path is None: return None
+    _, sides, _ = _list(data, path, name)
+    return max(32, sides[1]//16*16) if sides and sides[1] <= 64 else None
+
+def preview(
+    data:str,      # name of a source
+    path=None,     # its path
+    name=None,     # its option: 'links', or a column
+    vocab=None,    # classes; None: all
+    groups=None,   # see `subjects`
+    metric=None    # see `check_metric`
+) -> tuple: # number of folds by default; whether there is an official test part
+    "Foresee a split before images are decoded; raises `BadInput` for classes, groups or a metric that do not fit"
+    check_name(data, sources, f"there is no data {data!r}")
+    if groups and groups != 'folder' and not groups.startswith('column:'): _subject_keys([], [], groups)
+    rows, _, done = _list(data, path, name) if data in ('folder', 'parquet') and path is not None else (None, None, {})
+    if (key := (*(vocab or ()), groups, metric)) in done: return done[key]
+    known = dict(faces=emotions, fer2013=[*FER_CLASSES, 'contempt']).get(data, ())
+    n = dict.fromkeys(known) if rows is None else rows.label.value_counts().sort_index().to_dict()
+    for c in vocab or () if n else ():
+        have = ', '.join(f'{k} ({v:,})' if v else k for k, v in n.items())
+        if c not in n: raise BadInput(f"there is no class {c!r}: choose from {have}.")
+    if metric and (vocab or n): check_metric(metric, vocab or [*n])
+    if rows is None: return 1, False
+    rows = rows[rows.label.isin(vocab)] if vocab else rows
+    if groups and data == 'folder': _subject_keys(rows.name, rows.label, groups)
+    if data == 'parquet' and (groups or '').startswith('column:'): _column(path, groups.partition(':')[2])
+    test = bool((rows.part == 'test').any())
+    done[key] = default_folds([n[c] for c in vocab or n], test), test
+    return done[key]
 
 @source
 def lsun(
@@ -212,14 +254,14 @@ def lsun(
 @source
 def parquet(
     path=None,    # a parquet file, or the folder of its shards; required
-    size=None,    # height and width in pixels; None: 48
+    size=None,    # height and width in pixels; None: `own_size`, or 48
     channels=None,# 1 grey, 3 colour; None: colour if there is any
     name:str=None # the column of labels; None: found
 ) -> Source:
     "Read a parquet data set of images, as on Hugging Face; raises `BadInput` if there are none"
     if path is None: raise BadInput("data='parquet' needs a path: give a parquet file, or the folder of its shards.")
     for f in list_shards(path): parquet_columns(f, name)
-    size = size or 48
+    size = size or own_size('parquet', path, name) or 48
     read = partial(parquet_images, path, label=name, size=size, channels=channels)
     return Source(dict(source='parquet', name=name, size=size, channels=channels), read, content=[path])
 
@@ -269,7 +311,6 @@ def _decode(source, stage):
     table = table[['name','label','part']].assign(group=duplicate_groups(x).numpy())
     write_parquet(stage.file('meta.parquet'), table)
     counts = table.groupby(['part','label']).size()
-    for line in _notes(x, found): print(line)
     return dict(n=len(x), shape=list(x.shape[1:]), content=hash_images(x), broken=broken, grey=_grey(x, table), **found,
                 counts={p: counts[p].to_dict() for p in counts.index.levels[0]})
 
@@ -290,7 +331,7 @@ def data_stage(
     data:str='faces',  # name of a source: 'faces', 'fer2013', 'folder', 'lsun', 'parquet', 'torchvision'
     path=None,         # file or folder of the source
     vocab=None,        # classes, in the order of their labels; None: the source's default; 'all': all
-    size:int=None,     # height and width; None: 48, with torchvision 32, with LSUN 64, with a folder `own_size`
+    size:int=None,     # height and width; None: 48, torchvision 32, LSUN 64, folder and parquet `own_size`
     channels:int=None, # 1 grey, 3 colour; None: as in the source
     root='runs',       # folder of all stages
     **options          # of the source
@@ -326,7 +367,8 @@ def prepare(
 ) -> Dataset: # `DiskImages` above `memory_budget`; `about` names the folder and broken files
     "Decode the images of a source, or find them decoded; raises `BadInput`"
     stage, read = data_stage(data, path, **kwargs)
-    stage.make()
+    if not stage.make().reused:
+        for line in _notes(read().x, {k: stage.record[k] for k in ('ignored', 'notes', 'sides')}): print(line)
     return read()
 
 # %% ../../nbs/00_data.ipynb #c0b1e502
@@ -340,15 +382,16 @@ def near_stage(
     def work(s):
         images = read()
         if (n := len(images)) > 30_000:
-            minutes = (140*(n/29_000)**2 + .0067*n)/60/torch.get_num_threads()         # on cores of an AMD EPYC
-            print(f"Near copies of {n:,} images take about {max(1, minutes):,.0f} minutes to find, once "
-                  "(copies='exact' does without).", flush=True)
+            print(f"Near copies of {n:,} images take about {_near_seconds(n)/60/torch.get_num_threads():,.0f} minutes "
+                  "to find, once (copies='exact' does without).", flush=True)
         pairs, y = near_duplicates(images), images.y.numpy()
         write_parquet(s.file('pairs.parquet'), pairs)
         return dict(images=n, pairs=len(pairs), labels_differ=int((y[pairs.a] != y[pairs.b]).sum()))
     which = {} if vocab is None else dict(vocab=sorted([vocab] if isinstance(vocab, str) else vocab))
     s = Stage('copies', which, work, dict(data=stage), version=2, out=root, device='cpu')
     return s, lambda: pd.read_parquet(s.file('pairs.parquet'))
+
+def _near_seconds(n): return 140*(n/29_000)**2 + .0067*n    # of one core of an AMD EPYC
 
 def prepare_near(
     data:str='faces', # name of a source, as in `prepare`
@@ -370,8 +413,8 @@ def _near_line(r, n):
     "Near copies in the report `r` of a split, and the images of each class `n`, as a line of text"
     if not (o := r.get('near_copies')): return "near copies: not looked for"
     classes = lambda found: ', '.join(f'{v:,} {k}' for k,v in found.items())
-    return (f"near copies: {o['groups']:,} groups of different crops of one picture, {o['groups_with_conflict']:,} "
-            f"of them with more than one label, with {classes(o['images_by_class'])} of {n.sum():,} images; "
+    return (f"near copies: {o['groups']:,} groups of different crops of one picture, {o['groups_with_conflict']:,} of "
+            f"them with more than one label, with {classes(o['images_by_class'])} of {n.sum():,} images; "
             f"{o['test_with_near_outside']:,} of {r['test']:,} test images have one outside the test part")
 
 def describe(
@@ -449,33 +492,31 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument('data', nargs='?', default='faces', help=known)
     p.add_argument('path', nargs='?', help='folder, archive or file; none for faces')
     p.add_argument('--vocab', metavar='A,B,...', help="classes, in this order (default: the source's)")
-    p.add_argument('--size', type=int, metavar='N', help="side in pixels (default: the images' own up to 64, else 48)")
+    p.add_argument('--size', type=int, metavar='N', help="side in pixels (default: the images' own up to 64, else 32)")
     p.add_argument('--channels', type=int, metavar='N', help='1 grey, 3 colour (default: as in the source)')
     p.add_argument('--copies', choices=('near', 'exact'), default='near',
                    help='copies to look for; near: other crops, mirror images and the like, too')
     p.add_argument('--pairs', metavar='FILE', nargs='+', default=[],
                    help='write the pairs of copies as a table (.csv, .parquet), or a sheet of them as a picture')
     p.add_argument('--seed', type=int, default=42, metavar='N', help='of the validation part (42)')
+    p.add_argument('--groups', metavar='PATTERN',
+                   help="subjects that stay in one part: a pattern on file names '(p[0-9]+)_', 'folder', 'column:NAME'")
+    p.add_argument('--folds', type=int, metavar='N',
+                   help='of a cross-validation; 1: one test part (default: 5 if a class has fewer than 250 images)')
+    p.add_argument('--seeds', type=int, metavar='N', help='planned classifier seeds, in each fold (6; 2 with folds)')
+    p.add_argument('--metric', metavar='NAME', help='accuracy, balanced_accuracy, macro_f1, recall:CLASS (by balance)')
     p.add_argument('--sheet', metavar='FILE', help='write counts and a sheet of images as a picture (.png, .svg, .pdf)')
     p.add_argument('--table', metavar='FILE', help='write the decision on each image as a table (.csv, .parquet)')
     p.add_argument('--out', default='runs', metavar='FOLDER', help="folder of all stages (runs)")
     return p
 
 # %% ../../nbs/00_data.ipynb #1890cc01
+@command('synthrob_data')
 def main(
     args=None # list of arguments; None: those of the command line
 ) -> int:     # 0; 2 for bad input
     "Run the command `synthrob_data`"
-    a = parser().parse_args(args)
-    for f in (sys.stdout, sys.stderr):       # a terminal that cannot show a character shows its number
-        if hasattr(f, 'reconfigure'): f.reconfigure(errors='backslashreplace')
-    try: _run(a)
-    except (BadInput, OSError) as e:
-        print(f'synthrob_data: {e}' if isinstance(e, BadInput) else
-              f"synthrob_data: {e.filename or 'a file'} cannot be read or written ({e.strerror}): check its rights, "
-              "the space left and ulimit -f.", file=sys.stderr)
-        return 2
-    return 0
+    _run(parser().parse_args(args))
 
 def _run(a):
     "The command, given its parsed arguments"
@@ -487,31 +528,40 @@ def _run(a):
     source, _, name = a.data.partition(':')
     vocab = a.vocab and [o.strip() for o in a.vocab.split(',')]
     more = dict(name=name) if name else {}
-    given = dict(vocab=vocab, size=a.size, channels=a.channels, root=a.out, **more)
-    images, near = prepare(source, a.path, **given), None
-    if a.pairs or (a.copies == 'near' and source != 'faces'):              # each face is drawn anew
-        near = prepare_near(source, a.path, **given)
-    s = splits(images, seed=a.seed, folds=default_folds(images), near=near)
+    if a.folds is not None and a.folds < 1: raise BadInput(f"--folds {a.folds} is out of range: choose 1 or more.")
+    if a.seeds is not None and a.seeds < 1: raise BadInput(f"--seeds {a.seeds} is out of range: choose 1 or more.")
+    folds, _ = preview(source, a.path, name or None, vocab, a.groups, a.metric)
+    size = a.size or own_size(source, a.path, name or None) or 32      # as the preset 'quick'
+    stage, read = data_stage(source, a.path, vocab, size, a.channels, a.out, **more)
+    stage.make()
+    images, near = read(), None
+    if a.pairs or (a.copies == 'near' and source != 'faces'):                                  # faces are drawn
+        found, pairs = near_stage(stage, read, vocab, a.out)
+        found.make(); near = pairs()
+    subject = subjects(images, a.groups, a.path) if a.groups else None
+    s = splits(images, seed=a.seed, subject=subject, folds=a.folds or folds, near=near)
     print(describe(images, s, plot=bool(a.sheet)).to_string())
-    print(detectable(images, s))
+    print(detectable(images, s, a.seeds, a.metric))
     if a.sheet:
         with replacing(a.sheet) as t: plt.savefig(t, format=Path(a.sheet).suffix[1:], bbox_inches='tight', dpi=120)
-    for file in filter(None, (a.table, *a.pairs)):
-        if Path(file).suffix in pictures:
-            plot_pairs(images, near[near.score < 1], n=60)
-            with replacing(file) as t: plt.savefig(t, format=Path(file).suffix[1:], bbox_inches='tight', dpi=120)
-            continue
-        df = decisions(images, s) if file == a.table else named_pairs(images, near)
-        with replacing(file) as t: df.to_parquet(t) if file.endswith('.parquet') else df.to_csv(t, index=False)
+    tables = [(o, partial(named_pairs, images, near)) for o in a.pairs]
+    for file, make in [(a.table, partial(decisions, images, s)), *tables]:
+        if not file or Path(file).suffix in pictures: continue
+        with replacing(file) as t: make().to_parquet(t) if file.endswith('.parquet') else make().to_csv(t, index=False)
+    for file in (o for o in a.pairs if Path(o).suffix in pictures):
+        plot_pairs(images, near[near.score < 1], n=60, per_row=12)
+        with replacing(file) as t: plt.savefig(t, format=Path(file).suffix[1:], bbox_inches='tight', dpi=120)
     for broken in images.about['broken'][:5]: print(f"broken: {broken['name']} {broken['reason']}")
-    size = a.size or (images.x.shape[-1] if source == 'folder' else None)    # the run sees what was described
-    given = dict(data=a.data if a.data != 'faces' else None, path=a.path, vocab=a.vocab, size=size, channels=a.channels,
+    given = dict(data=a.data if a.data != 'faces' else None, path=a.path, vocab=a.vocab, channels=a.channels,
+                 size=a.size if source == 'faces' else size, groups=a.groups, folds=a.folds, metric=a.metric,
                  copies=a.copies if a.copies != 'near' else None, split_seed=a.seed if a.seed != 42 else None,
                  out=a.out if a.out != 'runs' else None)
+    flags = ''.join(f" --{k} {shlex.quote(str(v))}" for k,v in given.items() if v is not None)
     odd = re.compile(r'True|False|None|[-+]?[\d._]+(e[-+]?\d+)?|[-+]?(nan|inf(inity)?)', re.I)   # YAML changes it
     given = ''.join(f" -{'r' if odd.fullmatch(str(v)) and isinstance(v, str) else 'p'} {k} {shlex.quote(str(v))}"
                     for k,v in given.items() if v is not None)
-    print(f"\nNext: papermill nbs/03_split.ipynb runs/split_0.3.ipynb -p ratio 0.3{given}")
+    print(f"\nNext: papermill nbs/03_split.ipynb runs/split_0.3.ipynb -p ratio 0.3{given}\n"
+          f"For a verdict: synthrob_sweep{flags or ' --data faces'} --dry_run   (without --dry_run it runs)")
 
 # %% ../../nbs/00_data.ipynb #33f21881
 def fer2013_path() -> Path|None:

@@ -7,8 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from fastcore.basics import patch
-from sklearn.decomposition import PCA
-from ..core.basics import (BadInput, generator, hash_array, hash_of, read_array, read_json, write_array,
+from ..core.basics import (BadInput, generator, hash_array, hash_of, read_array, read_json, reading, write_array,
                                   write_json, write_parquet)
 from .duplicates import duplicate_groups
 from .rows import DiskImages, hash_images, take
@@ -17,7 +16,7 @@ from .rows import DiskImages, hash_images, take
 __all__ = ['Dataset', 'concat']
 
 # %% ../../nbs/data/01_dataset.ipynb #d96a6685
-_defaults = dict(name='', part='', group=-1, origin='authentic', weight=1.)   # the columns of `items`
+_defaults = dict(name='', part='', group=-1, origin='authentic', weight=1., soft=None)   # the columns of `items`
 
 # %% ../../nbs/data/01_dataset.ipynb #68bbe356
 class Dataset:
@@ -26,7 +25,8 @@ class Dataset:
         x,                # images, uint8 (n,c,h,w), or vectors, float32 (n,d): tensor, array or `DiskImages`
         y,                # class of each item, 0 to k-1 (n,)
         vocab=None,       # names of the k classes; None: numbers
-        items=None,       # columns of n values: `name`, `part`, `group` (of copies), `origin`, `weight` (in the loss)
+        items=None,       # columns of n values: `name`, `part`, `group` (of copies), `origin`, `weight` (in the loss),
+                          # `soft` (rows of k probabilities, which the loss takes in place of `y`)
         about=None,       # provenance: a dict that JSON can hold
         epoch_len:int=None# items that training draws in an epoch; None: n
     ):
@@ -34,7 +34,8 @@ class Dataset:
         if vocab is None: vocab = map(str, range(int(self.y.max()) + 1 if len(self.y) else 0))
         self.vocab = list(vocab)
         self.about, self.epoch_len = dict(about or {}), epoch_len
-        self.cols = {k: np.asarray(v) for k,v in dict(items if items is not None else {}).items()}
+        self.cols = {k: np.stack(v) if k == 'soft' and len(v) else np.asarray(v)
+                     for k,v in dict(items if items is not None else {}).items()}
         self._check()
 
     def __len__(self): return len(self.y)
@@ -69,6 +70,8 @@ def _check(self:Dataset):
         raise BadInput(f"items has no column {sorted(bad)[0]!r}: it has {', '.join(_defaults)}.")
     if n and not 0 <= int(y.min()) <= int(y.max()) < len(self.vocab):
         raise BadInput(f"labels run from {int(y.min())} to {int(y.max())}, but there are {len(self.vocab)} classes.")
+    if n and 'soft' in self.cols and self.cols['soft'].shape != (n, self.c):
+        raise BadInput(f"soft has shape {self.cols['soft'].shape}: give {self.c} probabilities per item.")
 
 # %% ../../nbs/data/01_dataset.ipynb #d3342c18
 def _column(name, about):
@@ -95,17 +98,24 @@ def is_synthetic(self:Dataset) -> torch.Tensor: # bool (n,)
 @patch(as_prop=True)
 def items(self:Dataset) -> pd.DataFrame: # a row per item: label, name, part, origin, weight and, if known, group
     "The table of items"
-    cols = {k: self.cols.get(k, v) for k,v in _defaults.items() if k != 'group' or k in self.cols}
+    cols = {k: self.cols.get(k, v) for k,v in _defaults.items() if k not in ('group', 'soft') or k in self.cols}
+    if 'soft' in cols: cols['soft'] = list(cols['soft'])
     return pd.DataFrame(dict(label=np.asarray(self.vocab, dtype=object)[self.y.cpu()], **cols))
 
 @patch(as_prop=True)
-def class_weights(self:Dataset) -> torch.Tensor|None: # float32 (k,); None if all items count alike
-    "The weight of each class in the loss; raises `BadInput` if it varies within a class"
-    if 'weight' not in self.cols: return None
+def class_weights(self:Dataset) -> torch.Tensor|None: # float32 (k,); None if there are none, or if there are `targets`
+    "The weight of each class in the loss"
+    if 'weight' not in self.cols or 'soft' in self.cols: return None
     w, y = torch.as_tensor(self.cols['weight'], dtype=torch.float32), self.y.cpu()
     out = torch.ones(self.c).scatter(0, y, w)
-    if not torch.equal(out[y], w): raise BadInput("weight varies within a class: the loss takes one weight per class.")
-    return out
+    return out if torch.equal(out[y], w) else None
+
+@patch(as_prop=True)
+def targets(self:Dataset) -> torch.Tensor|None: # float32 (n,k); None if `y` and `class_weights` say it all
+    "What the loss takes in place of `y`: the label's probabilities times the weight of the item"
+    if not {'weight', 'soft'} & set(self.cols) or self.class_weights is not None: return None
+    rows = self.cols['soft'] if 'soft' in self.cols else np.eye(self.c)[self.y.cpu().numpy()]
+    return torch.as_tensor(rows*self.cols.get('weight', np.ones(len(self)))[:, None], dtype=torch.float32)
 
 # %% ../../nbs/data/01_dataset.ipynb #d6a25047
 @patch
@@ -114,7 +124,7 @@ def subset(self:Dataset,
     **more # what to add to `about`
 ) -> Dataset:
     "Return the items at `idx`, with their rows of the table"
-    if not isinstance(idx, slice): idx = i if (i := torch.as_tensor(idx)).dtype == torch.bool else i.long()
+    if not isinstance(idx, slice): idx = i if (i := torch.as_tensor(idx).cpu()).dtype == torch.bool else i.long()
     idx = torch.arange(len(self))[idx]
     i = idx.numpy()
     cols = {k: v[i] for k,v in self.cols.items()}
@@ -128,12 +138,13 @@ def select(self:Dataset,
     n = self.y.bincount(minlength=self.c).tolist()
     have = ', '.join(f'{c} ({k:,})' for c,k in zip(self.vocab, n))
     classes = [classes] if isinstance(classes, str) else list(classes)
+    if 'soft' in self.cols: raise BadInput("soft labels are probabilities of all classes: select classes before.")
     if not classes: raise BadInput(f"no class is chosen: choose from {have}.")
     for c in classes:
         if c not in self.vocab: raise BadInput(f"there is no class {c!r}: choose from {have}.")
         if classes.count(c) > 1: raise BadInput(f"class {c!r} is named twice: name it once.")
         if not n[self.vocab.index(c)]: raise BadInput(f"class {c!r} is empty: choose from {have}.")
-    y = torch.tensor([classes.index(c) if c in classes else -1 for c in self.vocab])[self.y]
+    y = torch.tensor([classes.index(c) if c in classes else -1 for c in self.vocab], device=self.y.device)[self.y]
     if (y < 0).any(): return Dataset((s := self.subset(y >= 0)).x, y[y >= 0], classes, s.cols, self.about)
     return Dataset(self.x, y, classes, self.cols, self.about, self.epoch_len)
 
@@ -149,7 +160,8 @@ def concat(
             raise BadInput(f"items of shape {tuple(a.x.shape[1:])} and {tuple(b.x.shape[1:])} cannot be joined: "
                            "prepare them alike.")
     names = {k for s in sets for k in s.cols} - {'group'}      # copies are looked for across the whole
-    cols = {k: np.concatenate([s.cols.get(k, np.full(len(s), _defaults[k])) for s in sets]) for k in names}
+    full = lambda s, k: np.eye(s.c)[s.y.cpu().numpy()] if k == 'soft' else np.full(len(s), _defaults[k])
+    cols = {k: np.concatenate([s.cols[k] if k in s.cols else full(s, k) for s in sets]) for k in names}
     return Dataset(torch.cat([s.x for s in sets]), torch.cat([s.y for s in sets]), a.vocab, cols, a.about)
 
 # %% ../../nbs/data/01_dataset.ipynb #d79507c1
@@ -178,7 +190,8 @@ def show(self:Dataset,
     c, h, w = self.x.shape[1:]
     sheet = np.full((len(rows)*(h+1) - 1, max(map(len, rows))*(w+1) - 1, c), 255, np.uint8)
     for r,row in enumerate(rows):
-        for j,i in enumerate(row): sheet[r*(h+1):r*(h+1)+h, j*(w+1):j*(w+1)+w] = self.x[i].permute(1, 2, 0).numpy()
+        for j,i in enumerate(row):
+            sheet[r*(h+1):r*(h+1)+h, j*(w+1):j*(w+1)+w] = self.x[i].permute(1, 2, 0).cpu().numpy()
     if ax is None:
         inch = max(1/64, .55/w)                             # small images are shown larger than they are
         ax = plt.subplots(figsize=(sheet.shape[1]*inch, sheet.shape[0]*inch), dpi=64)[1]
@@ -191,6 +204,7 @@ def show(self:Dataset,
 # %% ../../nbs/data/01_dataset.ipynb #cd775d79
 def _scatter(ds, rows, ax):
     "The vectors in `rows` in the plane of their first two principal components"
+    from sklearn.decomposition import PCA
     pca = PCA(2, random_state=0).fit(ds.x[torch.cat(rows)].numpy())
     ax = plt.subplots(figsize=(5.5, 3.6), dpi=80, layout='constrained')[1] if ax is None else ax
     for k,i in enumerate(rows):
@@ -214,7 +228,8 @@ def save(self:Dataset,
     folder = Path(folder)
     write_array(folder/'x.npy', self.x)
     write_array(folder/'y.npy', self.y)
-    write_parquet(folder/'items.parquet', pd.DataFrame(self.cols, index=range(len(self))))
+    cols = {k: list(v) if k == 'soft' else v for k,v in self.cols.items()}
+    write_parquet(folder/'items.parquet', pd.DataFrame(cols, index=range(len(self))))
     about = dict(vocab=self.vocab, about=self.about, epoch_len=self.epoch_len, content=self.hash)
     write_json(folder/'dataset.json', about)
 
@@ -226,10 +241,12 @@ def load(cls:Dataset,
     folder = Path(folder)
     if not (folder/'dataset.json').is_file():
         raise BadInput(f"{folder} holds no data set (no dataset.json): check the path.")
-    about = read_json(folder/'dataset.json')
-    x, y = (torch.from_numpy(read_array(folder/f'{o}.npy')) for o in 'xy')
-    ds = Dataset(x, y, about['vocab'], pd.read_parquet(folder/'items.parquet'), about['about'], about['epoch_len'])
-    if ds.hash != about['content']:
+    with reading(folder):
+        about = read_json(folder/'dataset.json')
+        x, y = (torch.from_numpy(read_array(folder/f'{o}.npy')) for o in 'xy')
+        ds = Dataset(x, y, about['vocab'], pd.read_parquet(folder/'items.parquet'), about['about'], about['epoch_len'])
+        same = ds.hash == about['content']
+    if not same:
         raise BadInput(f"{folder} does not hold the items that were saved there: make it again.")
     return ds
 

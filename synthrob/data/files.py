@@ -4,13 +4,13 @@
 
 # %% ../../nbs/data/03_files.ipynb #09e19da0
 from __future__ import annotations
-import csv, gzip, inspect, io, json, lzma, math, os, re, shutil, stat, tarfile, tempfile, unicodedata
+import contextlib, csv, gzip, inspect, io, json, lzma, math, os, re, shutil, stat, tarfile, tempfile, unicodedata
 import zipfile, zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
 from threading import Lock
-import numpy as np, pandas as pd, torchvision
+import numpy as np, pandas as pd
 from fastprogress.fastprogress import progress_bar
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 from ..core.basics import BadInput, check_name
@@ -19,7 +19,7 @@ from ..core.basics import BadInput, check_name
 __all__ = ['IMAGE_TYPES', 'PARTS', 'MAX_BYTES', 'MAX_DEPTH', 'DAMAGE', 'FORMATS', 'MAX_PIXELS', 'FER_CLASSES', 'FER_USAGES',
            'MAX_LINE', 'shown', 'open_tar', 'is_tar', 'list_files', 'part_of', 'ImageFiles', 'existing', 'list_images',
            'BrokenImage', 'fit_image', 'decode_image', 'is_colour', 'has_colour', 'survey', 'decode_blocks',
-           'decode_files', 'read_fer_csv', 'torchvision_sets', 'torchvision_images']
+           'decode_files', 'fer_tables', 'read_fer_csv', 'torchvision_sets', 'torchvision_images']
 
 # %% ../../nbs/data/03_files.ipynb #adbd229c
 IMAGE_TYPES = set('.jpg .jpeg .jpe .jfif .png .bmp .gif .tif .tiff .webp .pgm .ppm'.split())
@@ -126,7 +126,7 @@ def is_tar(
     return bool(re.search(r'\.(tar(\.\w+)?|tgz|tbz2?|txz)$', Path(path).name.lower()))
 
 DAMAGE = (EOFError, OSError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, csv.Error,
-          NotImplementedError, RuntimeError, OverflowError)   # what Python's readers raise for damaged archives
+          NotImplementedError, RuntimeError, OverflowError, UnicodeError)   # what readers raise for damaged archives
 
 # %% ../../nbs/data/03_files.ipynb #3f0353dd
 @lru_cache(1)
@@ -165,9 +165,10 @@ def list_files(
 # %% ../../nbs/data/03_files.ipynb #1dcb3baf
 _system = {o.lower() for o in ('@eaDir', '#recycle', '#snapshot', '@Recycle', 'lost+found', '$RECYCLE.BIN',
                                'System Volume Information', 'Thumbs.db', 'desktop.ini', 'ehthumbs.db')}
-_masks = re.compile(r'(.*?)[ _-]*(masks?|seg|segmentations?|annotations?|ground_?truths?|gt|labels?)([ _-]*\d+)?')
+_derived = r'(?:masks?|seg|segmentations?|annotations?|ground_?truths?|gt|labels?|thumb(?:nail)?s?)'
+_masks = [re.compile(o) for o in (rf'(.*?)[ ._-]*{_derived}(?:[ ._-]*\d+)?', rf'{_derived}[ ._-]+(.+)')]
 _pictures = ('images', 'image', 'imgs', 'img')
-_again = re.compile(r'(.+?)[ _-]*(\(\d+\)|copy|kopie)( \(?\d+\)?)?')   # what systems append to a second copy
+_again = re.compile(r'(?:(?:copy of|kopie von) )?(.+?)(?:[ _-]*(?:\(\d+\)|copy|kopie|\d+)(?: \(?\d+\)?)?)?', re.I)
 
 def _paths(name):
     "Yield (folder above, last part) of `name` without its type, and of each folder in it"
@@ -185,22 +186,26 @@ def _ignored(files, same):
     kind = lambda o: os.path.splitext(o)[1].lower()
     drop(files, lambda o: '' if kind(o) in IMAGE_TYPES else f"{kind(o) or 'a file without a type'} is not read")
     seen = {f'{d}/{p}' for o in files if o not in why for d, p in _paths(o)}
+    stems = {os.path.splitext(o)[0].lower() for o in files if o not in why}
     def is_mask(o):
+        stem = os.path.splitext(o)[0].lower()
         for d, p in _paths(o):
-            m = _masks.fullmatch(p)
-            if m and any(f'{d}/{q}' in seen for q in ([m[1]] if m[1] else _pictures)): return True
-    drop(files, lambda o: 'a mask of another image' if is_mask(o) else '')
+            for m in filter(None, (k.fullmatch(p) for k in _masks)):
+                if any(f'{d}/{q}' in seen for q in ([m[1]] if m[1] else _pictures)): return True
+                without = (d + stem[len(d) + bool(d) + len(p):]).strip('/')                 # a/1 beside masks/a/1
+                if not m[1] and without in stems: return True
+    drop(files, lambda o: 'a mask or thumbnail of another image' if is_mask(o) else '')
     below = {}
     for o in sorted(files):
         if o not in why:
             for k in range(1, o.count('/') + 1): below.setdefault(o.rsplit('/', k)[0], []).append(o)
     for f, names in sorted(below.items()):
         above, _, last = f.rpartition('/')
-        for first in {above, f'{above}/{m[1]}'.strip('/') if (m := _again.fullmatch(last)) else above}:
+        for first in {above, f'{above}/{_again.fullmatch(last)[1]}'.strip('/')}:
             pairs = [(o, f'{first}/{o[len(f) + 1:]}'.strip('/')) for o in names]
-            if all(q in files and q != o and files[q] == files[o] for o, q in pairs) and all(
-                    same(*o) for o in pairs[::max(1, len(pairs)//16)]):
-                drop(names, lambda o: f"{f} is a second copy of what is beside it")
+            pairs = [(o, q) for o, q in pairs if q != o and q not in why and files.get(q) == files[o]]
+            if len(pairs) >= max(1, .9*len(names)) and all(same(*o) for o in pairs[::max(1, len(pairs)//16)]):
+                drop([o for o, _ in pairs], lambda o: f"{f} is a second copy of what is beside it")
     return why
 
 # %% ../../nbs/data/03_files.ipynb #d1215d1e
@@ -228,6 +233,11 @@ def _layout(path, images, folders):
     dirs = [tuple(o.split('/')[:-1]) for o in images]
     stems = [re.fullmatch(r'(.+)\.\d+\.\w+', o.rpartition('/')[2]) for o in images]
     if len(set(dirs)) == 1 and all(stems) and len({m[1] for m in stems}) > 1: return [('', m[1], '') for m in stems]
+    if all(d and part_of(d[-1]) for d in dirs) and len({d[-1] for d in dirs}) > 1:
+        if all(stems): return [(part_of(d[-1]), m[1], '/'.join(d)) for d, m in zip(dirs, stems)]
+        bad = images[stems.index(None)]
+        raise BadInput(f"in {path}, {bad} is in no class folder, and its name holds no class as in cat.0.png: the "
+                       "layout is train/<class>/<image>.")
     if any(_part_at(d) is not None for d in dirs):
         at_label = lambda d: None if (i := _part_at(d)) is None else i + 1
         bad = "is not in a part, and other images are: move it to train/<class>/ or test/<class>/."
@@ -244,7 +254,26 @@ def _layout(path, images, folders):
     for f in folders:
         if f not in full and at_label(f.split('/')) == f.count('/'):
             raise BadInput(f"in {path}, the class folder {f} holds no image that can be read: fill it or delete it.")
+    named = [{PARTS[w] for w in re.split(r'[\W_\d]+', o.lower()) if w in PARTS} for o in {k[1] for k in out}]
+    if all(named) and len(set().union(*named)) > 1:
+        few = ', '.join(sorted({k[1] for k in out})[:4])
+        raise BadInput(f"in {path}, the classes would be {few}, which name parts: call the folders train, valid and "
+                       "test, with one folder of images per class in each.")
     return out
+
+def _doubts(images, keys):
+    "Return sentences on classes that may be something else; `keys` from `_layout`"
+    inner, labels = {}, {k[1] for k in keys}
+    for o, (_, label, above) in zip(images, keys):
+        below = o[len(f'{above}/{label}'.strip('/')) + 1:]
+        inner.setdefault(label, set()).add(below.rpartition('/')[0].partition('/')[0])
+    same = next(iter(inner.values()))
+    if len(inner) > 1 and len(same) > 1 and all(o == same for o in inner.values()):
+        few = f"each class holds the folders {', '.join(sorted(same)[:3])}"
+        yield f"{few}: if these are the classes, call those above them train, valid or test."
+    for o in sorted(labels):
+        if re.fullmatch(_derived, o.lower()) and not any(o.lower()[:4] in q.lower() for q in labels - {o}):
+            yield f"{o!r} is read as a class: leave it out by vocab if it holds masks or thumbnails of the others."
 
 def _same_labels(path, keys):
     "Return the labels of (part, label, folder above) as Unicode's form C, with one spelling across folders, and notes"
@@ -317,6 +346,7 @@ def list_images(
     system = lambda o: any(p.lower() in _system for p in o.split('/'))
     keys = _layout(path, images, [o for o in folders if o not in no_class and not system(o)])
     label, notes = _same_labels(path, keys)
+    notes += _doubts(images, keys)
     part = [k[0] for k in keys]
     for p in ('train', 'valid', 'test'):
         names = sorted({k[2].rpartition('/')[2] for k in keys if k[0] == p})
@@ -413,24 +443,39 @@ def has_colour(
     "Return whether any of `n` images is in colour"
     return any(is_colour(partial(files.read, o)) for o in _spread(files.table.name, n))
 
+def _look(
+    read # read(head=True) returns the first bytes of an image file, read() all
+) -> tuple: # shorter side in pixels; brightest value of a deep grey image, otherwise 0. (0, 0) if it cannot be read
+    "Look at the head of an image: how large is it, and how deep?"
+    try:
+        im = _open_image(read(head=True))
+        if not im.mode.startswith('I'): return min(im.size), 0
+        with _alone: return min(im.size), int(np.asarray(_open_image(read())).max())
+    except Exception: return 0, 0
+
+def _summarise(
+    looks, # as from `_look`
+    labels # class of each
+) -> dict: # sides: shortest, median and longest; bits: of deep grey images, None if there are none; notes: sentences
+    "Return the sizes of images and the depth that they are read with, the same for all classes"
+    bits = lambda top: next((b for b in (8, 10, 12, 14) if top < 2**b), 16) if top else None
+    sides, top = sorted(s for s, _ in looks if s), {}
+    for (_, t), c in zip(looks, labels): top[c] = max(t, top.get(c, 0))
+    sides, deep = [sides[0], sides[len(sides)//2], sides[-1]] if sides else None, bits(max(top.values(), default=0))
+    few = ', '.join(f"{c} {bits(t) or 'not deep'}" for c, t in [*top.items()][:4])
+    differ = len({*map(bits, top.values())}) > 1
+    more = f", though classes differ ({few}): a classifier may recognise them by that" if differ else ''
+    notes = [f"deep grey images are read as {deep} bits, the same for all classes{more}."] if deep else []
+    return dict(sides=sides, bits=deep, notes=notes)
+
 def survey(
     files:ImageFiles, # from `list_images`
     n:int=None        # images to look at, spread over all; None: all
-) -> dict: # sides: shortest, median and longest of the shorter sides; bits: of deep grey images, None if there are none
-    "Look at the heads of the images: how large are they, and how deep?"
-    def look(name):
-        try:
-            im = _open_image(files.read(name, head=True))
-            side, deep = min(im.size), im.mode.startswith('I')
-            if deep:
-                with _alone: return side, int(np.asarray(_open_image(files.read(name))).max())
-            return side, 0
-        except Exception: return 0, 0
-    names = _spread(files.table.name, n or len(files))
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as ex: found = [*ex.map(look, names)]
-    sides, top = sorted(s for s, _ in found if s), max(d for _, d in found)
-    sides = [sides[0], sides[len(sides)//2], sides[-1]] if sides else None
-    return dict(sides=sides, bits=next((b for b in (8, 10, 12, 14) if top < 2**b), 16) if top else None)
+) -> dict: # see `_summarise`
+    "Look at images: how large are they, and how deep?"
+    names, labels = (_spread(files.table[k], n or len(files)) for k in ('name', 'label'))
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as ex:
+        return _summarise([*ex.map(lambda o: _look(partial(files.read, o)), names)], labels)
 
 # %% ../../nbs/data/03_files.ipynb #4c6b863a
 class _ResumableNpy:
@@ -564,6 +609,8 @@ def decode_files(
 FER_CLASSES = 'angry disgust fear happy sad surprise neutral'.split()  # in the order of the CSV's numbers
 FER_USAGES = 'Training PublicTest PrivateTest'.split()
 _emotions = [*FER_CLASSES, 'contempt']                                 # FER+ and CK+ have an eighth
+_plus = dict(anger='angry', disgust='disgust', fear='fear', happiness='happy', sadness='sad', surprise='surprise',
+             neutral='neutral', contempt='contempt')                   # columns of FER+
 
 def _fer_image(row):
     "Return (class, usage, PIL image) of a row, a dict of text; raise `BrokenImage` if it cannot be used"
@@ -599,18 +646,55 @@ def _csv_streams(path):
     for o in sorted(o for o in files if o.lower().endswith(ends)):
         with (z.open(raw[o]) if z else open(raw[o], 'rb')) as s: yield unpack(s, o)
 
-def _fer_rows(stream):
+def _head(stream):
+    "The names of the columns, in small letters"
+    first = stream.readline(MAX_LINE).decode('utf-8', 'replace')
+    return [o.strip('\ufeff ').lower() for o in next(csv.reader([first]), [])]
+
+def _kind(head):
+    if {'emotion', 'pixels'} <= {*head}: return 'pixels'
+    return 'votes' if {'usage', 'unknown', 'nf', *_plus} <= {*head} else None
+
+def fer_tables(
+    path # of FER-2013: a CSV, or a folder or archive
+) -> tuple: # path of the pixels, path of the labels of FER+ or None
+    "Find the pixels beside the labels of FER+ (`fer2013new.csv`); raise `BadInput` if there are none"
+    def kind(f):
+        with contextlib.suppress(*DAMAGE): return next((_kind(_head(s)) for s in _csv_streams(f)), None)
+    is_csv = lambda f: f.is_file() and f.name.lower().endswith(('.csv', '.csv.gz'))
+    if not is_csv(path) or kind(path) != 'votes': return path, None
+    for f in sorted(path.parent.iterdir(), key=lambda f: (not f.name.startswith('fer2013.csv'), f.name)):
+        if is_csv(f) and kind(f) == 'pixels': return f, path
+    raise BadInput(f"{path} holds the labels of FER+ only, without pixels: put fer2013.csv beside it.")
+
+def _fer_plus(rows, file):
+    "Return `rows` with the label of most votes in FER+, counted as its authors do, and rows without one as `ignored`"
+    def refuse(why): raise BadInput(f"{file} {why}: give fer2013.csv for its own labels, or download both again.")
+    try:
+        t = pd.read_csv(file, encoding_errors='replace').rename(columns=lambda o: o.strip('\ufeff ').lower())
+        n = t[[*_plus, 'unknown', 'nf']].fillna(0).astype(float)
+    except (ValueError, KeyError): refuse('is damaged')
+    if len(t) > len(rows) and not any(o[2] for o in rows): t = t[t.usage == 'Training']          # Kaggle's train.csv
+    if len(t) != len(rows) or any(o[2] not in ('', u) for o, u in zip(rows, t.usage)):
+        refuse(f"has other rows than the pixels, {len(t):,} for {len(rows):,}")
+    n = n.loc[t.index].where(n > 1, 0)                                                   # single votes are noise
+    best = n.idxmax(axis=1).where(2*n.max(axis=1) > n.sum(axis=1), '').map(_plus)
+    kept = [(name, c, usage, im) for (name, _, usage, im), c in zip(rows, best) if isinstance(c, str)]
+    lost = pd.DataFrame([o[:2] for o, c in zip(rows, best) if not isinstance(c, str)], columns=['name', 'label'])
+    same = sum(o[1] == c for o, c in zip(rows, best))
+    if same < len(kept)/4: refuse(f"has other rows than the pixels, only {same:,} of {len(kept):,} labels agree")
+    ignored = [dict(label=k, reason='without a majority in FER+', n=len(g), name=g.name.iloc[0])
+               for k, g in lost.groupby('label')]
+    return kept, dict(ignored=ignored, notes=[f"labels are those of FER+; {same:,} of {len(kept):,} equal FER-2013's."])
+
+def _fer_rows(stream, head):
     "Return (name, class, usage, image or `BrokenImage`) of each row of a CSV; [] if the columns are others"
     def short():
         while line := stream.readline(MAX_LINE + 1):
             if len(line) > MAX_LINE: raise csv.Error(f"a line has more than {MAX_LINE:,} bytes")
             yield line.decode('utf-8', 'replace')
-    first = stream.readline(MAX_LINE).decode('utf-8', 'replace')
-    head = [o.strip('\ufeff ').lower() for o in next(csv.reader([first]), [])]
-    if {'usage', 'image name', 'contempt'} <= set(head):
-        raise BadInput("This CSV holds the labels of FER+ only, without pixels: give fer2013.csv, which has both.")
     rows, bad = [], 0
-    for i,line in enumerate(csv.reader(short()) if {'emotion', 'pixels'} <= set(head) else ()):
+    for i,line in enumerate(csv.reader(short()) if _kind(head) == 'pixels' else ()):
         try:
             label, usage, im = _fer_image(dict(zip(head, line)) if len(line) >= len(head) else None)
             rows.append((f'{usage or "row"}_{i}', label, usage, im))
@@ -625,22 +709,26 @@ def read_fer_csv(
     path,          # the CSV, or a folder, zip, tar or tar.gz that holds it
     out,           # the `.npy` to write: uint8, (n,channels,size,size)
     size:int=48,   # height and width; 48 as in the file
-    channels:int=1 # 1 grey, 3 three times the same
-) -> tuple[pd.DataFrame, list]: # name, label and part (usage) of each row; [{name, reason, label}] of the broken rows
+    channels:int=1,# 1 grey, 3 three times the same
+    labels=None    # FER+'s CSV of votes (Barsoum et al. 2016, arXiv 1608.01041), which replace the labels
+) -> tuple: # name, label and part (usage) of each row; [{name, reason, label}] of the broken rows; what else was found
     "Read FER-2013 from its official CSV, skipping broken rows; raise `BadInput` if too many are broken"
-    path, labels_only = existing(path), None
+    path, rows, found, votes = existing(path), [], {}, False
     try:
-        rows = []
         for s in _csv_streams(path):
-            try: rows = _fer_rows(s)
-            except BadInput as e: labels_only = e
-            if rows: break
+            kind = _kind(head := _head(s))
+            votes |= kind == 'votes'
+            if kind == 'pixels' and not rows: rows = _fer_rows(s, head)
+        if labels and rows: rows, found = _fer_plus(rows, labels)
     except DAMAGE as e: raise BadInput(f"{path} is truncated or damaged ({e}): download it again.") from None
-    if not rows and labels_only: raise labels_only
+    if votes and not labels:
+        how = "beside those of FER-2013: give the file whose labels you want, fer2013.csv or fer2013new.csv."
+        if not rows: how = "only, without pixels: put fer2013.csv beside them."
+        raise BadInput(f"{path} holds the labels of FER+ {how}")
     if not rows: raise BadInput(f"{path} holds no CSV with the columns emotion, pixels and Usage: check the path.")
     def blocks(at):
         for a in range(at or 0, len(rows), 512): yield a + 512, a + 512, rows[a:a+512]
-    return decode_blocks(path, blocks, len(rows), out, size, channels)
+    return *decode_blocks(path, blocks, len(rows), out, size, channels), dict(sides=[48]*3) | found
 
 # %% ../../nbs/data/03_files.ipynb #4fb61b8b
 def torchvision_sets() -> dict: # name -> class
@@ -650,7 +738,8 @@ def torchvision_sets() -> dict: # name -> class
         ps = inspect.signature(c).parameters
         must = {k for k,p in ps.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
         return {'root', 'train', 'download'} <= set(ps) and must == {'root'}
-    return {k: c for k,c in vars(torchvision.datasets).items() if fits(c)}
+    from torchvision import datasets
+    return {k: c for k,c in vars(datasets).items() if fits(c)}
 
 # %% ../../nbs/data/03_files.ipynb #faf0d53d
 def torchvision_images(

@@ -161,6 +161,7 @@ class DeviceDL(DataLoader):
         kwargs.pop('num_workers', None)                  # nothing is left for a worker to do
         super().__init__(dataset, bs=bs, shuffle=shuffle, drop_last=drop_last, num_workers=0, **kwargs)
         self.augment, self.balanced, self.n_steps, self.seed, self.epoch = augment, balanced, n_steps, seed, 0
+        self.targets = self.order = None                 # rows in place of classes; indices of one epoch
         self.to(default_device(device))
 
     def to(self,
@@ -191,6 +192,7 @@ class DeviceDL(DataLoader):
 @patch
 def get_idxs(self:DeviceDL) -> Tensor: # indices of items (count,), int64
     "Return the order of the current `epoch`"
+    if self.order is not None: return self.order
     if not self.shuffle: return torch.arange(self.n)
     count = len(self)*self.bs if self.n_steps or self.drop_last else self.n
     start = self.epoch*count
@@ -200,14 +202,15 @@ def get_idxs(self:DeviceDL) -> Tensor: # indices of items (count,), int64
 @patch
 def __iter__(self:DeviceDL):
     x, idxs = self.dataset.x, torch.as_tensor(self.get_idxs(), dtype=torch.int64)
+    y = self.dataset.y if self.targets is None else self.targets
     rng = generator('augment', self.seed, self.epoch, device=self.device)
     self.epoch += 1
     batches = idxs.to(self.device).split(self.bs)[:len(self)]
     if isinstance(x, DiskImages): xs = read_ahead(x, idxs.split(self.bs)[:len(self)], self.device)
-    else: xs = (x.index_select(0, i) for i in batches)
+    else: xs = (x.index_select(0, i.to(x.device)).to(self.device) for i in batches)    # new items may lie on the CPU
     for i, xb in zip(batches, xs):
         if xb.dtype == torch.uint8: xb = to_float(xb)
-        yield (self.augment(xb, rng) if self.augment else xb), self.dataset.y.index_select(0, i)
+        yield (self.augment(xb, rng) if self.augment else xb), y.index_select(0, i)
 
 # %% ../../nbs/data/06_loaders.ipynb #686756ef
 def batch_size(bs:int, # of a recipe
@@ -247,6 +250,7 @@ def show_batch(self:DeviceDL,
     "Draw a sheet of images with their classes"
     import matplotlib.pyplot as plt
     xb, yb = (self.one_batch() if b is None else b)[:2]
+    if yb.ndim > 1: yb = yb.argmax(1)                                                # rows of `targets`
     n = min(max_n, len(xb))
     ncols = min(ncols, n)
     if axs is None:

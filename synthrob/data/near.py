@@ -94,7 +94,8 @@ def _candidates(d, grey, others, k, progress, each=0):
     same, m = others is grey, len(others)
     even, odd = (num(torch.cat(o)[:,0].T) for o in zip(*(d(b, d.base) for b in others.split(4096))))
     k, rows = min(k, len(grey) if each else m - same), max(16, min(256, (1<<25)//m))
-    sim, col = torch.full((m if each else len(grey), k), -1.), torch.zeros(m if each else len(grey), k, dtype=torch.int64)
+    shape = m if each else len(grey), k
+    sim, col = torch.full(shape, -1.), torch.zeros(shape, dtype=torch.int64)
     for a in progress_bar(range(0, len(grey), rows), display=progress, leave=False):
         we, wo = (num(v.transpose(0, 1)) for v in d(grey[a:a+rows], d.windows))
         n = we.shape[1]
@@ -164,7 +165,7 @@ class _Register:
         return field(v) - self.means[s], rows
 
     def __call__(self, pa, pb, scales, at, near=5, floor=1.5):
-        "Compare `pa` with `pb` shrunk by `_scales[scales]` and moved to `near` pixels around `at`: score, scale, dy, dx"
+        "Compare `pa` with `pb` shrunk by `_scales[scales]`, moved to `near` pixels around `at`: score, scale, dy, dx"
         (ga, _), n = self.gradient(pa, 1.), 64
         fa, ea, best = torch.fft.fft2(ga, s=(n, n)), ga.abs().square(), torch.full((len(pa), 4), -1.)
         ok = [(_lags - at[:,i,None]).abs() <= near for i in (0, 1)]
@@ -226,7 +227,7 @@ def _exact(x, y):
     return ((first,) if y is None else ((~eq).nonzero()[:,0], first[first < m])), pairs
 
 def _pairs(grey, others, threshold, k, progress):
-    "The near copies among different pictures; shifts in pixels of 48"
+    "The verified pairs of different pictures, shifts in pixels of 48, and the least score of near copies"
     same, others = others is None, grey if others is None else others
     both = grey if same else torch.cat([grey, others])
     d, register = _Descriptors(both), _Register(both)
@@ -252,7 +253,7 @@ def _pairs(grey, others, threshold, k, progress):
         parts.append(t[['a', 'b']].assign(**dict(zip(('score', 'scale', 'dy', 'dx', 'mirror'), v.T.numpy()))))
     table = pd.concat(parts) if parts else table[['a', 'b']].assign(score=0., scale=1., dy=0., dx=0., mirror=False)
     table = table.sort_values('score', kind='stable').drop_duplicates(['a', 'b'], keep='last')
-    return table[table.score > _threshold(d, register, grey, others, threshold)]
+    return table, _threshold(d, register, grey, others, threshold)
 
 # %% ../../nbs/data/09_near.ipynb #e0ea000e
 def near_duplicates(
@@ -260,7 +261,8 @@ def near_duplicates(
     others=None,        # `b` is one of these, such as training images beside synthetic `images`; None: one of `images`
     threshold:float=.6, # of the score; higher where even random pairs look alike, see below
     k:int=8,            # candidates for each of `images`
-    progress:bool=None  # show progress bars? None: for more than 2,000 images
+    progress:bool=None, # show progress bars? None: for more than 2,000 images
+    cut:bool=True       # leave out pairs below the threshold? It is in `attrs`
 ) -> pd.DataFrame: # a row per pair, best first: `a`, `b`, `score`, `scale`, `dy`, `dx` (pixels), `mirror`
     "Find pairs of images that show the same picture cropped, scaled, shifted, mirrored, compressed or retouched"
     x, y = (getattr(o, 'x', o) for o in (images, others))
@@ -272,10 +274,12 @@ def near_duplicates(
     ia, ib = first if y is not None else (first[0],)*2
     found = pd.DataFrame(columns=['a', 'b', 'score', 'scale', 'dy', 'dx', 'mirror'], dtype=float)
     if len(ia) and len(ib) > (y is None):
-        found = _pairs(grey[0][ia], None if y is None else grey[1][ib], threshold, k, progress)
+        found, threshold = _pairs(grey[0][ia], None if y is None else grey[1][ib], threshold, k, progress)
+        if cut: found = found[found.score > threshold]
         found['a'], found['b'] = ia.numpy()[found.a], ib.numpy()[found.b]
         found['dy'] *= x.shape[2]/_side; found['dx'] *= x.shape[3]/_side
     out = pd.concat([exact, found]).astype(dict.fromkeys(found.columns, float) | dict(a=int, b=int, mirror=bool))
+    out.attrs['threshold'] = float(threshold)
     return out.sort_values(['score', 'a', 'b'], ascending=[False, True, True], ignore_index=True)
 
 # %% ../../nbs/data/09_near.ipynb #e0ea0012

@@ -11,10 +11,11 @@ from itertools import islice
 from pathlib import Path
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.compute as pc, pyarrow.parquet as pq
 from ..core.basics import BadInput
-from .files import MAX_BYTES, BrokenImage, decode_blocks, existing, is_colour, part_of
+from .files import MAX_BYTES, BrokenImage, decode_blocks, existing, is_colour, _look, part_of, _summarise
 
 # %% auto #0
-__all__ = ['LSUN_PARTS', 'lmdb_size', 'lsun_databases', 'lsun_images', 'list_shards', 'parquet_columns', 'parquet_images']
+__all__ = ['LSUN_PARTS', 'lmdb_size', 'lsun_databases', 'lsun_images', 'list_shards', 'parquet_columns', 'parquet_rows',
+           'survey_parquet', 'parquet_images']
 
 # %% ../../nbs/data/04_sources.ipynb #c49ff77b
 LSUN_PARTS = dict(train='train', val='valid')  # LSUN's part `test` has no labels
@@ -124,9 +125,10 @@ def lsun_images(
     return decode_blocks(path, blocks, ends[-1], out, size, channels)
 
 # %% ../../nbs/data/04_sources.ipynb #0186b1c0
-def _part_of(file):
-    "Return the part named by a shard or its folder; '' if none"
-    return next((p for s in (file.stem, file.parent.name) for w in re.split(r'[-_.]', s) if (p := part_of(w))), '')
+def _part_of(file, path):
+    "Return the part named by a shard or its folder inside `path`; '' if none"
+    inside = [] if file.parent in (path, *path.parents) else [file.parent.name]
+    return next((p for s in (file.stem, *inside) for w in re.split(r'[-_.]', s) if (p := part_of(w))), '')
 
 def list_shards(
     path # a parquet file, or a folder of some
@@ -178,8 +180,8 @@ def parquet_columns(
     with _open_shard(file) as p: schema = p.schema_arrow
     columns, types = schema.names, dict(zip(schema.names, schema.types))
     try: known = json.loads((schema.metadata or {})[b'huggingface'])['info']['features']
-    except (KeyError, ValueError, TypeError): known = {}
-    feature = lambda c: known[c] if isinstance(known.get(c), dict) else {}
+    except (KeyError, ValueError, TypeError, RecursionError): known = {}
+    feature = lambda c: known[c] if isinstance(known, dict) and isinstance(known.get(c), dict) else {}
     def is_image(c):
         t, binary = types[c], lambda t: _holds(t, 'binary', 'large_binary')
         if pa.types.is_struct(t): return any(o.name == 'bytes' and binary(o.type) for o in t)
@@ -194,7 +196,8 @@ def parquet_columns(
     label = label or _choose(file, named or usual, ('label',), 'labels', columns, how)
     if not is_label(label):
         raise BadInput(f"column {label!r} of {file} holds {types[label]} instead of whole numbers or text: {how}")
-    return image, label, feature(label).get('names')
+    names = feature(label).get('names') if _holds(types[label], 'integer') else None
+    return image, label, [str(o) for o in names] if isinstance(names, list) else None
 
 # %% ../../nbs/data/04_sources.ipynb #69335c8e
 def _bytes(column):
@@ -217,33 +220,66 @@ def _batches(file, done, bs, columns):
 # %% ../../nbs/data/04_sources.ipynb #49fa9b53
 _few = 8  # rows read at once: a dictionary of 30 MB images would unfold to gigabytes in larger batches
 
+def _text(k, names):
+    "The class of a label; None if it is none"
+    return None if k is None or names and not 0 <= int(k) < len(names) else names[int(k)] if names else str(k)
+
+def parquet_rows(
+    path,          # a parquet file, or a folder of shards
+    label:str=None # the column of labels; None: found by type and name
+) -> pd.DataFrame: # label and part of each image
+    "List a data set without reading an image"
+    def rows(f):
+        _, column, names = parquet_columns(f, label)
+        with _open_shard(f) as p: labels = p.read(columns=[column])[column].to_pylist()
+        return pd.DataFrame(dict(label=[_text(k, names) for k in labels], part=_part_of(f, path)))
+    path = existing(path)
+    return pd.concat(map(rows, list_shards(path))).dropna()
+
+def survey_parquet(
+    path,          # a parquet file, or a folder of shards
+    label:str=None,# the column of labels; None: found by type and name
+    n:int=1000     # images to look at, spread over the shards; all if one of them is deep
+) -> dict: # see `_summarise`; colour: whether one is in colour
+    "Look at images: how large are they, how deep, and are they in colour?"
+    files, looks, labels, colour, k = list_shards(path), [], [], False, 0
+    image, label, names = parquet_columns(files[0], label)
+    total = 0
+    for f in files:
+        with _open_shard(f) as p: total += p.metadata.num_rows
+    for f in files:
+        with _open_shard(f) as p:
+            for k, batch in enumerate(p.iter_batches(_few, columns=[image, label], use_threads=False), k + 1):
+                for b, c in zip(_bytes(batch[image]), batch[label].to_pylist()) if k % max(1, total//n) == 0 else ():
+                    looks.append(_look(lambda head=False: b)); labels.append(_text(c, names))
+                    colour = colour or is_colour(lambda: b)
+    if n < total and any(deep for _, deep in looks): return survey_parquet(path, label, total)
+    return _summarise(looks, labels) | dict(colour=colour)
+
 def parquet_images(
     path,              # a parquet file, or a folder of shards
     out,               # the `.npy` to write: uint8, (n,channels,size,size)
     label:str=None,    # the column of labels; None: found by type and name
     size:int=48,       # height and width
-    channels:int=None, # 1 grey, 3 colour; None: colour if one of the first 32 images of a shard is
+    channels:int=None, # 1 grey, 3 colour; None: colour if one of about 1,000 images is
     bs:int=128         # images in a block
-) -> tuple[pd.DataFrame, list]: # name, label and part of each row; [{name, reason}] of the broken images
+) -> tuple: # name, label and part of each row; [{name, reason}] of the broken images; their sizes, and sentences
     "Read a data set in parquet, streamed and resumable; raise `BadInput` for damage or unclear columns"
+    path = existing(path)
     files = list_shards(path)
     columns = [parquet_columns(f, label) for f in files]
     if len(set(map(str, columns))) > 1:
         raise BadInput(f"{path} holds shards of different columns or classes: give one data set at a time.")
-    (image, label, names), counts, colour = columns[0], [], False
+    (image, label, names), counts, about = columns[0], [], survey_parquet(path, label)
     for f in files:
-        with _open_shard(f) as p:
-            counts.append(p.metadata.num_rows)
-            first = islice(p.iter_batches(_few, columns=[image]), 0 if channels or colour else 32//_few)
-            colour = colour or any(is_colour(lambda: b) for o in first for b in _bytes(o[image]))
+        with _open_shard(f) as p: counts.append(p.metadata.num_rows)
     def item(name, part, b, k):
-        if k is None or (names and not 0 <= int(k) < len(names)): return name, '', part, BrokenImage("has no label")
-        if b is None: b = BrokenImage("has no bytes, only a file name")
-        return name, names[int(k)] if names else str(k), part, b
+        if (c := _text(k, names)) is None: return name, '', part, BrokenImage("has no label")
+        return name, c, part, BrokenImage("has no bytes, only a file name") if b is None else b
     def blocks(at):
         first, done = at or (0, 0)
         for i in range(first, len(files)):
-            f, part = files[i], _part_of(files[i])
+            f, part = files[i], _part_of(files[i], path)
             rows, size = [], 0
             for end, batch in _batches(f, done, _few, [image, label]):
                 for j,(b,k) in enumerate(zip(_bytes(batch[image]), batch[label].to_pylist()), end - len(batch)):
@@ -253,4 +289,6 @@ def parquet_images(
                     yield sum(counts[:i]) + end, [i, end], rows
                     rows, size = [], 0
             done = 0
-    return decode_blocks(path, blocks, sum(counts), out, size, channels or (3 if colour else 1))
+    more = decode_blocks(path, blocks, sum(counts), out, size, channels or (3 if about['colour'] else 1),
+                         bits=about['bits'] or 16)
+    return *more, {k: about[k] for k in ('sides', 'notes')}

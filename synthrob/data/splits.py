@@ -20,7 +20,7 @@ from .sources import list_shards
 
 # %% auto #0
 __all__ = ['Splits', 'join_groups', 'subjects', 'subjects_hint', 'splits', 'check_no_leak', 'check_held_out', 'default_folds',
-           'default_metric', 'check_metric', 'difference_limit', 'detectable']
+           'default_seeds', 'default_metric', 'check_metric', 'difference_limit', 'detectable']
 
 # %% ../../nbs/data/08_splits.ipynb #cd0a5c67
 @dataclass
@@ -85,7 +85,8 @@ def _near_report(images, near, exact, te):
     outside = te & np.isin(near, near[~te]) & ~np.isin(exact, exact[~te])
     of = lambda mask: dict(zip(images.vocab, np.bincount(images.y.numpy()[mask], minlength=images.c).tolist()))
     return dict(groups=int(more.sum()), largest=int(t.exact['size'].max()),
-                groups_with_conflict=int((more & (t.y['nunique'] > 1)).sum()), images_by_class=of(more[near].to_numpy()),
+                groups_with_conflict=int((more & (t.y['nunique'] > 1)).sum()),
+                images_by_class=of(more[near].to_numpy()),
                 test_with_near_outside=int(outside.sum()), by_class=of(outside))
 
 def _repeats(group, mask):
@@ -133,7 +134,17 @@ def subjects(
     path=None       # of the parquet data set, for a column
 ) -> torch.Tensor:  # int64 (n,)
     "Return the subject of each image; raises `BadInput` if `groups` leaves an image without one"
-    names, n = [str(o) for o in images.names], len(images)
+    keys = _subject_keys(map(str, images.names), np.asarray(images.vocab, dtype=object)[images.y.cpu()], groups, path)
+    return torch.from_numpy(pd.factorize(np.asarray(keys, dtype=object))[0].astype(np.int64))
+
+def _subject_keys(
+    names,     # of images, as their source gives them
+    labels,    # their classes
+    groups,    # as for `subjects`
+    path=None  # of the parquet data set, for a column
+) -> list:     # of text
+    "Name the subject of each image; raises `BadInput` as `subjects` does"
+    names = list(names); n = len(names)
     if groups.startswith('column:'):
         if path is None or PurePosixPath(names[0]).suffix:
             raise BadInput(f"groups={groups!r} needs a parquet data set: for images in folders give a pattern or "
@@ -141,11 +152,10 @@ def subjects(
         column = _column(path, groups.partition(':')[2])
         key = [column.get(o) for o in names]
     elif groups == 'folder':
-        label = np.asarray(images.vocab, dtype=object)[images.y.cpu()]
         def below(name, c):
             parts = name.split('/')[:-1]
             return '/'.join(parts[len(parts) - parts[::-1].index(c):]) if c in parts else ''
-        key = [below(*o) or None for o in zip(names, label)]
+        key = [below(*o) or None for o in zip(names, labels)]
     else:
         try: found = re.compile(groups)
         except re.error as e: raise BadInput(f"groups={groups!r} is no regular expression: {e}.") from None
@@ -154,7 +164,7 @@ def subjects(
         what = {'folder': 'no folder of a subject below the class'}.get(groups, 'no subject')
         raise BadInput(f"groups={groups!r} finds {what} for {len(none):,} of {n:,} images, such as {none[0]}: correct "
                        "it, or leave it out.")
-    return torch.from_numpy(pd.factorize(np.asarray(key, dtype=object))[0].astype(np.int64))
+    return key
 
 def subjects_hint(
     images:Dataset # with names
@@ -301,16 +311,22 @@ def check_held_out(
                            "leaks.")
     some = trained[torch.randperm(len(trained), generator=generator('held out'))[:near]]
     if (n := near_duplicates(some, holdout, k=2, progress=False).a.nunique()) > .02*len(some):     # a few are chance
-        raise RuntimeError(f"{n} of {len(some)} training images are near copies of validation or test images: the split "
-                           "leaks.")
+        raise RuntimeError(f"{n} of {len(some)} training images are near copies of validation or test images: the "
+                           "split leaks.")
 
 # %% ../../nbs/data/08_splits.ipynb #f3fffcfa
 def default_folds(
-    images:Dataset # with parts, if official ones were given
+    n,             # images of each class
+    has_test=False # there is an official test part
 ) -> int: # 1: one test part
     "Return 5 (or the smallest class's images) if a drawn test part would have fewer than 50 of a class, else 1"
-    n = int(images.y.bincount(minlength=images.c).min())
-    return 1 if (images.part == 'test').any() or n >= 250 else max(2, min(5, n))
+    return 1 if has_test or min(n) >= 250 else max(2, min(5, min(n)))
+
+def default_seeds(
+    folds:int # 1: one test part
+) -> int: # in each fold
+    "Return the number of classifier seeds that a sweep takes by default"
+    return 6 if folds == 1 else 2
 
 # %% ../../nbs/data/08_splits.ipynb #ef2df3c2
 def default_metric(
@@ -357,7 +373,7 @@ def difference_limit(
 def detectable(
     images:Dataset,   # as given to `splits`
     splits:Splits,    # one fold stands for all
-    seeds:int=6,      # planned
+    seeds:int=None,   # planned, in each fold; None: see `default_seeds`
     metric:str=None,  # see `check_metric`; None: see `default_metric`
     margin:float=.02, # difference that matters
     sd:float=.014     # of a difference between runs, without that of test images
@@ -365,6 +381,7 @@ def detectable(
     "Say what the test part can show: images of each class, the worth of one, the smallest difference it could find"
     n, tested, metric = _tested(images, splits, metric)
     k = splits.report.get('folds', 1)
+    seeds = seeds or default_seeds(k)
     se, least, one = _se(tested, metric, images.vocab, seeds, sd)
     points, name = lambda o: f'{100*o:.1f} points', metric.replace('_', ' ')
     each = (f"Cross-validation in {k} folds, as for few images (folds=1: one test part); this is fold "
@@ -382,5 +399,6 @@ def detectable(
         few = f', or folds=5, which test all {sum(map(sum, n.values())):,}'
         if k > 1 or (images.part == 'test').any(): few = ''
         out.append(f"To find {points(margin)} takes {cure}{few}; enough training steps make runs scatter less.")
-    if 'subject' not in splits.table and (hint := subjects_hint(images)): out.append(f'Subjects: {hint}')
+    if 'subject' in splits.table: out.append(f"Subjects: {splits.report['subjects']:,}, each in one part.")
+    elif hint := subjects_hint(images): out.append(f'Subjects: {hint}')
     return '\n'.join(out)

@@ -16,8 +16,10 @@ from ..core.stages import read_record
 from .data import CorruptionExplorer, DataExplorer
 from .gan import GANExplorer
 from .panels import Explorer, View, chart, control, set_options
-from ..sweep.report import INK, by_setting, headline, net_name, plot_ratio, points
-from ..sweep.results import CLASSIFIER, RATIO_GROUP, conclude, declared_margin, differences, paired_runs, results
+from ..sweep.report import INK, _diff, _interval, _net_name, by_setting, headline, net_name, plot_ratio
+from ..sweep.results import (CLASSIFIER, RATIO_GROUP, conclude, declared_margin, differences, metric_name,
+                                    paired_runs, results)
+from ..sweep.stats import min_seeds
 
 # %% auto #0
 __all__ = ['BLUE', 'SweepTables', 'SplitExplorer', 'explore']
@@ -30,7 +32,9 @@ class SweepTables:
                  margin=None # equivalence margin, a fraction; None: as declared by the runs
                 ):
         self.margin, self.root = declared_margin(frame, margin), frame.attrs.get('root')
-        self.table, self.pairs = conclude(frame, self.margin), paired_runs(frame)     # in the same order
+        self.table = conclude(frame, self.margin)
+        self.metric = self.table.metric.iloc[0]                                        # as declared
+        self.pairs = paired_runs(frame, self.metric)                                   # in the same order
         self.vocab = [str(c) for c in frame['class'].dropna().unique()]
         self.left = .35 + .065*max(map(len, self.vocab))        # margin for class names, in inches
         self.recalls = {c: differences(frame, 'recall', class_=c) for c in self.vocab}
@@ -38,15 +42,12 @@ class SweepTables:
         self.arms = {self._name(g.iloc[0]): g.index for _, g in arms}
         f = frame[frame.metric == 'corruption_accuracy'].astype(dict(severity='Int64'))
         self.corrupted = f.pivot_table(index='run', columns=['corruption', 'severity'], values='value', observed=True)
-        f = frame[(frame.metric == 'accuracy') & (frame.part == 'test')]
-        self.accuracy = f.drop_duplicates('run').set_index('run').value
         self.confusion = lru_cache(256)(self._confusion)
 
     def _name(self, row):
         "An arm in words"
-        many = self.table[self.table.cnn == row.cnn].cnn_epochs.nunique() > 1
-        net = net_name(row) + f', {row.cnn_epochs} epochs'*many
-        return f"{net}: {row.how}, {row.treatment}" + ', smallest classes first'*(row.classes == 'balance')
+        first = ', smallest classes first'*(row.classes == 'balance')
+        return f"{_net_name(row, self.table)}: {row.how}, {row.treatment}{first}"
 
     def _confusion(self, runs):
         "The sum of the confusion matrices of `runs`, a tuple of hashes"
@@ -74,38 +75,41 @@ def _runs(self:SweepTables, arm, ratio, base=False):
 
 @patch
 def _sentence(self:SweepTables, arm, ratio):
-    "The verdict in the words of the report; at ratio 0 the accuracy of the baselines"
+    "The verdict in the words of the report; at ratio 0 the metric of the baselines"
     row, t = self._row(arm, ratio), self.table.loc[self.arms[arm]]
     if not ratio:
-        zero = self.accuracy[list(self._runs(arm, 0.))]
+        pairs = [self.pairs[i] for i in t.index]
+        zero = pd.Series({r: v for p in pairs for r, v in zip(p.base_runs, p.base)})
         sd = f', SD {100*zero.std():.1f}' if len(zero) > 1 else ''
-        accuracy = f'{100*zero.mean():.1f} % ({len(zero)} runs{sd})'
-        return f'Ratio 0, real images only: the accuracy of {net_name(row)} is {accuracy}.'
+        return (f'Ratio 0, real images only: the {metric_name(self.metric)} of the {net_name(row)} is '
+                f'{100*zero.mean():.1f} % ({len(zero)} runs{sd}).')
     chosen = f' Validation chose ratio {t[t.chosen].ratio.iloc[0]:g} of this arm.' if t.chosen.any() else ''
     if row.treatment == 'synthetic': return headline(row, self.margin) + chosen
-    interval = '' if pd.isna(row.low) else f' (95 % interval {points(row.low)} to {points(row.high)})'
-    control = dict(oversample='oversampled real images', class_weights='class weights')[row.treatment]
-    return f"Control, {control}, at ratio {ratio:g}: {points(row['diff'])} points of accuracy{interval}.{chosen}"
+    interval = f' (95 % interval {_interval(row)})'*bool(_interval(row))
+    control = dict(oversample='oversampled real images', class_weights='class weights', noise='Gaussian noise')
+    about = f'Control, {control[row.treatment]}, at ratio {ratio:g}'
+    return f"{about}: {_diff(row['diff'])} points of {metric_name(self.metric)}{interval}.{chosen}"
+
 
 # %% ../../nbs/explore/04_explore_split.ipynb #a1a1d96b
 BLUE = '#0173b2'    # the present ratio
 
 @patch
 def _plot_curve(self:SweepTables, arm, ratio):
-    "Chart of the accuracy of an arm and its controls against the ratio"
+    "Chart of the metric of an arm and its controls against the ratio"
     t, row = self.table, self._row(arm, ratio)
     same = (t[[*CLASSIFIER, 'how']].astype(object).fillna('') == row[[*CLASSIFIER, 'how']].fillna('')).all(axis=1)
-    own = t.loc[self.arms[arm]]
+    own, metric = t.loc[self.arms[arm]], metric_name(self.metric)
     t = t[t.index.isin(own.index) | (same & (t.treatment != 'synthetic'))]
     def draw(ax):
-        plot_ratio(t, 'accuracy', self.margin, legend=False, ax=ax)
+        plot_ratio(t, metric, self.margin, legend=False, ax=ax)
         ax.axvline(ratio, color=BLUE, lw=7, alpha=.3, zorder=0)
         ax.set_ylim(*np.clip(ax.get_ylim(), 0, 100))
         ax.legend(loc='best', fontsize=7)
-    alt = 'Accuracy in per cent against the ratio: ' + ', '.join(
+    alt = f'{metric.capitalize()} in per cent against the ratio: ' + ', '.join(
         f'{100*v:.1f} at {r:g}' for r, v in [(0, row.baseline), *zip(own.ratio, own.value)])
-    caption = (f'Accuracy against the ratio, intervals of the paired difference. Blue: this ratio; grey: within '
-               f'{100*self.margin:g} points of ratio 0.')
+    caption = (f'{metric.capitalize()} against the ratio, intervals of the paired difference. Blue: this ratio; grey: '
+               f'within {100*self.margin:g} points of ratio 0.')
     return chart(draw, alt, caption=caption, left=.6)
 
 @patch
@@ -136,17 +140,18 @@ def _plot_recall(self:SweepTables, arm, ratio):
     at = self._row(arm, ratio).name
     t = pd.DataFrame({c: self.recalls[c].loc[at] for c in self.vocab}).T
     base, now, low, high = (100*t[k].to_numpy(float) for k in ('baseline', 'value', 'low', 'high'))
+    enough = bool(t.cnn_seeds.min() >= min_seeds())                                    # else no interval
     at = np.arange(len(base))
     def draw(ax):
         ax.plot(base, at - .13*bool(ratio), 'o', mfc='w', mec=INK, ms=5)
         if ratio:
             ax.plot(now, at + .13, 'o', color=BLUE, ms=5)
-            ax.hlines(at + .13, (base + low).clip(0, 100), (base + high).clip(0, 100), color=BLUE, lw=1.6)
+            if enough: ax.hlines(at + .13, (base + low).clip(0, 100), (base + high).clip(0, 100), color=BLUE, lw=1.6)
         ax.set(yticks=at, yticklabels=self.vocab, xlabel='recall (%)', ylim=(len(at) - .5, -.5))
         ax.grid(axis='x', alpha=.25)
         ax.set_xlim(*np.clip(ax.get_xlim(), -2, 102))
     values = (f'{c} {b:.1f}' + f' to {n:.1f}'*bool(ratio) for c, b, n in zip(self.vocab, base, now))
-    dots = '; dots: this ratio, with 95 % intervals of the paired difference'*bool(ratio)
+    dots = ('; dots: this ratio' + ', with 95 % intervals of the paired difference'*enough)*bool(ratio)
     alt, caption = f"Recall in per cent: {', '.join(values)}", f'Recall by class; rings: ratio 0{dots}.'
     return chart(draw, alt, (3.5, .95 + .3*len(at)), caption, left=self.left)
 

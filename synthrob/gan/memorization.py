@@ -9,35 +9,16 @@ from dataclasses import dataclass
 
 import matplotlib.pyplot as plt, pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from fastcore.basics import patch
-from scipy.stats import hypergeom, mannwhitneyu
+from scipy.stats import hypergeom, rankdata
 
 from ..core.basics import BadInput, generator
-from ..data.loaders import to_float
-from .metrics import _check_images, cas, check_alike, features, fid, intra_class, kid, nearest_neighbours, prdc, score
+from ..data.near import near_duplicates, plot_pairs
+from .metrics import cas, check_alike, features, fid, intra_class, kid, prdc, score
 
 # %% auto #0
-__all__ = ['thumbnails', 'data_copying_z', 'near_copies', 'CopyReport', 'find_copies', 'plot_nearest', 'PoolReport',
-           'evaluate_pool']
-
-# %% ../../nbs/gan/08_memorization.ipynb #d63012ed
-def thumbnails(x:Tensor,    # images uint8 (n,c,h,w)
-               side:int=16, # of the thumbnail, in pixels
-               bs:int=4096, # batch size
-               device=None  # where to compute; None: the device of `x`
-              ) -> Tensor:  # (n,c*side*side), float32, of norm 1 (0 for a flat image)
-    "Return thumbnails of mean 0 and norm 1, mirrored so that the lighter half is on the right; raise `BadInput`"
-    _check_images(x)
-    device, out = device or x.device, []
-    ramp = torch.linspace(-1, 1, side, device=device)
-    for xb in x.split(bs):
-        v = F.adaptive_avg_pool2d(to_float(xb.to(device)), side)
-        v = v - v.mean((1, 2, 3), keepdim=True)
-        v = torch.where(((v*ramp).sum((1, 2, 3)) < 0)[:, None, None, None], v.flip(-1), v)
-        out.append(F.normalize(v.flatten(1), dim=1))
-    return torch.cat(out)
+__all__ = ['data_copying_z', 'near_copies', 'CopyReport', 'find_copies', 'PoolReport', 'evaluate_pool']
 
 # %% ../../nbs/gan/08_memorization.ipynb #920cfbc4
 def data_copying_z(fake,   # distances of synthetic images to their nearest training images (m,)
@@ -45,17 +26,18 @@ def data_copying_z(fake,   # distances of synthetic images to their nearest trai
                   ) -> float: # for an honest generator 0 on average, with standard deviation 1
     "Return the z of the Mann-Whitney U test; negative if synthetic images are nearer (arXiv 2004.05675, section 3)"
     m, n = len(fake), len(holdout)
-    u = mannwhitneyu(torch.as_tensor(fake).cpu(), torch.as_tensor(holdout).cpu(), method='asymptotic').statistic
-    return float((u - m*n/2)/math.sqrt(m*n*(m + n + 1)/12))
+    rank = rankdata(torch.cat([torch.as_tensor(fake), torch.as_tensor(holdout)]))
+    sd = rank.std(ddof=1)*math.sqrt(m*n/(m + n)) if n else 0               # right for ties, too
+    return float((rank[:m].sum() - m*(m + n + 1)/2)/sd) if sd else 0.
 
 # %% ../../nbs/gan/08_memorization.ipynb #ccbad2cd
-def near_copies(fake:Tensor,    # ratios of the distances to training and to holdout images, of synthetic images (m,)
+def near_copies(fake:Tensor,    # distances of synthetic images to their nearest training images (m,)
                 holdout:Tensor, # the same of holdout images (n,)
                 level:float=.01 # share of holdout images that count as near by chance
                ) -> tuple:      # near copies, bool (m,); p of so many by chance
     "Return which synthetic images are nearer to training images than all but a share `level` of holdout images, and p"
     m, n = len(fake), len(holdout)
-    j = max(1, round(level*n))
+    j = max(1, int(level*(n + 1)))                                         # below by chance: j in n + 1
     below = fake < holdout.kthvalue(j).values
     k = int(below.sum())
     return below, float(hypergeom.sf(k - 1, m + n, m, k + j - 1)) if k else 1.
@@ -64,14 +46,14 @@ def near_copies(fake:Tensor,    # ratios of the distances to training and to hol
 @dataclass
 class CopyReport:
     "The result of `find_copies`"
-    share: float            # of near copies among the synthetic images
+    share: float            # of near copies among the synthetic images compared
     expected: float         # share expected by chance
     p: float                # probability of so many by chance
     c_t: float              # C_T of Meehan et al.; below -3: nearer to training images than holdout images are
-    by_class: pd.DataFrame  # a row per class: images, median distances, C_T, near copies
-    ratio: Tensor           # distance to training over distance to holdout images; 1: typical of holdout images (m,)
-    train: Tensor           # row of the nearest training image of each synthetic image (m,)
-    holdout: Tensor         # row of its nearest holdout image (m,)
+    by_class: pd.DataFrame  # a row per class: images, median scores, C_T, near copies
+    pairs: pd.DataFrame     # of synthetic images `a` and their nearest training images `b`, and whether `near` copies
+    sure: int               # synthetic images whose score is above the threshold of `near_duplicates`
+    n: int                  # synthetic images that were compared
 
     @property
     def memorises(self) -> bool:
@@ -83,80 +65,53 @@ class CopyReport:
         "The result in words"
         p = 'p < 0.0001' if self.p < 1e-4 else f'p = {self.p:.2g}'
         chance = f"{self.expected:.0%} by chance, {p}; C_T = {self.c_t:.1f}"
-        found = (f"{self.share:.1%} of synthetic images are nearer to a training image than {1 - self.expected:.0%} "
-                 f"of holdout images are ({chance})")
+        found = (f"{self.share:.1%} of {self.n:,} synthetic images are nearer to a training image than "
+                 f"{1 - self.expected:.0%} of holdout images are ({chance})")
+        if self.sure: found += f", and {self.sure:,} seem to show one"
         if self.memorises: return f"The generator memorises: {found}."
-        if self.p < 1e-4: return f"Some images may be copies, check the nearest pairs: {found}."
+        if self.p < 1e-4 or self.sure > self.expected*self.n:
+            return f"Some images may be copies, check the nearest pairs: {found}."
         if self.c_t < -3:
             return ("Nearer to the training images than holdout images are, check the nearest pairs for copies: "
                     f"{found}.")
+        if self.sure: return f"Not more near copies than by chance, but check the nearest pairs: {found}."
         return f"No sign of copies: {found}."
 
 # %% ../../nbs/gan/08_memorization.ipynb #19819fb0
-def _distances(t, h, f):
-    "For one class: nearest neighbours of synthetic images, and the ratios of synthetic and of holdout images"
-    (ft, i), (fh, j) = nearest_neighbours(f, t), nearest_neighbours(f, h)
-    ht, hh = nearest_neighbours(h, t)[0], nearest_neighbours(h)[0]
-    ratio = lambda a, b: a.clamp(min=1e-9)/b.clamp(min=1e-9)
-    real = ratio(ht, hh)
-    new = real > 1e-4                            # leave out holdout images that are in the training part as well
-    if not new.any(): raise BadInput("All holdout images are copies of training images: split without leaks.")
-    middle = real[new].median()
-    return dict(fake=ratio(ft, fh)/middle, real=real[new]/middle, ft=ft, fh=fh, ht=ht[new], i=i, j=j)
+def _some(images, n):
+    "Rows of at most `n` images, in ascending order"
+    return torch.randperm(len(images.y), generator=generator('copies', 0))[:n].sort().values
 
-def find_copies(train:Tensor,    # thumbnails, or other vectors, of the training images (n,d)
-                holdout:Tensor,  # of holdout images from the same distribution (m,d)
-                fake:Tensor,     # of synthetic images (k,d)
-                y_train=None,    # labels (n,): images are compared within their class; None: all in one class
-                y_holdout=None,  # labels (m,)
-                y_fake=None,     # labels (k,)
-                vocab=None,      # class names for the table
-                level:float=.01  # share of holdout images that count as near by chance
+def find_copies(pool,           # synthetic images: anything with `x` uint8 (n,c,h,w), `y` (n,) and `vocab`
+                train,          # the real images that the generator was trained on
+                holdout,        # other real images
+                level:float=.01,# share of holdout images that count as near by chance
+                n:int=1000,     # synthetic images to compare, and holdout images, at most; the cost grows with it
+                progress=None   # show progress bars? None: for many images
                ) -> CopyReport:
-    "Test whether synthetic images are copies; raise `BadInput` for a class without training or holdout images"
-    ys = [torch.zeros(len(v), dtype=torch.int64) if y is None else y.cpu()
-          for v, y in ((train, y_train), (holdout, y_holdout), (fake, y_fake))]
-    ratio, nearest = torch.empty(len(fake), dtype=torch.float64), torch.empty(2, len(fake), dtype=torch.int64)
-    found, rows = [], {}
-    for c in ys[2].unique().tolist():
-        t, h, f = ((y == c).nonzero()[:, 0] for y in ys)
-        name = vocab[c] if vocab else c
-        if len(t) < 1 or len(h) < 2:
-            raise BadInput(f"Class {name} has {len(t)} training and {len(h)} holdout images: give one and two.")
-        o = _distances(*(v[i.to(v.device)] for v, i in ((train, t), (holdout, h), (fake, f))))
-        ratio[f], nearest[0, f], nearest[1, f] = o['fake'].cpu(), t[o['i'].cpu()], h[o['j'].cpu()]
-        found.append((f, o['real']))
-        names = 'to_train', 'to_holdout', 'holdout_to_train'
-        medians = zip(names, (o[k].median().item() for k in ('ft', 'fh', 'ht')))
-        rows[name] = dict(n_train=len(t), n_holdout=len(h), n_pool=len(f), **dict(medians),
-                          c_t=data_copying_z(o['ft'], o['ht']))
-    if not rows: raise BadInput("The pool has no images: give at least one.")
-    near, p = near_copies(ratio, torch.cat([real for _, real in found]).cpu(), level)
-    table = pd.DataFrame(rows).T.assign(near_copies=[near[f].double().mean().item() for f, _ in found])
-    table = table.astype({k: int for k in table if k.startswith('n_')})
-    c_t = float((table.c_t*table.n_holdout).sum()/table.n_holdout.sum())
-    return CopyReport(near.double().mean().item(), level, p, c_t, table, ratio, *nearest)
-
-# %% ../../nbs/gan/08_memorization.ipynb #dbec3b8c
-def plot_nearest(pool,             # synthetic images
-                 train,            # training images
-                 holdout,          # holdout images
-                 found:CopyReport, # from `find_copies` for these three sets
-                 n:int=10,         # number of images, the smallest ratios first
-                 ax=None           # axes to draw on; None: new ones
-                ):                 # the axes
-    "Show the synthetic images with the smallest ratios above their nearest training and holdout images"
-    i = found.ratio.argsort(stable=True)[:n]
-    rows = pool.x[i], train.x[found.train[i]], holdout.x[found.holdout[i]]
-    rows = [F.pad(x.cpu(), (0, 1, 0, 1), value=255) for x in rows]
-    sheet = torch.cat([torch.cat([*row], 2) for row in rows], 1).permute(1, 2, 0)
-    ax = ax or plt.subplots(figsize=(.55*len(i) + .8, 1.9), dpi=72)[1]
-    ax.imshow(sheet.numpy().squeeze(), cmap='gray', vmin=0, vmax=255)
-    side = rows[0].shape[-1]
-    ax.set_yticks([side*(k + .5) for k in range(3)], ['synthetic', 'nearest\ntraining', 'nearest\nholdout'], fontsize=7)
-    ax.set_xticks([side*(k + .5) for k in range(len(i))], [f'{v:.2f}' for v in found.ratio[i]], fontsize=7)
-    ax.tick_params(length=0); ax.spines[:].set_visible(False)
-    return ax
+    "Test whether synthetic images are copies, by registration; raise `BadInput` if no holdout image is a new one"
+    if not len(pool.y): raise BadInput("The pool has no images: give at least one.")
+    rows, others = _some(pool, n), _some(holdout, n)
+    x = torch.cat([pool.x[rows].cpu(), holdout.x[others].cpu()])
+    pairs = near_duplicates(x, train, progress=progress, cut=False)
+    best, least, m = pairs.drop_duplicates('a'), pairs.attrs['threshold'], len(rows)       # the first is the best
+    found = torch.zeros(len(x), dtype=torch.float64)                                    # 0: like no training image
+    found[torch.tensor(best.a.to_numpy())] = torch.tensor(best.score.to_numpy())
+    new = found[m:] <= least                     # leave out holdout images that are in the training part as well
+    if not new.any(): raise BadInput("All holdout images are copies of training images: split without leaks.")
+    fake, real, y, y_real = found[:m], found[m:][new], pool.y.cpu()[rows], holdout.y.cpu()[others][new]
+    near, p = near_copies(1 - fake, 1 - real, level)
+    table = {}
+    for c in y.unique().tolist():
+        f, h = fake[y == c], real[y_real == c]
+        table[pool.vocab[c]] = dict(n_pool=len(f), n_holdout=len(h), score=f.median().item(),
+                                    score_holdout=h.median().item() if len(h) else math.nan,
+                                    c_t=data_copying_z(1 - f, 1 - h), near_copies=near[y == c].double().mean().item())
+    table = pd.DataFrame(table).T.astype(dict(n_pool=int, n_holdout=int))
+    c_t = float((table.c_t*table.n_holdout).sum()/max(1, table.n_holdout.sum()))
+    best = best[best.a < m]
+    best = best.assign(a=rows.numpy()[best.a], near=near.numpy()[best.a])
+    return CopyReport(near.double().mean().item(), level, p, c_t, table, best, int((fake > least).sum()), m)
 
 # %% ../../nbs/gan/08_memorization.ipynb #f890cb80
 @dataclass
@@ -165,7 +120,7 @@ class PoolReport:
     summary: dict           # numbers by name; those that end in `_real` are of real training images
     by_class: pd.DataFrame  # a row per class
     copies: CopyReport      # test for memorisation
-    images: tuple = ()      # pool, training and holdout images, for the figures
+    images: tuple = ()      # pool and training images, for the figure
 
     @property
     def sentence(self) -> str:
@@ -183,9 +138,12 @@ class PoolReport:
         "Return summary, table by class and sentence, for a record"
         return dict(summary=self.summary, by_class=self.by_class.astype(float).to_dict('index'), sentence=self.sentence)
 
-    def plot_nearest(self, **kwargs): # `n` and `ax` of the function of this name
-        "Show the most suspicious images above their nearest training and holdout images"
-        return plot_nearest(*self.images, self.copies, **kwargs)
+    def plot_nearest(self,
+                     n:int=10 # number of images, the highest scores first
+                    ):        # the axes
+        "Show the synthetic images that are nearest to training images, each above that image"
+        pool, train = self.images
+        return plot_pairs(pool, self.copies.pairs.head(n), train, n)
 
 # %% ../../nbs/gan/08_memorization.ipynb #9adc5eac
 def _like(images, pool):
@@ -205,7 +163,7 @@ def evaluate_pool(pool,          # synthetic images: anything with `x` uint8 (n,
                  ) -> PoolReport:
     "Compute all metrics of `pool`; raise `BadInput` if the sets do not match or a class has fewer than two images"
     check_alike(pool=pool, train=train, holdout=holdout)
-    beside, vocab = _like(train, pool), list(pool.vocab)
+    beside = _like(train, pool)
     (f, z), (fh, zh), (ft, _) = (features(model, x, bs, progress) for x in (pool.x, holdout.x, train.x[beside]))
     summary = dict(n_pool=len(pool.y), n_train=len(train.y), n_holdout=len(holdout.y), n_real=len(beside))
     summary, table = summary | dict(n_features=f.shape[1]), {}
@@ -214,15 +172,15 @@ def evaluate_pool(pool,          # synthetic images: anything with `x` uint8 (n,
         values = dict(fid=fid(fh, g), intra_fid=whole, kid=kid(fh, g), **prdc(fh, g, k))
         summary |= {f'{m}{end}': v for m, v in values.items()}
     table['kid'] = intra_class(kid, fh, holdout.y, f, pool.y)[1]
-    looks = (thumbnails(o.x, device=f.device) for o in (train, holdout, pool))
-    found = find_copies(*looks, train.y, holdout.y, pool.y, vocab)
+    found = find_copies(pool, train, holdout, progress=None if progress else False)
     test, real, trained = score(z, pool), score(zh, holdout), cas(fit, pool, holdout, bs) if fit else None
     summary |= dict(gan_test=test.accuracy, accuracy_real=real.accuracy, cas=trained and trained.accuracy,
-                    memorises=found.memorises, near_copies=found.share, near_copies_p=found.p, c_t=found.c_t)
-    table = found.by_class.assign(**{m: [v[c] for c in range(len(vocab))] for m, v in table.items()},
+                    memorises=found.memorises, near_copies=found.share, near_copies_p=found.p, copies=found.sure,
+                    c_t=found.c_t)
+    table = found.by_class.assign(**{m: [v[c] for c in range(len(pool.vocab))] for m, v in table.items()},
                                   gan_test=test.by_class, accuracy_real=real.by_class)
     if trained: table['cas'] = trained.by_class
-    return PoolReport(summary, table, found, (pool, train, holdout))
+    return PoolReport(summary, table, found, (pool, train))
 
 # %% ../../nbs/gan/08_memorization.ipynb #9d7b8c3b
 @patch

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/gan/07_metrics.ipynb #922f8cb8
 from __future__ import annotations
-import json, math
+import json
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -18,44 +18,25 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastcore.basics import patch
 from fastprogress.fastprogress import progress_bar
-from torchvision.models import inception_v3
 
 from .learner import synthesize
 from ..data.dataset import Dataset
 from ..data.loaders import to_float
 
 # %% auto #0
-__all__ = ['pool_metrics', 'nearest_neighbours', 'features', 'Score', 'score', 'gan_test', 'fid', 'kid', 'prdc', 'intra_class',
-           'check_alike', 'cas', 'SaveBestGAN', 'load_inception']
-
-# %% ../../nbs/gan/07_metrics.ipynb #0c6e22c5
-def _blocks(n, m, room=2**22):
-    "Slices of `n` rows, so that a block of distances to `m` rows has at most `room` numbers (32 MB)"
-    step = max(1, room//max(m, 1))
-    return [slice(i, min(i + step, n)) for i in range(0, n, step)]
-
-def _square_distances(a, b):
-    "Squared distances (n,m), float64, of the rows of `a` and `b`"
-    return torch.addmm(a.square().sum(1, keepdim=True) + b.square().sum(1), a, b.T, alpha=-2).clamp_(min=0)
-
-def nearest_neighbours(a:Tensor,     # vectors (n,...)
-                       b:Tensor=None # vectors (m,...); None: the other rows of `a`
-                      ) -> tuple:    # distances float64 (n,), row numbers int64 (n,)
-    "Return distance and row of the nearest neighbour in `b` of each row of `a`; raise `BadInput` if there is none"
-    own, b = b is None, a if b is None else b
-    if len(b) <= own: raise BadInput(f"{len(b)} vectors have no nearest neighbour to offer: give more of them.")
-    a, b, found = a.flatten(1).double(), b.flatten(1).double(), []
-    for i in _blocks(len(a), len(b)):
-        d = _square_distances(a[i], b)
-        if own: d.diagonal(i.start).fill_(math.inf)
-        found.append(d.min(1))
-    return torch.cat([o.values for o in found]).sqrt(), torch.cat([o.indices for o in found])
+__all__ = ['pool_metrics', 'features', 'Score', 'score', 'gan_test', 'fid', 'kid', 'prdc', 'intra_class', 'check_alike', 'cas',
+           'SaveBestGAN', 'load_inception']
 
 # %% ../../nbs/gan/07_metrics.ipynb #1f18401f
 def _check_images(x):
     "Raise `BadInput` unless `x` holds images, uint8 (n,c,h,w), at least one"
     if x.dtype != torch.uint8 or x.ndim != 4 or len(x) == 0:
         raise BadInput(f"{x.dtype} of shape {tuple(x.shape)} is no set of images: give uint8 (n,c,h,w), n at least 1.")
+
+def _check_finite(*vectors):
+    "Raise `BadInput` if features or logits are NaN or infinite"
+    if not all(v.isfinite().all() for v in vectors):
+        raise BadInput("Some features are NaN or infinite: check the classifier and the images.")
 
 def _net(model): return model.model if isinstance(model, Learner) else model
 
@@ -66,7 +47,7 @@ def features(model,          # a classifier or its `Learner`: images in [0,1], (
              bs:int=512,     # batch size
              progress=False  # show a progress bar?
             ) -> tuple:      # features (n,d) and logits (n,k), float32, on the device of the model
-    "Return the input and output of the last `nn.Linear` of `model`, in eval mode; raise `BadInput` if it has none"
+    "Return the input and output of the last `nn.Linear` of `model`, in eval mode; raise `BadInput` if it cannot"
     model, last, out = _net(model), [], []
     _check_images(x)
     device, mode = next(model.parameters()).device, model.training
@@ -83,7 +64,9 @@ def features(model,          # a classifier or its `Learner`: images in [0,1], (
     finally:
         model.train(mode)
         for h in hooks: h.remove()
-    return tuple(map(torch.cat, zip(*out)))
+    out = tuple(map(torch.cat, zip(*out)))
+    _check_finite(*out)
+    return out
 
 def _logits(model, x):
     try: return model(to_float(x))
@@ -101,7 +84,8 @@ class Score(NamedTuple):
 def score(logits:Tensor, # logits (n,k)
           images         # anything with labels `y` (n,) and class names `vocab`
          ) -> Score:
-    "Return the accuracy of `logits`"
+    "Return the accuracy of `logits`; raise `BadInput` if some are not finite"
+    _check_finite(logits)
     hit = (logits.argmax(1).cpu() == images.y.cpu()).double().numpy()
     by = pd.Series(hit).groupby(images.y.cpu().numpy()).mean().reindex(range(len(images.vocab)))
     return Score(float(hit.mean()), by.set_axis(list(images.vocab)))
@@ -118,8 +102,8 @@ def _moments(f):
     "Mean (d,) and covariance (d,d) of features (n,d), float64"
     if f.ndim != 2 or len(f) < 2:
         raise BadInput(f"Features of shape {tuple(f.shape)} have no covariance: give (n,d) with n at least 2.")
+    _check_finite(f)
     mean = f.mean(0, dtype=torch.float64)
-    if not mean.isfinite().all(): raise BadInput("Some features are not finite: check the classifier and the images.")
     cov = torch.zeros(2*mean.shape, dtype=torch.float64, device=f.device)
     for part in f.split(1024):                                             # no copy of all features in float64
         part = part - mean
@@ -138,6 +122,11 @@ def fid(a:Tensor,   # features (n,d)
     return ((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2*both).item()
 
 # %% ../../nbs/gan/07_metrics.ipynb #970d9822
+def _blocks(n, m, room=2**22):
+    "Slices of `n` rows, so that a block of distances to `m` rows has at most `room` numbers (32 MB)"
+    step = max(1, room//max(m, 1))
+    return [slice(i, min(i + step, n)) for i in range(0, n, step)]
+
 def _kernel_sum(a, b):
     "Sum of (x·y/d + 1)³ over all pairs of rows; if `b` is `a`, without those of a row with itself"
     kernel = lambda x, y: (x @ y.T).add_(1.).pow_(3)
@@ -156,11 +145,16 @@ def kid(a:Tensor,  # features (n,d)
     "Return the unbiased squared MMD with a cubic kernel (arXiv 1801.01401), in float64; raise `BadInput`"
     n, m = len(a), len(b)
     if min(n, m) < 2: raise BadInput(f"KID of {n} and {m} images is undefined: give at least two of each.")
+    _check_finite(a, b)
     a, b = a.double(), b.double()
     own = _kernel_sum(a, a)/(n*(n - 1)) + _kernel_sum(b, b)/(m*(m - 1))
     return (own - 2*_kernel_sum(a, b)/(n*m)).item()
 
 # %% ../../nbs/gan/07_metrics.ipynb #b1dbd336
+def _square_distances(a, b):
+    "Squared distances (n,m), float64, of the rows of `a` and `b`"
+    return torch.addmm(a.square().sum(1, keepdim=True) + b.square().sum(1), a, b.T, alpha=-2).clamp_(min=0)
+
 def prdc(real:Tensor, # features of real images (n,d)
          fake:Tensor, # features of synthetic images (m,d)
          k:int=5      # the ball of a point reaches to its k-th neighbour
@@ -168,6 +162,7 @@ def prdc(real:Tensor, # features of real images (n,d)
     "Return precision, recall, density and coverage (Naeem et al. 2020, arXiv 2002.09797, section 3); raise `BadInput`"
     if min(len(real), len(fake)) <= k:
         raise BadInput(f"k={k} is too large for {len(real)} real and {len(fake)} synthetic images: choose a smaller k.")
+    _check_finite(real, fake)
     real, fake = real.double(), fake.double()
     r_real, r_fake = (torch.cat([_square_distances(f[i], f).kthvalue(k + 1).values for i in _blocks(len(f), len(f))])
                       for f in (real, fake))                               # squared radii
@@ -306,6 +301,7 @@ class _Inception(nn.Module):
 def load_inception(path # state dict of torchvision's inception_v3, as .safetensors or saved by torch
                   ) -> nn.Module: # a `model` for `features`, `SaveBestGAN` or `evaluate_pool`
     "Load Inception v3 from a file of weights; raise `BadInput` if they are missing or do not fit"
+    from torchvision.models import inception_v3
     path = Path(path)
     if not path.is_file(): raise BadInput(f"{path} does not exist: save torchvision's inception_v3 state dict there.")
     load = read_tensors if path.suffix == '.safetensors' else partial(torch.load, map_location='cpu', weights_only=True)

@@ -11,7 +11,6 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..core.basics import BadInput, check_name, seeded
 from .layers import ConditionalNorm, attention_layers, resolutions
@@ -218,6 +217,7 @@ class GAN(nn.Module):
 def summary(gan:GAN            # a pair
            ) -> pd.DataFrame:  # rows G and D; columns parameters, flops (multiply-adds of convolutions and products)
     "Count the parameters of both nets of `gan`, and their multiply-adds for one sample"
+    from torch.utils.flop_counter import FlopCounterMode
     device, rows = next(gan.parameters()).device, {}
     y = torch.zeros(1, dtype=torch.long, device=device)
     for name, net, shape in (('G', gan.generator, (gan.params['nz'],)), ('D', gan.discriminator, gan.shape)):

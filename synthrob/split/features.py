@@ -13,9 +13,6 @@ from torch import Tensor, nn
 from ..core.basics import BadInput, check_name, read_tensors, seeded
 from fastprogress.fastprogress import progress_bar
 from safetensors import SafetensorError
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
-from torchvision import models
 
 from ..cnn.models import Torchvision
 from ..data.files import existing
@@ -99,6 +96,7 @@ def pretrained(name:str, # a classifier of torchvision, e.g. 'resnet18'
                weights   # file of its weights
               ) -> nn.Module: # images in [0,1] to logits, in eval mode
     "Return a net of torchvision with the weights of a file; raises `BadInput` if they do not fit"
+    from torchvision import models
     Torchvision(name)                                             # raises `BadInput` for an unknown name
     state = _weights_at(weights)
     with seeded('pretrained'):
@@ -153,6 +151,8 @@ def plot_vectors(real,      # real vectors: anything with `x` (n,d), `y` (n,) an
                  axs=None   # two axes, for real and synthetic; None: new ones
                 ):          # the axes
     "Plot real and synthetic vectors in one plane, side by side; raises `BadInput` for an unknown `how`"
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
     check_name(how, ('pca', 'tsne'), f"how={how!r} is unknown")
     first = lambda o: torch.cat([(o.y == c).nonzero()[:n, 0] for c in range(len(real.vocab))])
     both = [(o.x[i].float().numpy(), o.y[i].numpy()) for o in (real, synthetic) for i in [first(o)]]

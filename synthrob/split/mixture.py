@@ -91,8 +91,9 @@ def mix(real:Dataset,             # real training items
         ratio:float,              # share of added items in the mixture, 0 to 1
         how:str='replace',        # 'replace': the total stays; 'add': all real items stay
         classes:str='prior',      # 'prior': by the real class shares; 'balance': the smallest classes first
-        treatment:str='synthetic',# 'synthetic', or a control: 'oversample', 'class_weights'
-        seed:int=0                # of the order in which real items leave
+        treatment:str='synthetic',# 'synthetic', or a control: 'oversample', 'class_weights', 'noise'
+        seed:int=0,               # of the order in which real items leave
+        synthetic_weight:float=1. # weight of an added synthetic item in the loss; a real one has 1
        ) -> Dataset:              # real items first
     "Mix a training set; raises `BadInput` for a pool that is too small or parameters that do not work"
     check_value('treatment', treatment)
@@ -102,11 +103,14 @@ def mix(real:Dataset,             # real training items
         w = _weights(real.y[a.keep], a.add)
         items['weight'] = w.numpy()
         return Dataset(take(real.x, a.keep), real.y[a.keep], real.vocab, items, real.about, len(real))
-    synthetic = treatment == 'synthetic' and bool(a.add.any())
+    synthetic = treatment in ('synthetic', 'noise') and bool(a.add.any())
+    if synthetic and treatment == 'noise': pool = _noise(real, a.add, seed)
     source, add = (pool, _first(pool, a.add)) if synthetic else (real, a.keep[_repeated(real.y[a.keep], a.add, seed)])
     more = {k: source.cols[k][add.numpy()] if k in source.cols else np.full(len(add), '') for k in items}
     items = {k: np.concatenate([v, more[k]]) for k, v in items.items()}
     items['origin'] = np.repeat(['authentic', 'synthetic' if synthetic else 'authentic'], [len(a.keep), len(add)])
+    if synthetic and synthetic_weight != 1:
+        items['weight'] = np.where(items['origin'] == 'synthetic', synthetic_weight, 1.)
     x, y = torch.cat([take(real.x, a.keep), take(source.x, add)]), torch.cat([real.y[a.keep], source.y[add]])
     return Dataset(x, y, real.vocab, items, real.about, len(real))
 
@@ -130,6 +134,17 @@ def _repeated(y, add, seed):
         order = torch.randperm(len(own), generator=generator('repeat', seed, c))
         if n: out.append(own[order].repeat(-(-n//len(own)))[:n])
     return torch.cat(out) if out else torch.empty(0, dtype=torch.int64)
+
+def _noise(real, add, seed):
+    "`add[c]` items of each class, drawn from the Gaussian that has the mean and the covariance of its real items"
+    xs = []
+    for c, n in enumerate(add.tolist()):
+        own = take(real.x, (real.y == c).nonzero()[:, 0]).flatten(1).float()
+        if n and not len(own): raise BadInput(f"Class {c} has no real item to fit noise to: leave it out.")
+        a = torch.randn(n, len(own), generator=generator('noise', seed, c))
+        if n: xs.append(own.mean(0) + a @ (own - own.mean(0))/max(len(own) - 1, 1)**.5)
+    x, y = torch.cat(xs).reshape(-1, *real.x.shape[1:]), torch.repeat_interleave(torch.arange(len(add)), add)
+    return Dataset(x.round().clamp(0, 255).to(torch.uint8) if real.is_images else x, y, real.vocab)
 
 def _weights(y, add):
     "Weights (n,) that give each class the share it would have with added items; their mean is 1"

@@ -10,12 +10,12 @@ from functools import cache, partial
 from importlib.util import find_spec
 
 from ..core.basics import BadInput, check_name, default_device
-from ..data.splits import check_metric
+
 
 # %% auto #0
 __all__ = ['fixed_test', 'presets', 'vector_presets', 'param', 'MixParams', 'DataParams', 'FeatureParams', 'GANParams',
-           'PoolParams', 'CNNParams', 'EvalParams', 'RunParams', 'SplitParams', 'check_value', 'conditions',
-           'idle_params', 'params_of', 'names_by_role', 'check_params', 'parameters_cell', 'given_params']
+           'PoolParams', 'CNNParams', 'UseParams', 'EvalParams', 'RunParams', 'SplitParams', 'check_value',
+           'conditions', 'idle_params', 'params_of', 'names_by_role', 'check_params', 'parameters_cell', 'given_params']
 
 # %% ../../nbs/split/01_params.ipynb #737e4bb2
 def param(default,     # None: the preset or the data decide
@@ -41,8 +41,9 @@ class MixParams:
     how: str = _mixed('replace', "'replace': the total stays; 'add': all real images stay", options=('replace', 'add'))
     classes: str = _mixed('prior', "'prior': by the real class shares; 'balance': the smallest classes first",
                           options=('prior', 'balance'))
-    treatment: str = _mixed('synthetic', "'synthetic', or a control: 'oversample' real images or 'class_weights'",
-                            options=('synthetic', 'oversample', 'class_weights'))
+    treatment: str = _mixed('synthetic',
+                            "'synthetic', or a control: 'oversample' real images, 'class_weights' or 'noise'",
+                            options=('synthetic', 'oversample', 'class_weights', 'noise'))
     refresh_every: int = _gan(0, "epochs after which synthetic images are sampled again; 0: never", 0, 10_000)
 
 @dataclass
@@ -51,15 +52,15 @@ class DataParams:
     data: str = param('faces', "'faces', 'fer2013', 'folder[:links]', 'lsun', 'parquet[:COLUMN]' or 'torchvision:NAME'")
     path: str = param(None, "the data: a zip, folder, CSV or tar.gz; none for faces", role='run')
     vocab: str = param(None, "class names, in order, comma separated; None: those of the data")
-    size: int = param(None, "side of the images in pixels; None: a folder's own up to 64, else the preset's", 16, 128)
+    size: int = param(None, "side in pixels; None: the images' own up to 64 (folder, parquet) or the preset's", 16, 128)
     channels: int = param(None, "1 or 3; None: as in the data", options=(1, 3))
     real_share: float = param(1., "share of the real training images that is used: 0.1 simulates scarcity", .001, 1)
     split_seed: int = param(42, "seed of the validation part and of the order in which real images leave", 0, 2**31)
-    copies: str = param('near', "copies kept in one part: 'near' (cropped, mirrored, ...) or 'exact'; 'none': they leak",
-                        options=('none', 'exact', 'near'))
+    copies: str = param('near', "copies kept in one part: 'near' (cropped, mirrored, ...), 'exact'; 'none': they leak, "
+                        "as a demonstration", options=('none', 'exact', 'near'))
     groups: str = param(None, "subjects that stay in one part: pattern on file names '(p[0-9]+)_', 'folder', "
                         "'column:NAME'")
-    folds: int = param(None, "folds of a cross-validation; 1: one test part; None: 5 if a class has few test images",
+    folds: int = param(None, "folds of a cross-validation; 1: one test part; None: 5 if a class has under 250 images",
                        0, 100, role='run')
     fold: int = param(0, "which fold is tested, 0 to folds - 1", 0, 99, role='seed')
 
@@ -104,6 +105,25 @@ class CNNParams:
                            "given", 0, 10**9, role='classifier')
     cnn_seed: int = param(0, "seed of the classifier's training", 0, 2**31, role='seed')
 
+# %% ../../nbs/split/01_params.ipynb #ebbd2111
+@dataclass
+class UseParams:
+    "How the classifier uses the mixture; values other than the defaults belong to its stage"
+    labels: str = param('hard', "'hard': classes; 'soft': a teacher's probabilities, of ratio 0 and the next seed",
+                        options=('hard', 'soft'), role='classifier')
+    temperature: float = param(2., "softens the teacher's probabilities; 1: as they are", 1, 20, when='soft',
+                               role='classifier')
+    schedule: str = param('mixed', "'mixed', or 'pretrain': synthetic images first, for their share of the steps",
+                          options=('mixed', 'pretrain'), when='added', role='arm')
+    synthetic_weight: float = param(1., "weight of a synthetic image in the loss; a real one has 1", .01, 100,
+                                    when='added', role='arm')
+    equal: str = param('steps', "what all arms have in common: 'steps', or 'epochs' of real images (with how='add')",
+                       options=('steps', 'epochs'), when='grown', role='arm')
+    training: str = param('standard', "'standard', or 'adversarial': on images attacked within attack_eps",
+                          options=('standard', 'adversarial'), role='classifier')
+    attack_eps: float = param(0., "largest change of a pixel by attacks, of 1 (4 levels: .0157); 0: no robust accuracy",
+                              0, .5, role='classifier')
+
 # %% ../../nbs/split/01_params.ipynb #c2e5b07e
 @dataclass
 class EvalParams:
@@ -112,8 +132,8 @@ class EvalParams:
                          options=('none', 'fast'), when='pool', role='report')
     robustness: str = param('fast', "extent of the robustness evaluation: 'none', 'fast' or 'full'",
                             options=('none', 'fast', 'full'), role='report')
-    metric: str = param(None, "what is decided on: accuracy, balanced_accuracy, macro_f1, recall:CLASS; None: by "
-                        "balance", role='run')
+    metric: str = param(None, "what is decided on: accuracy, balanced_accuracy, robust_accuracy, macro_f1, "
+                        "recall:CLASS; None: by balance", role='run')
     margin: float = param(.02, "accuracies closer than this are equivalent; declared in advance", 1e-4, .5, role='run')
 
 @dataclass
@@ -126,7 +146,8 @@ class RunParams:
     out: str = param('runs', "folder of all stages", role='run')
 
 @dataclass
-class SplitParams(RunParams, EvalParams, CNNParams, PoolParams, GANParams, FeatureParams, DataParams, MixParams):
+class SplitParams(RunParams, EvalParams, UseParams, CNNParams, PoolParams, GANParams, FeatureParams, DataParams,
+                  MixParams):
     "All parameters of a split experiment: those of its stages, under unique names"
 
 # %% ../../nbs/split/01_params.ipynb #47d618d4
@@ -174,10 +195,11 @@ def check_value(name, # of a parameter
 
 # %% ../../nbs/split/01_params.ipynb #5c227f3a
 def conditions(p:SplitParams) -> dict: # name -> bool
-    "Return the conditions that parameters depend on: are there added items, a pool, a GAN, vectors, a CNN?"
+    "Return the conditions that parameters depend on: is there a mixture, a pool, a GAN, are there vectors, a CNN, ...?"
     mixed, feature = p.ratio > 0, p.space == 'feature'
     pool = mixed and p.treatment == 'synthetic'
-    return dict(mixed=mixed, pool=pool, gan=pool and p.pool is None, feature=feature, cnn=not (feature and p.extractor))
+    return dict(mixed=mixed, pool=pool, gan=pool and p.pool is None, feature=feature, cnn=not (feature and p.extractor),
+                added=pool or mixed and p.treatment == 'noise', grown=mixed and p.how == 'add', soft=p.labels == 'soft')
 
 def idle_params(p:SplitParams # complete, from `check_params`
                ) -> tuple:    # names
@@ -203,7 +225,8 @@ def check_params(given:dict      # parameters by name; missing ones have their d
     for name in given: check_name(name, list(_fields), f"There is no parameter {name!r}")
     p = SplitParams(**{k: check_value(k, v) for k, v in given.items()})
     vectors = p.space == 'feature'
-    if p.size is None and p.preset != 'study': p.size = _own_size(p)
+    own, folds, test = _foresee(p)
+    if p.size is None and p.preset != 'study': p.size = own
     for k, v in (presets[p.preset] | (vector_presets.get(p.preset, {}) if vectors else {})).items():
         if getattr(p, k) is None: setattr(p, k, v)
     if p.preset == 'study': p.copies = 'none'
@@ -214,15 +237,17 @@ def check_params(given:dict      # parameters by name; missing ones have their d
     if p.how == 'add' and p.ratio > .99:
         raise BadInput(f"ratio={p.ratio:.10g} with how='add' means {p.ratio/(1 - p.ratio):,.0f} synthetic images for "
                        "each real one: choose a ratio up to 0.99.")
-    if (p.metric or 'accuracy').partition(':')[0] not in ('accuracy', 'balanced_accuracy', 'macro_f1', 'recall'):
-        raise BadInput(f"metric={p.metric!r} is unknown: choose accuracy, balanced_accuracy, macro_f1 or recall:CLASS.")
-    if p.metric and p.vocab: check_metric(p.metric, [o.strip() for o in p.vocab.split(',')])
+    known = 'accuracy', 'balanced_accuracy', 'robust_accuracy', 'macro_f1', 'recall'
+    if (p.metric or 'accuracy').partition(':')[0] not in known:
+        raise BadInput(f"metric={p.metric!r} is unknown: choose {', '.join(known[:-1])} or recall:CLASS.")
     leaky = "preset='study'" if p.preset == 'study' else "copies='none'" if p.copies == 'none' else ''
     fixed = leaky or p.data.partition(':')[0] in fixed_test
-    if p.folds in (0, 1): p.folds = None if fixed else 1
-    if p.fold >= (n := p.folds or 5):
+    p.folds = None if fixed and p.folds in (0, 1) else p.folds if fixed or p.folds else 1 if p.folds == 0 else folds
+    if p.fold >= (n := p.folds or 1):
         raise BadInput(f"fold={p.fold} is out of range: with {n} folds choose 0 to {n - 1}.")
-    if (p.folds or 1) > 1 and fixed:
+    if n > 1 and test:
+        raise BadInput(f"folds={n} does not go with the official test part of {p.path}: leave it out.")
+    if n > 1 and fixed:
         name = leaky or f'data={p.data!r}'
         raise BadInput(f"folds={p.folds} does not go with {name}, which has a test part of its own: leave it out.")
     if p.how == 'replace' and p.ratio == 1 and p.treatment != 'synthetic':
@@ -234,19 +259,47 @@ def check_params(given:dict      # parameters by name; missing ones have their d
     if p.robustness != 'none' and p.size < 32:
         raise BadInput(f"size={p.size} does not go with robustness={p.robustness!r}: corruptions need 32 pixels; "
                        "choose a larger size or robustness='none'.")
-    if p.groups and leaky: raise BadInput(f"groups does not go with {leaky}, which splits at random: leave it out.")
+    if p.groups and leaky:
+        raise BadInput(f"groups does not go with {leaky}, which splits at random: leave it out.")
+    _check_uses(p)
     if vectors: _check_vectors(p)
     _check_nets(p.cnn, p.gan_arch, p.size, p.channels or 1, vectors)
     if p.processes > 1: _check_processes(p)
     default_device(p.device)
     return replace(p, **{k: _fields[k].default for k in idle_params(p)})
 
+# %% ../../nbs/split/01_params.ipynb #91099f7c
+def _check_uses(p):
+    "Raise `BadInput` for uses of the pool that do not go together, or change nothing"
+    soft, adversarial, weighted = p.labels == 'soft', p.training == 'adversarial', p.synthetic_weight != 1
+    added, robust = conditions(p)['added'], p.metric == 'robust_accuracy'
+    if (adversarial or robust) and not p.attack_eps:
+        name, v = ('training', p.training) if adversarial else ('metric', p.metric)
+        raise BadInput(f"{name}={v!r} needs attack_eps: give a radius, such as .0157 for 4 of 255 grey levels.")
+    if p.space == 'feature' and (soft or p.attack_eps):
+        raise BadInput(f"{'labels' if soft else 'attack_eps'} does not go with space='feature': it needs images, not "
+                       "vectors; leave out one of the two.")
+    if soft and added and p.refresh_every:
+        raise BadInput("refresh_every does not go with labels='soft': new images would have no labels; leave out "
+                       "one of the two.")
+    if added and weighted and (p.schedule == 'pretrain' or p.ratio == 1):
+        raise BadInput(f"synthetic_weight={p.synthetic_weight:g} changes nothing with "
+                       f"{'ratio=1' if p.ratio == 1 else 'schedule=' + repr(p.schedule)}, whose batches have one kind "
+                       "of image: leave out one of the two.")
+    if added and p.schedule == 'pretrain' and p.ratio == 1:
+        raise BadInput("ratio=1 does not go with schedule='pretrain': no real image would follow; choose a smaller "
+                       "ratio.")
+    if p.equal == 'epochs' and p.ratio and p.how == 'replace':
+        raise BadInput("equal='epochs' changes nothing with how='replace', whose real images have as many epochs: "
+                       "choose how='add'.")
+
 # %% ../../nbs/split/01_params.ipynb #91099f7e
-def _own_size(p):
-    "The side of a folder's images, None if they are large"
-    from synthrob.data.core import own_size
+def _foresee(p):
+    "Own size, default folds, whether there is an official test part; raise `BadInput` for what the data cannot have"
+    from synthrob.data.core import own_size, preview
     source, _, name = p.data.partition(':')
-    return own_size(source, p.path, name == 'links')
+    vocab = [o.strip() for o in p.vocab.split(',')] if p.vocab else None
+    return own_size(source, p.path, name or None), *preview(source, p.path, name or None, vocab, p.groups, p.metric)
 
 @cache
 def _check_nets(cnn, gan, size, channels, vectors):

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/split/04_run.ipynb #52a12d26
 from __future__ import annotations
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -18,12 +18,14 @@ from ..core.basics import (BadInput, default_device, generator, hash_file, read_
 from ..core.distributed import distributed, launch, process_rank
 from ..core.stages import CHECKPOINT, Stage, discard_damaged
 from ..cnn.learner import Evaluation, cnn_learner, evaluate, learning_problem, recipe as cnn_recipe
+from ..cnn.attacks import Predictor, attack
 from ..cnn.robustness import Robustness, evaluate_robustness, robustness_level
+from ..cnn.uses import AdversarialTraining, SyntheticFirst, soft_labels
 from ..data.core import content_key, data_stage, near_stage
 from ..data.dataset import Dataset
 from ..data.near import near_duplicates
 from ..data.rows import take
-from ..data.splits import (Splits, check_held_out, check_metric, check_no_leak, default_folds,
+from ..data.splits import (Splits, check_held_out, check_metric, check_no_leak,
                                    splits as split_data, subjects)
 from ..gan.learner import SampleSheet, gan_learner, load_gan, save_gan
 from ..gan.memorization import evaluate_pool
@@ -33,11 +35,11 @@ from ..gan.pools import (RefreshSynthetic, confidence_thresholds, filter_pool, l
 from ..gan.trainer import gan_recipe
 from .features import Extractor, Scale, extract, pretrained
 from .mixture import mix, nested_order, plan, pool_multiple
-from .params import (DataParams, GANParams, MixParams, PoolParams, RunParams, SplitParams, check_params,
-                                   conditions, fixed_test, params_of)
+from .params import (DataParams, GANParams, MixParams, PoolParams, RunParams, SplitParams, UseParams,
+                                   check_params, conditions, params_of)
 
 # %% auto #0
-__all__ = ['SplitRun', 'predictions_frame', 'evaluation_from', 'leak_worth']
+__all__ = ['PGD_STEPS', 'SplitRun', 'predictions_frame', 'evaluation_from', 'leak_worth']
 
 # %% ../../nbs/split/04_run.ipynb #0c0be11d
 class SplitRun:
@@ -58,17 +60,24 @@ class SplitRun:
         p, (source, _, name) = self.p, self.p.data.partition(':')
         return data_stage(source, p.path, self._vocab, p.size, p.channels, p.out, **(dict(name=name) if name else {}))
 
-    @property
-    def _folds(self):
-        "The number of folds, None if the data decide"
-        return 1 if self.leak or self.p.data.partition(':')[0] in fixed_test else self.p.folds
+    folds = property(lambda self: self.p.folds or 1, doc="The number of folds; 1: one test part")
 
     @cached_property
     def judge(self) -> SplitRun:
         "The experiment on images at ratio 0 with seed 0: its classifier is the judge, and the extractor of vectors"
+        return self._baseline(0)
+
+    @cached_property
+    def teacher(self) -> SplitRun:
+        "The experiment on images at ratio 0 with the next seed: its classifier gives soft labels"
+        return self._baseline((self.p.cnn_seed + 1) % 2**31)
+
+    def _baseline(self, seed):
         keep = params_of(self.p, DataParams, RunParams)
         keep |= dict(cnn=self.p.cnn, cnn_epochs=self.p.cnn_epochs, min_steps=self.p.min_steps)
-        return SplitRun(check_params(keep | dict(ratio=0, robustness='none', cnn_seed=0)))
+        run = SplitRun(check_params(keep | dict(ratio=0, robustness='none', cnn_seed=seed)))
+        run._source = self._source
+        return run
 
     def __repr__(self):
         done = lambda s: '✓' if s.done else ''
@@ -87,7 +96,7 @@ def stages(self:SplitRun) -> dict: # kind -> `Stage`, in the order in which they
     vector, s = c['feature'], dict(data=self._source[0])
     own = dict(vocab=p.vocab, split_seed=p.split_seed, real_share=p.real_share, leak=self.leak)
     if p.groups: own['groups'] = p.groups
-    if self._folds != 1: own |= dict(folds=self._folds or 'auto', fold=p.fold)
+    if self.folds > 1: own |= dict(folds=self.folds, fold=p.fold)
     if p.copies == 'near' and not self.leak and p.data != 'faces':    # each face is drawn anew
         s['copies'] = near_stage(*self._source, self._vocab, p.out)[0]
     s['parts'] = self._stage('parts', own, self._split, data=s['data'], copies=s.get('copies'))
@@ -105,12 +114,15 @@ def stages(self:SplitRun) -> dict: # kind -> `Stage`, in the order in which they
         picky = judge if p.reject else None
         s['pool'] = self._stage('pool', own, self._make_pool, train=train, gan=s.get('gan'), judge=picky)
     own = params_of(p, MixParams) | dict(recipe=self.recipe.params, cnn_seed=p.cnn_seed)
-    s['split'] = self._stage('split', own | many, self._train_classifier, train=train, pool=s.get('pool'))
+    own |= {f.name: v for f in fields(UseParams) if (v := getattr(p, f.name)) != f.default}
+    teacher = self.teacher.stages['split'] if c['soft'] else None
+    s['split'] = self._stage('split', own | many, self._train_classifier, train=train, pool=s.get('pool'),
+                             teacher=teacher)
     if p.robustness != 'none':
         level = asdict(robustness_level(p.robustness))
         s['robustness'] = self._stage('robustness', dict(level=level), self._evaluate_robustness, split=s['split'])
     if p.quality != 'none' and c['pool']:
-        s['quality'] = self._stage('quality', {}, self._evaluate_pool, pool=s['pool'], judge=judge)
+        s['quality'] = self._stage('quality', {}, self._evaluate_pool, 2, pool=s['pool'], judge=judge)
     self.__dict__['stages'] = s
     return s
 
@@ -179,10 +191,6 @@ def _split(self:SplitRun, stage):
     write_parquet(stage.file('parts.parquet'), s.table.assign(used=np.isin(np.arange(len(s.table)), used)))
     return dict(report=s.report, n_used=len(used))
 
-@patch(as_prop=True)
-def folds(self:SplitRun) -> int: # 1: one test part
-    "The number of folds; those of the data if it is left to them"
-    return self._folds or default_folds(self.images)
 
 @patch(as_prop=True)
 def images(self:SplitRun) -> Dataset:
@@ -319,6 +327,10 @@ def _make_pool(self:SplitRun, stage):
         (c, h, _), made_by = self.images.x.shape[1:], f'made elsewhere: {Path(p.pool).name}'
         pool = pool_from_folder(p.pool, self.images.vocab, h, c, made_by, self.images.x, p.out)
         if p.copies == 'near': pool = self._without_copies(pool)
+        gone = {f"of class {c!r}, which the real images lack,": n for c, n in pool.about['left_out'].items()}
+        gone['near copies of validation or test images'] = pool.about.get('near_copies_removed')
+        for what, n in gone.items():
+            if n: print(f"{n:,} images of the pool are left out: {what}.".replace(',.', '.'))
         if how: pool = filter_pool(pool, label_confidence(how['model'], pool), how['threshold'])
         pool = pool.subset(nested_order(pool.y, pool.c, p.pool_seed))
     pool.save(stage.path)
@@ -339,7 +351,7 @@ def pool(self:SplitRun) -> Dataset|None:
 def mixture(self:SplitRun) -> Dataset:
     "The training set of the classifier"
     p = self.p
-    return mix(self.items('train'), self.pool, p.ratio, p.how, p.classes, p.treatment, p.split_seed)
+    return mix(self.items('train'), self.pool, p.ratio, p.how, p.classes, p.treatment, p.split_seed, p.synthetic_weight)
 
 def predictions_frame(parts:dict # name of the part -> (Evaluation, indices of its items, their names)
                      ) -> pd.DataFrame: # columns: part, index, name, true, predicted, and p_CLASS for each class
@@ -369,14 +381,21 @@ def leak_worth(ev:Evaluation, # of the test part
                 worth=None if rest is None else float(right.mean() - rest))
 
 # %% ../../nbs/split/04_run.ipynb #792229be
+PGD_STEPS = 20    # of the attack whose survivors are the robust accuracy
+
 @patch
 def _fit_classifier(self:SplitRun, folder):
     "Train the classifier, in this process or as one of several"
-    p, cbs = self.p, []
+    p, cbs, data = self.p, [], self.mixture
     if p.refresh_every:
         how = dict(noise_std=p.noise_std, seed=p.pool_seed, **self._filter())
         cbs = [RefreshSynthetic(self._gan(), p.refresh_every, **how)]
-    learn = cnn_learner(self.mixture, self.items('valid'), self.recipe, seed=p.cnn_seed, device=p.device)
+    if p.schedule == 'pretrain': cbs.append(SyntheticFirst())
+    if p.training == 'adversarial': cbs.append(AdversarialTraining(p.attack_eps))
+    if p.labels == 'soft': data = soft_labels(data, self.teacher.classifier(), p.temperature, self.recipe.flip)
+    learn = cnn_learner(data, self.items('valid'), self.recipe, seed=p.cnn_seed, device=p.device)
+    if p.equal == 'epochs':
+        learn.recipe = replace(learn.recipe, epochs=round(learn.recipe.epochs*len(data)/data.epoch_len))
     with distributed(learn): learn.fit_recipe(path=folder/CHECKPOINT, cbs=cbs)
     return learn
 
@@ -392,20 +411,27 @@ def _train_classifier(self:SplitRun, stage):
     p, s, real = self.p, self.splits, self.part('train')
     a = plan(real.y, real.c, p.ratio, p.how, p.classes, p.split_seed)
     if not self.leak:
-        check_held_out(take(real.x, a.keep) if self.cond['feature'] else self.mixture.x, self.holdout, 1000*(p.copies == 'near'))
+        x = take(real.x, a.keep) if self.cond['feature'] else self.mixture.x
+        check_held_out(x, self.holdout, 1000*(p.copies == 'near'))
     self._launch('_fit_classifier', stage, self.recipe.epochs)
     learn = self._fit_classifier(stage.path)
     evs = {k: evaluate(learn, self.items(k)) for k in ('valid', 'test')}
     write_tensors(stage.file('cnn.safetensors'), {k: v.clone() for k, v in learn.model.state_dict().items()})
     parts = {k: (ev, getattr(s, k).tolist(), self.part(k).names) for k, ev in evs.items()}
-    write_parquet(stage.file('predictions.parquet'), predictions_frame(parts))
+    table, scores = predictions_frame(parts), {k: ev.to_dict() for k, ev in evs.items()}
+    if p.attack_eps:
+        model, attacked = Predictor(learn).eval(), {}
+        for k in evs:
+            attacked[k] = attack(model, self.part(k).x, self.part(k).y, 'pgd', p.attack_eps, steps=PGD_STEPS)
+        for k, o in attacked.items(): scores[k]['robust_accuracy'] = o.accuracy
+        table['robust'] = torch.cat([o.correct for o in attacked.values()]).numpy()
+    write_parquet(stage.file('predictions.parquet'), table)
     kept = real.y[a.keep].bincount(minlength=real.c).tolist()
     counts = {c: dict(real=r, added=int(n)) for c, r, n in zip(real.vocab, kept, a.add)}
-    held = evs['valid'] if evs['valid'].n >= 100 else Evaluation(
-        torch.cat([o.probs for o in evs.values()]), torch.cat([o.y for o in evs.values()]), real.vocab)
-    problem = learning_problem(learn, None if p.ratio else held)    # on real items, an arm may be bad
+    problem = learning_problem(learn)
+    if p.labels == 'soft': problem = problem or self.teacher.stages['split'].record.get('problem')
     leak = leak_worth(evs['test'], s.table.leaked.to_numpy()[s.test.numpy()])
-    return dict(**{k: ev.to_dict() for k, ev in evs.items()}, history=learn.history, counts=counts,
+    return dict(**scores, history=learn.history, counts=counts,
                 steps=len(learn.dls.train)*learn.recipe.epochs, bs=learn.recipe.bs, epochs=learn.recipe.epochs,
                 given=self._given(), folds=self.folds, splits=s.report, leak=leak,
                 **(dict(problem=problem) if problem else {}),
@@ -447,7 +473,7 @@ def _evaluate_pool(self:SplitRun, stage):
     "Work of the stage 'quality'"
     r = evaluate_pool(self.pool, self.part('train'), self.part('valid'), self.judge.classifier())
     with replacing(stage.file('nearest.png')) as t:
-        r.plot_nearest().figure.savefig(t, format='png', bbox_inches='tight')
+        r.plot_nearest()[0, 0].figure.savefig(t, format='png', bbox_inches='tight')
     plt.close()
     return r.to_dict()
 

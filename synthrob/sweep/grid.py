@@ -4,7 +4,7 @@
 
 # %% ../../nbs/sweep/01_grid.ipynb #d967b984
 from __future__ import annotations
-import contextlib, itertools, math, re, statistics
+import contextlib, itertools, math, re, shlex, statistics
 from collections import Counter, defaultdict
 from dataclasses import asdict, fields
 from decimal import Decimal
@@ -17,7 +17,6 @@ from ..core.stages import Stage, now, read_record, versions
 from ..data.splits import default_metric, detectable, difference_limit
 from ..split.params import SplitParams, check_params, check_value, idle_params, names_by_role
 from ..split.run import SplitRun
-from .engine import SynthrobEngine
 from .stats import min_seeds, seeds_needed
 
 # %% auto #0
@@ -107,6 +106,7 @@ def execute(params:dict, # of the experiment
            ):
     "Execute the notebook of an experiment; raises `PapermillExecutionError` if a cell fails"
     from papermill.execute import execute_notebook, papermill_engines
+    from synthrob.sweep.engine import SynthrobEngine                # as slow to import as fastai
     here = Path(synthrob.__file__).resolve().parent                 # of the package, or beside the notebooks
     nb = next((f for f in (here/NOTEBOOK, here.parent/'nbs'/NOTEBOOK) if f.is_file()), None)
     if not nb: raise BadInput(f"{NOTEBOOK} is neither in {here} nor in {here.parent/'nbs'}: install synthrob again.")
@@ -138,9 +138,6 @@ class Cell:
             if key in seen: setattr(run, name, seen[key])
             else: seen[key] = getattr(run, name)
         share('_source', p.data, p.path, p.vocab, p.size, p.channels)
-        run.judge._source = run._source
-        if p.pool and not p.channels: run._source[0].make()                 # the data decide the pool's channels
-        if p.pool: share('_own_pool', p.pool, p.size, p.channels)
 
     def _execute(self, stage):
         "Work of the stage"
@@ -180,30 +177,29 @@ def fail(self:Cell,
     with contextlib.suppress(OSError): write_json(self.stage.file('error.json'), said)
 
 # %% ../../nbs/sweep/01_grid.ipynb #96a22c14
-def _first(grid, out):
-    "The experiment of a grid's first values, and whether it has one test part whatever its data"
-    run = SplitRun(check_params({k: values(k, v)[0] for k, v in grid.items()} | dict(out=str(out))))
-    return run, run._folds == 1
+def _first(grid, **common):
+    "The experiment of a grid's first values"
+    return SplitRun(check_params({k: values(k, v)[0] for k, v in grid.items()} | common))
 
-def _all_folds(grid, out):
-    "`grid` with all folds, if it does not choose any; the data are decoded where they decide on the number"
-    if 'fold' in grid: return grid
-    run, one = _first(grid, out)
-    if not one and not run._folds: run.make('data')
-    return grid if one or run.folds == 1 else {**grid, 'fold': list(range(run.folds))}
+def _all_folds(grid, **common):
+    "`grid` with all folds, if it does not choose any"
+    n = _first(grid, **common).folds
+    return grid if 'fold' in grid or n == 1 else {**grid, 'fold': list(range(n))}
 
 def default_grid(
     given:dict, # parameters but for ratio
     out='runs'  # folder of all stages
 ) -> list:      # of grids
     "Return ratios of synthetic images, and controls of equal ratios: repeated images; class weights if classes differ"
-    run, _ = _first(given, out)
+    combinations(given | dict(ratio=.3))                                        # refuse before data are decoded
+    run = _first(given, out=str(out))
     run.make('data')
     n = run.images.y.bincount(minlength=run.images.c).tolist()
     ratios, seeds = [.3, .5], 6 if run.folds == 1 else 2
     base = dict(how='add', classes='balance', cnn_seed=seeds) | given
     if 'treatment' in given: return [dict(ratio=[0, *ratios]) | base]
     controls = ['oversample'] + ['class_weights']*(default_metric(n) != 'accuracy')
+    controls += ['noise']*('adversarial' in values('training', given.get('training', 'standard')))
     return [dict(ratio=[0, *ratios]) | base, dict(ratio=ratios, treatment=controls) | base]
 
 # %% ../../nbs/sweep/01_grid.ipynb #bededb3e
@@ -217,12 +213,13 @@ class Sweep:
                  device=None,      # of all cells: 'cpu', 'cuda'; None: the GPU if there is one
                  kernel=False      # execute notebooks in Jupyter kernels
                 ):
-        check_params(dict(margin=margin, metric=metric))
         grids = [grids] if isinstance(grids, dict) else list(grids)
         self.margin, self.metric, self.out, self.device = margin, metric, Path(out), device
         self.left_out, self.combos = Counter(), []
-        cells, seen, grids = {}, {}, [_all_folds(g, out) for g in grids]
+        cells, seen, grids = {}, {}, [_all_folds(g, metric=metric) for g in grids]
         for good, bad in map(combinations, grids):
+            for eps in {p.attack_eps for _, p in good}:
+                check_params(dict(margin=margin, metric=metric, attack_eps=eps))
             self.left_out += bad
             for one, p in good:
                 p.out, p.device, p.margin, p.metric = str(out), device, margin, metric
@@ -287,7 +284,7 @@ def _cost_keys(kind, params, inputs):
 class Costs:
     "What finished stages took, and what others will take"
     def __init__(self, root=None): # the folder of all stages
-        self.seconds, self.devices, self.known = defaultdict(list), set(), set()
+        self.seconds, self.devices, self.known, self.resumed = defaultdict(list), set(), set(), set()
         for f in Path(root).glob('*/*/record.json') if root else ():
             with contextlib.suppress(OSError, ValueError, KeyError): self.add(read_record(f.parent))
 
@@ -295,6 +292,7 @@ class Costs:
             r:dict # see `Stage.record`
            ):
         "Learn from the record of a finished stage"
+        if r['resumed']: self.resumed.add(r['kind'])
         if r['hash'] in self.known or r['resumed']: return
         self.known.add(r['hash']); self.devices.add(r['device'])
         for k in _cost_keys(r['kind'], r['params'], r['inputs']): self.seconds[k].append(r['seconds'])
@@ -332,7 +330,9 @@ def price(self:Sweep,
     if not unknown: return known
     kinds = ', '.join(f'{n} of {k!r}' for k, n in unknown.items())
     more = f'; the others: {known}' if seconds else ''
-    return f"not known for {_n(sum(unknown.values()), 'stage')} ({kinds}): nothing like them has been run here{more}"
+    whole = ' without interruption'*bool(costs.resumed & set(unknown))
+    return (f"not known for {_n(sum(unknown.values()), 'stage')} ({kinds}): nothing like them has been run here{whole}"
+            f"{more}")
 
 # %% ../../nbs/sweep/01_grid.ipynb #86955df0
 @patch
@@ -426,5 +426,6 @@ def summary(self:Sweep,
     whys = {self.name(c): o for c in self.cells if (o := _problem(c))}
     if whys: lines.append(f"{_n(len(whys), 'cell')} must not be counted; {': '.join(next(iter(whys.items())))}")
     if failed: lines.append("--retry (retry=True) tries failed cells again; their folders hold error.json.")
-    if n['done']: lines.append(f"Next: synthrob_report {self.out}   (verdicts and figures on one page)")
+    out = shlex.quote(str(self.out))
+    if n['done']: lines.append(f"Next: synthrob_report {out}   (verdicts and figures on one page)")
     return '\n'.join(lines)

@@ -17,24 +17,28 @@ from fastcore.xml import (Body, Caption, Div, Figcaption, Figure, H1, H2, H3, He
                           Section, Span, Style, Table, Tbody, Td, Th, Thead, Title, Tr, Ul, to_xml)
 from fastprogress.fastprogress import progress_bar
 from matplotlib.figure import Figure as Drawing
-from ..core.basics import BadInput, replacing, write_parquet
+from ..core.basics import BadInput, command, replacing, write_parquet
 from ..core.stages import read_record
 from .results import (ARM, CLASSIFIER, LOWER_IS_BETTER, SETTING, SYNTHESIS, TREATMENTS, VALUE,
-                      conclude, declared_margin, declared_metric, differences, metric_name, paired_runs, results)
+                      conclude, declared_margin, declared_metric, differences, exchange_rate, metric_name, paired_runs,
+                      results)
 from .stats import decide, image_se, joint_p, min_seeds
 from ..split.params import SplitParams
 
 # %% auto #0
-__all__ = ['INK', 'style', 'plot_ratio', 'corruption_table', 'plot_corruptions', 'points', 'net_name', 'headline', 'limits',
-           'costs', 'duration', 'by_setting', 'image_differences', 'Report', 'report', 'main']
+__all__ = ['INK', 'NETS', 'style', 'plot_ratio', 'corruption_table', 'plot_corruptions', 'points', 'net_name', 'headline',
+           'limits', 'costs', 'duration', 'by_setting', 'image_differences', 'Report', 'report', 'main']
 
 # %% ../../nbs/sweep/07_report.ipynb #39fa7c3f
 INK = '#0a0b0c'      # colour of text and axes in a figure; the page replaces it by its own
 _metrics = dict(accuracy='accuracy', balanced_accuracy='balanced accuracy', macro_f1='macro-F1',
-                mca='mean corruption accuracy', ece='calibration error', recall='recall')
-_marker, _dash = dict(replace='o', add='s'), dict(synthetic='-', oversample='--', class_weights=':')
+                robust_accuracy='robust accuracy', mca='mean corruption accuracy', ece='calibration error',
+                recall='recall')
+NETS = dict(poster="small CNN (the study's)", strong='strong CNN', linear='linear head', mlp='MLP head')  # plain names
+_attack = dict(fgsm='FGSM', pgd='PGD', apgd='APGD', dlr='APGD-DLR', deepfool='DeepFool', autoattack='AutoAttack')
+_marker, _dash = dict(replace='o', add='s'), dict(synthetic='-', oversample='--', class_weights=':', noise='-.')
 _label = dict(synthetic='synthetic', oversample='control: oversampled real images',
-              class_weights='control: class weights')
+              class_weights='control: class weights', noise='control: Gaussian noise')
 
 def style():
     "Return the context with the style of all figures"
@@ -53,6 +57,18 @@ def _figure(*size):
 def _no_math(text): return str(text).replace('$', r'\$')      # a dollar sign would start a formula
 
 # %% ../../nbs/sweep/07_report.ipynb #a887a1ab
+def _use(row):
+    "How an arm uses its synthetic images, in words; empty for a plain mixture"
+    weight, words = row.get('synthetic_weight'), []
+    if row.get('schedule') == 'pretrain': words.append('trained on first')
+    if row.get('equal') == 'epochs': words.append('with as many epochs of real images')
+    return words if pd.isna(weight) or weight == 1 else [*words, f'of weight {weight:g}']
+
+def _lines(t):
+    "The lines of a figure over the ratio: treatment, way of mixing and classes; the use in words; the rows"
+    t = t.assign(use=[', '.join(_use(r)) for _, r in t.iterrows()])
+    return [(k[:3], k[3], g) for k, g in t.groupby(['treatment', 'how', 'classes', 'use'], sort=False)]
+
 def plot_ratio(table,       # from `differences`, of one classifier
                label='accuracy', # of the y-axis
                margin=None, # draw the band of the equivalence margin
@@ -66,12 +82,14 @@ def plot_ratio(table,       # from `differences`, of one classifier
         ax = ax or fig.subplots()
         if margin: ax.axhspan(zero - 100*margin, zero + 100*margin, color='#8888', lw=0, alpha=.25)
         ax.axhline(zero, color=INK, ls=':', lw=1)
-        for i, ((treatment, how, classes), g) in enumerate(t.groupby(['treatment', 'how', 'classes'], sort=False)):
+        uses = list(dict.fromkeys(use for _, use, _ in _lines(t)))
+        for i, ((treatment, how, classes), use, g) in enumerate(_lines(t)):
             made = treatment == 'synthetic'
             x, y = g.ratio + .006*i*made, zero + 100*g['diff']
-            color = sns.color_palette('colorblind')[list(_marker).index(how)]
+            color = sns.color_palette('colorblind')[(list(_marker).index(how) + 2*uses.index(use))%10]
             face = dict(markerfacecolor='none') if classes == 'balance' else {}
-            ax.plot(np.r_[0, x], np.r_[zero, y], label=f'{how}, {_label[treatment]}' + f', {classes}'*many, color=color,
+            name = f'{how}, {_label[treatment]}' + f', {classes}'*many + f', {use}'*bool(use)
+            ax.plot(np.r_[0, x], np.r_[zero, y], label=name, color=color,
                     ls=_dash[treatment], marker=_marker[how] if made else None, ms=4.5, markevery=slice(1, None),
                     lw=1.4 if made else 1.1, **face)
             bars = 100*np.abs(g[['low', 'high']].to_numpy(float).T - g['diff'].to_numpy())
@@ -87,11 +105,11 @@ def corruption_table(frame # from `results`
                     ) -> pd.DataFrame: # one row per arm and corruption, with `diff`: accuracy minus that at ratio 0
     "Return differences to ratio 0 under every corruption (mean over severities) and attack; empty if not evaluated"
     rows, by = [], dict(corruption=['corruption'], attack=['attack', 'norm', 'eps'])
-    radius = lambda norm, eps: f'L{norm} {eps:.3g}' if norm == '2' else f'{255*eps:.3g}/255'  # a length, or grey levels
+    radius = lambda norm, eps: f'length {eps:.3g}' if norm == '2' else f'± {255*eps:.3g}/255'      # grey levels
     for kind, cols in by.items():
         values = frame[(frame.metric == f'{kind}_accuracy') & ~(frame.eps == 0)]
         for key, f in values.groupby(cols, observed=True, sort=False):
-            name = key[0] if kind == 'corruption' else f"{key[0]}, {radius(*key[1:])}"
+            name = key[0] if kind == 'corruption' else f"{_attack.get(key[0], key[0])}, {radius(*key[1:])}"
             rows += [p.arm | dict(kind=kind, corruption=name, pairs=len(p), diff=p.diffs.mean())
                      for p in paired_runs(f, f'{kind}_accuracy') if len(p)]
     return pd.DataFrame(rows, columns=[*SETTING, *SYNTHESIS, *CLASSIFIER, *ARM, 'kind', 'corruption', 'pairs', 'diff'])
@@ -127,9 +145,15 @@ def _interval(o):
 
 def net_name(row # of a table with the columns `CLASSIFIER` and `extractor`
             ) -> str:
-    "Return the classifier in words, such as 'poster' or 'linear head on strong'"
-    if pd.isna(row['head']): return row['cnn']
-    return f"{row['head']} head on {row['extractor'] if pd.isna(row['cnn']) else row['cnn']}"
+    "Return the classifier in words, such as 'strong CNN' or 'linear head on the strong CNN'"
+    cnn = row['extractor'] if pd.isna(row['cnn']) else row['cnn']
+    net = NETS.get(cnn, str(cnn).replace('torchvision:', ''))
+    if not pd.isna(row['head']): return f"{NETS[row['head']]} on {'the '*(cnn in NETS)}{net}"
+    more = [f"soft labels, temperature {row['temperature']:g}"] if row.get('labels') == 'soft' else []
+    if (eps := row.get('attack_eps') or 0) > 0:
+        more.append(f"{'trained and '*(row['training'] == 'adversarial')}attacked within {255*eps:.3g}/255")
+    return f"{net}, {'; '.join(more)}" if more else net
+
 
 # %% ../../nbs/sweep/07_report.ipynb #1045f9ab
 def headline(row,        # of `conclude`
@@ -138,10 +162,10 @@ def headline(row,        # of `conclude`
             ) -> str:
     "Return the verdict on one arm as a sentence"
     mixed = dict(replace='in place of real ones', add='added to the real ones')[row.how]
-    head = not pd.isna(row['head'])                                 # a classifier of vectors
-    kind, balanced = 'vectors' if head else 'images', ', the smallest classes first,'*(row.classes == 'balance')
-    arm = f"{100*row.ratio:.3g} % synthetic {kind} {mixed}{balanced}"
-    net, d, m = f"the {net_name(row)}" + ' classifier'*(not head), row['diff'], points(margin, False)
+    kind = 'images' if pd.isna(row['head']) else 'vectors'
+    more = (['the smallest classes first'] if row.classes == 'balance' else []) + _use(row)
+    arm = ', '.join([f"{100*row.ratio:.3g} % synthetic {kind} {mixed}", *more]) + ','*bool(more)
+    net, d, m = f"the {net_name(row)}", row['diff'], points(margin, False)
     if row.get('problem'): return f"No verdict on {net}: {row.problem}"
     if pd.isna(d): return f"No verdict on {net}: there is no complete pair of runs."
     moved = f"from {points(row.baseline, False)} to {points(row.value, False)} %"
@@ -149,8 +173,9 @@ def headline(row,        # of `conclude`
     begin = f"Undecided: with {arm.rstrip(',')}, the {what} of {net} changed"
     if pd.isna(row.low): return f"{begin} {moved} for one seed; a single seed decides nothing."
     if row.cnn_seeds < (least := min_seeds(1 - level)):
-        each = ', '.join(map(points, row.get('singles') or ()))
-        return f"{begin} {moved}; {row.cnn_seeds} pairs decide nothing, {least} may. Single differences: {each} points."
+        each, what = ', '.join(map(points, row.singles)), 'pairs' if row.n_folds > 1 else 'classifier seeds'
+        return (f"{begin} {moved}; {row.cnn_seeds} {what} decide nothing, {least} may. "
+                f"The single pairs of runs: {each} points.")
     if row.verdict == 'undecided' and row.low == row.high:
         return f"{begin} by exactly {points(d)} points in each of {row.cnn_seeds} pairs, as if one net were run again."
     interval, by = f"({100*level:g} % interval {_interval(row)})", points(abs(d), False)
@@ -170,8 +195,8 @@ def _about_runs(frame):
     if frame.simulated.any():
         yield "These runs are SIMULATED: they show what a report looks like, and nothing about synthetic images."
     if frame.leak.any():
-        yield ("Copies stayed where they were (copies='none', or preset='study', whose GAN is trained on test images as "
-               "well), so the test part contains copies of training images.")
+        yield ("Copies stayed where they were (copies='none', or preset='study', whose GAN is trained on test images "
+               "as well), so the test part contains copies of training images.")
     skipped = frame.attrs.get('skipped', {})
     names = dict(unfinished='unfinished runs', damaged='damaged runs', cells_failed='failed cells',
                  cells_open='open cells', robustness_unfinished='unfinished robustness evaluations',
@@ -211,14 +236,13 @@ def _about_arms(table):
     yield ("Should one arm now and then lose much (skewed differences), six seeds are called better or worse falsely "
            "in up to 7 of 100 cases, not 5.")
     nets = table.apply(net_name, axis=1).unique()
-    yield (f"There is one classifier strength ({nets[0]}). A gain on a weak classifier may vanish on a strong one."
+    yield (f"There is one classifier, the {nets[0]}. A gain on a weak classifier may vanish on a strong one."
            if len(nets) == 1 else "Each classifier is judged on its own, without adjustment for their number.")
     for _, r in syn[syn.headline].iterrows():
         ran = syn[syn.apply(net_name, axis=1).eq(net_name(r)) & (syn.how == r.how)].ratio
-        if ran.nunique() == 1: yield f"For the {net_name(r)} classifier only one ratio was run; others may be better."
+        if ran.nunique() == 1: yield f"For the {net_name(r)} only one ratio was run; others may be better."
         elif r.ratio == ran.max() < 1:
-            yield (f"For the {net_name(r)} classifier the chosen ratio is the largest one run; a larger one may be "
-                   "better.")
+            yield f"For the {net_name(r)} the chosen ratio is the largest that was run; a larger one may be better."
 
 def limits(frame,    # from `results`, of one setting
            table,    # from `conclude`
@@ -245,10 +269,10 @@ def costs(frame            # from `results`
     nets = at('seconds').assign(net=lambda t: t.apply(net_name, axis=1))
     stages = {'extractor and vectors': made['features_seconds'], 'GAN': made['gan_seconds'],
               'pool of synthetic images': made['pool_seconds'],
-              **{f'classifier, {k}': g.value for k, g in nets.groupby('net')},
+              **{k: g.value for k, g in nets.groupby('net')},
               'robustness': at('robustness_seconds').value}
     rows = [dict(stage=k, made=len(v), mean=v.mean(), sd=v.std(), total=v.sum()) for k, v in stages.items() if len(v)]
-    return pd.DataFrame(rows + [dict(stage='all', total=sum(r['total'] for r in rows))])
+    return pd.DataFrame(rows + [dict(stage='all, summed', total=sum(r['total'] for r in rows))])
 
 def duration(seconds # NaN: an empty text
             ) -> str:
@@ -260,10 +284,12 @@ def duration(seconds # NaN: an empty text
     return f'{h} h {m:02d} min' if h else f'{m} min {s:02d} s'
 
 # %% ../../nbs/sweep/07_report.ipynb #f458660c
+_figures_made = count()
+
 def _svg(draw, alt, size=(3., 2.4)):
     "The figure that `draw(ax=...)` draws, as inline SVG whose text has the colour of the page"
     buf = StringIO()
-    with style(), mpl.rc_context({'svg.hashsalt': 'synthrob'}):
+    with style(), mpl.rc_context({'svg.hashsalt': f'{next(_figures_made)}'}):     # ids differ between figures
         fig = Drawing(figsize=size, layout='constrained')
         draw(ax=fig.subplots())
         fig.savefig(buf, format='svg', transparent=True, metadata=dict.fromkeys(('Date', 'Creator', 'Format', 'Type')))
@@ -277,19 +303,11 @@ def _svg(draw, alt, size=(3., 2.4)):
     alt = to_xml(Span(alt), indent=False).split('>', 1)[1].rsplit('<', 1)[0].replace('"', '&quot;')
     return Safe(f'<svg {box} role="img" aria-label="{alt}">{s.strip()}')
 
-def _unique_ids(html):
-    "`html` with different ids in each <svg>: equal figures have equal ones"
-    n = count()
-    def own(figure):
-        new = rf'\g<1>f{next(n)}-'
-        return re.sub('<[^>]*>', lambda tag: re.sub(r'(\bid="|\bhref="#|\burl\(#)', new, tag[0]), figure[0])
-    return re.sub('<svg .*?</svg>', own, html, flags=re.S)
-
 def _html_table(rows, caption, text=(), chosen=()):
-    "Dicts as a table that scrolls if it is too wide; `text` columns hold no numbers, `chosen` rows stand out"
+    "Dicts as a table, on a phone a card per row; `text` columns hold no numbers, `chosen` rows stand out"
     def cell(i, k, v):
-        cls = f"text{' long'*(len(str(v)) > 60)}" if k in text else None
-        return Th(str(v), cls=cls, scope='row') if i == 0 else Td(str(v), cls=cls)
+        cls = 'text' if k in text else None
+        return Th(str(v), cls=cls, scope='row') if i == 0 else Td(str(v), cls=cls, data_label=k)
     head = Tr(*[Th(k, scope='col', cls='text' if k in text else None) for k in rows[0]])
     body = [Tr(*[cell(i, *o) for i, o in enumerate(r.items())], cls='chosen' if n in chosen else None)
             for n, r in enumerate(rows)]
@@ -299,7 +317,7 @@ def _html_table(rows, caption, text=(), chosen=()):
 # %% ../../nbs/sweep/07_report.ipynb #0a896a25
 _css = """
 .synthrob{--ink:#1b1f24;--soft:#57606a;--paper:#fff;--line:#d0d7de;--tint:#f3f5f8;--mark:#0173b2;
- color:var(--ink);background:var(--paper);max-width:74rem;margin:0 auto;padding:1rem;box-sizing:border-box;
+ color:var(--ink);background:var(--paper);max-width:84rem;margin:0 auto;padding:1rem;box-sizing:border-box;
  font:16px/1.5 system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',sans-serif}
 @media(prefers-color-scheme:dark){
  .synthrob{--ink:#e6e9ee;--soft:#a5afbb;--paper:#14171c;--line:#3a414b;--tint:#1e232a;--mark:#56b4e9}}
@@ -318,18 +336,25 @@ _css = """
 .synthrob svg *{stroke-linejoin:round;stroke-linecap:butt}
 .synthrob figcaption{font-size:.82rem;color:var(--soft);margin-top:.3rem}
 .synthrob .wide{overflow-x:auto;border:1px solid var(--line);margin:.6rem 0}
-.synthrob table{border-collapse:collapse;font-size:.85rem;width:100%;margin:0}
+.synthrob table{border-collapse:collapse;font-size:.82rem;width:100%;margin:0}
 .synthrob caption{text-align:left;caption-side:top;padding:0}
 .synthrob caption span{display:block;position:sticky;left:0;padding:.4rem .6rem;color:var(--soft);
  max-width:min(70rem,calc(100vw - 4rem));box-sizing:border-box}
-.synthrob th,.synthrob td{padding:.25rem .6rem;border-top:1px solid var(--line);text-align:right;white-space:nowrap;
+.synthrob th,.synthrob td{padding:.25rem .45rem;border-top:1px solid var(--line);text-align:right;white-space:nowrap;
  background:none;color:inherit;font-variant-numeric:tabular-nums}
 .synthrob th{font-weight:600}
 .synthrob thead th{white-space:normal;vertical-align:bottom}
-.synthrob .text{text-align:left}
-.synthrob .long{white-space:normal;min-width:14rem}
+.synthrob .text{text-align:left;white-space:normal}
 .synthrob tr.chosen td,.synthrob tr.chosen th{background:var(--tint);font-weight:600}
 .synthrob li{margin:.3rem 0}
+@media(max-width:45rem){
+ .synthrob thead{display:none}
+ .synthrob tr{display:block;border-top:2px solid var(--line);padding:.3rem 0}
+ .synthrob td,.synthrob tbody th{display:flex;justify-content:space-between;gap:1rem;border:0;
+  padding:.1rem .6rem;white-space:normal;text-align:left}
+ .synthrob td::before{content:attr(data-label);color:var(--soft);flex:none;max-width:60%}
+ .synthrob td[data-label=value]::before{content:none}
+ .synthrob td:empty{display:none}}
 """
 
 # %% ../../nbs/sweep/07_report.ipynb #a49bbf58
@@ -346,14 +371,23 @@ def _gone(frame, content):
     "Images left out of a data set, by reason, in words"
     return ', '.join(f'{n:,} {_reasons.get(k, k)}' for k, n in frame.attrs.get('left_out', {}).get(content, {}).items())
 
+_words = dict(add='synthetic images are added to the real ones', replace='synthetic images take the place of real ones',
+              prior='by the shares of the real classes', balance='the smallest classes first',
+              synthetic='images from the pool', oversample='real images repeated (control)',
+              class_weights='weights in the loss (control)',
+              noise='random images with the mean and spread of a class (control)')
+
 def _epochs(t): return t.head_epochs.fillna(t.cnn_epochs)       # of the classifier, or of the head on vectors
 
 def _summary(frame):
     "What the runs of one setting share and what varies, in words"
     runs = frame.drop_duplicates('run')
     one, all_of = runs.iloc[0], lambda k: _listed(runs[k])
+    words = lambda k: '; '.join(f'{o}: {_words[o]}' for o in sorted(runs[k].dropna().unique()))
     n = {p: int(g.n.max()) for p, g in frame[frame.metric == 'accuracy'].groupby('part', observed=True)}
-    gan = [f"{k.replace('gan_', '').replace('_', ' ')} {all_of(k)}" for k in SYNTHESIS if runs[k].notna().any()]
+    about = {k: SplitParams.__dataclass_fields__[k] for k in SYNTHESIS}
+    gan = [f"{f.metadata['about'].partition(';')[0].partition(':')[0]} ({k}): {all_of(k)}" for k, f in about.items()
+           if runs[k].notna().any() and set(runs[k].dropna()) != {f.default}]
     days = sorted(runs.finished.astype(str).str[:10].unique())
     return {
         'runs': f"{len(runs)}: {(runs.ratio == 0).sum()} at ratio 0, {(runs.treatment == 'synthetic').sum()} with "
@@ -363,8 +397,9 @@ def _summary(frame):
         'real training images used': f'{100*one.real_share:g} %',
         'classifiers': '; '.join(f'{k}, {_listed(_epochs(g))} epochs'
                                  for k, g in runs.groupby(runs.apply(net_name, axis=1))),
-        'ratios': all_of('ratio'), 'ways of mixing': all_of('how'), 'classes': all_of('classes'),
-        'treatments': all_of('treatment'), 'GAN': ', '.join(gan) or 'none', 'GAN seeds': all_of('gan_seed') or 'none',
+        'ratios': all_of('ratio'), 'ways of mixing': words('how'), 'classes': words('classes'),
+        'treatments': words('treatment'),
+        'GAN and pool': '; '.join(gan) or 'none', 'GAN seeds': all_of('gan_seed') or 'none',
         'classifier seeds': all_of('cnn_seed'), 'robustness': all_of('level') or 'not evaluated',
         'hardware': all_of('device'), 'versions': '; '.join(runs.versions.unique()),
         **({'left out of the data': gone} if (gone := _gone(frame, one.content)) else {}),
@@ -392,15 +427,16 @@ def _ratio_figure(frame, t, metric, net, margin=None, alpha=.05, class_=None):
     pairs = (f"{_range(syn.pairs)} pairs of runs a point ({_range(syn.gan_seeds)} GAN x {_range(syn.cnn_seeds)} "
              "classifier seeds)" if len(syn) else 'controls only')
     sd = f', SD {100*zero.std():.1f} over {len(zero)} runs' if len(zero) > 1 else ', one run'
-    caption = (f"{name[0].upper()}{name[1:]}{', smaller is better'*(metric in LOWER_IS_BETTER)}; {net} classifier, "
+    caption = (f"{name[0].upper()}{name[1:]}{', smaller is better'*(metric in LOWER_IS_BETTER)}; {net}, "
                f"test images; {100*(1 - alpha):g} % intervals of the paired difference to ratio 0; {pairs}. "
                f"Ratio 0: {100*zero.mean():.1f} %{sd}.")
     if margin: caption += f' Grey: within {100*margin:g} points of it.'
     lines = [f'ratio 0: {100*zero.mean():.1f}']
-    for (treatment, how, classes), g in t.groupby(['treatment', 'how', 'classes'], sort=False):
+    for (treatment, how, classes), use, g in _lines(t):
         at = ', '.join(f'{100*(zero.mean() + d):.1f} at {r:g}' for r, d in zip(g.ratio, g['diff']))
-        lines.append(f"{how}, {_label[treatment]}{', balanced'*(classes == 'balance')}: {at}")
-    alt = f"{name} in per cent against the ratio, {net} classifier. {'; '.join(lines)}."
+        balanced = ', balanced'*(classes == 'balance') + f', {use}'*bool(use)
+        lines.append(f"{how}, {_label[treatment]}{balanced}: {at}")
+    alt = f"{name} in per cent against the ratio, {net}. {'; '.join(lines)}."
     return Figure(_svg(partial(plot_ratio, t, name, margin, False), alt), Figcaption(caption))
 
 # %% ../../nbs/sweep/07_report.ipynb #8c4af93a
@@ -417,44 +453,46 @@ def _ratio_legend(t):
 def _heat_figure(t, net, name, limit=None):
     "`plot_corruptions` with caption and alternative text; `name`: way of mixing"
     mean = t[t.kind == 'corruption'].groupby('ratio')['diff'].mean()
-    alt = (f"Differences in accuracy to ratio 0 under corruption, {net} classifier, {name}. Means: " +
+    alt = (f"Differences in accuracy to ratio 0 under corruption, {net}, {name}. Means: " +
            ', '.join(f'{points(v)} at {r:g}' for r, v in mean.items()))
-    caption = (f"{net} classifier, {name}: accuracy minus that at ratio 0, in points; mean over severities and "
+    caption = (f"{net}, {name}: accuracy minus that at ratio 0, in points; mean over severities and "
                f"{_range(t.pairs)} pairs of runs. Orange is higher, purple lower.")
     size = 3.7, .6 + .19*t.corruption.nunique()
     return Figure(_svg(partial(plot_corruptions, t, limit), alt, size), Figcaption(caption))
 
 # %% ../../nbs/sweep/07_report.ipynb #3a2d0636
-_symbol = dict(better='▲ better', worse='▼ worse', equivalent='= equivalent', undecided='? undecided',
-               none='✕ no verdict')
+_symbol = dict(better='▲\xa0better', worse='▼\xa0worse', equivalent='=\xa0equivalent', undecided='?\xa0undecided',
+               none='✕\xa0no verdict')
 
 def _pct(x): return '' if pd.isna(x) else f'{100*x:.1f}'
 def _diff(x): return '' if pd.isna(x) else points(x)
 def _p(x): return '' if pd.isna(x) else '<0.001' if x < .001 else f'{x:.3f}'
 
 def _net_name(net, table):
-    "'poster', or 'poster, 20 epochs' if there are several"
+    "'strong CNN', or 'strong CNN, 20 epochs' if there are several"
     many = _epochs(table[table.apply(net_name, axis=1) == net_name(net)]).nunique() > 1
     return net_name(net) + (f", {_epochs(pd.DataFrame([net])).item():g} epochs" if many else '')
 
-def _arms_table(t, others):
-    "One row per arm of `conclude`; `others`: `differences` of further metrics, with the same rows"
+def _arms_table(t, others, name):
+    "The arms of the classifier `name` from `conclude`; `others`: `differences` of further metrics, with the same rows"
     rows = []
     for i, r in t.iterrows():
-        row = {'classifier': _net_name(r, t), 'mixing': r.how, 'classes': r.classes, 'treatment': r.treatment,
-               'ratio': f'{r.ratio:g}', 'pairs': f'{r.gan_seeds} x {r.cnn_seeds}', 'ratio 0, %': _pct(r.baseline),
-               f'{metric_name(r.metric)}, %': _pct(r.value), 'difference, points': _diff(r['diff']),
-               'interval': _interval(r), 'P(improvement), %': _pct(r.improvement),
-               'verdict': _symbol.get(r.verdict, 'none') + ', chosen'*r.chosen, 'p': _p(r.p),
-               'p, equivalence': _p(r.p_equivalence), 'detectable, points': _pct(r.mde)}
+        arm = ', '.join([r.treatment.replace('_', ' '), r.how, *_use(r)])
+        if r.classes == 'balance': arm += ', smallest classes first'
+        row = {'arm': arm, 'ratio': f'{r.ratio:g}', 'pairs': f'{r.gan_seeds} x {r.cnn_seeds}',
+               'ratio 0, %': _pct(r.baseline), f'{metric_name(r.metric)}, %': _pct(r.value),
+               'difference, points': _diff(r['diff']), 'interval': _interval(r),
+               'probability of improvement, %': _pct(r.improvement),
+               'verdict': _symbol.get(r.verdict, 'none') + ', chosen'*r.chosen, 'p, no difference': _p(r.p),
+               'p, beyond the margin': _p(r.p_equivalence), 'detectable, points': _pct(r.mde)}
         rows.append(row | {f'{_metrics[m]}, points': _diff(o['diff'].loc[i]) for m, o in others.items()})
-    caption = ("Every arm on the test images against ratio 0 with the same classifier seed. Pairs: GAN x classifier "
+    return _html_table(rows, name, ('arm', 'verdict'), np.flatnonzero(t.chosen))
+
+_arms_words = ("Every arm on the test images against ratio 0 with the same classifier seed. Pairs: GAN x classifier "
                "seeds. Verdict and p are corrected for the number of arms: of the chosen arm for those it was chosen "
-               "among, of the others for all. P(improvement): share of all pairs of runs, whatever their seed, in "
-               "which the arm is better. "
-               "Detectable: the minimum detectable difference, found in 80 of 100 experiments with as many seeds.")
-    text = 'classifier', 'mixing', 'classes', 'treatment', 'verdict'
-    return _html_table(rows, caption, text, np.flatnonzero(t.chosen))
+               "among, of the others for all. Probability of improvement: share of all pairs of runs, whatever their "
+               "seed, in which the arm is better (rliable's definition). Detectable: the smallest difference that 80 "
+               "of 100 experiments with as many seeds would find. The columns on the right are differences, too.")
 
 # %% ../../nbs/sweep/07_report.ipynb #2b63427d
 def _recall_table(top, recalls):
@@ -465,7 +503,7 @@ def _recall_table(top, recalls):
     rows = [{'class': c, 'recall at ratio 0, %': _pct(o.baseline), f'at ratio {top.ratio:g}, %': _pct(o.value),
              'difference, points': _diff(o['diff']), 'interval': _interval(o), 'p, corrected': _p(p.get(c))}
             for c, o in at.items()]
-    caption = (f"Recall by class, {net_name(top)} classifier, {top.how}, ratio {top.ratio:g}, {top.pairs} pairs of "
+    caption = (f"Recall by class, {net_name(top)}, {top.how}, ratio {top.ratio:g}, {top.pairs} pairs of "
                f"runs; p is corrected for {len(rows)} classes.")
     return _html_table(rows, caption, ('class',))
 
@@ -473,7 +511,8 @@ def _cost_table(frame):
     "`costs` as HTML"
     rows = [{'stage': r.stage, 'made': '' if pd.isna(r.made) else f'{r.made:.0f}', 'mean': duration(r['mean']),
              'SD': duration(r.sd), 'total': duration(r.total)} for _, r in costs(frame).iterrows()]
-    caption = 'Time spent on the hardware named above. A GAN or pool counts once, however many runs used it.'
+    caption = 'Time of each stage on the hardware named above, summed; a GAN or pool counts once for all its runs.'
+    if wall := frame.attrs.get('wall'): caption += f' By the clock, stages of these runs took {duration(wall)}.'
     return _html_table(rows, caption, ('stage',), (len(rows) - 1,))
 
 # %% ../../nbs/sweep/07_report.ipynb #fa6e6a29
@@ -497,13 +536,15 @@ def by_setting(frame     # from `results`
 # %% ../../nbs/sweep/07_report.ipynb #9401cb25
 def image_differences(pairs,  # one of `paired_runs`, on the metric
                       root,   # folder of the runs
-                      metric='accuracy' # or 'balanced_accuracy', whose images weigh more in small classes
+                      metric='accuracy' # or 'robust_accuracy', or 'balanced_accuracy': small classes weigh more
                      ) -> np.ndarray: # (GAN seeds, classifier seeds, images): 1, 0 or -1 times the weight
     "Return correct minus correct of the baseline for each test image, from the stored predictions"
     def correct(run):
         read_record(at := Path(root)/'split'/run, ['predictions.parquet'])
-        t = pq.read_table(at/'predictions.parquet', columns=['part', 'index', 'true', 'predicted']).to_pandas()
+        columns = ['part', 'index', 'true', 'predicted', *['robust']*(metric == 'robust_accuracy')]
+        t = pq.read_table(at/'predictions.parquet', columns=columns).to_pandas()
         t = t[t.part == 'test'].sort_values('index')
+        if metric == 'robust_accuracy': return t['index'].to_numpy(), t.robust.to_numpy(dtype=float)
         weight = 1.
         if metric == 'balanced_accuracy': weight = len(t)/t.true.nunique()/t.groupby('true').true.transform('size')
         return t['index'].to_numpy(), ((t.true == t.predicted)*weight).to_numpy(dtype=float)
@@ -516,7 +557,7 @@ def image_differences(pairs,  # one of `paired_runs`, on the metric
 def _for_other_images(frame, r, alpha):
     "The interval of the arm `r` including the choice of test images, if the predictions can be read"
     if r.n_folds > 1 or r.cnn_seeds < min_seeds(alpha) or 'root' not in frame.attrs: return
-    if r.metric not in ('accuracy', 'balanced_accuracy'): return
+    if r.metric not in ('accuracy', 'balanced_accuracy', 'robust_accuracy'): return
     same = lambda a, b: a == b or (pd.isna(a) and pd.isna(b))
     pairs = next(p for p in paired_runs(frame, r.metric) if all(same(v, r[k]) for k, v in p.arm.items()))
     try: x = image_differences(pairs, frame.attrs['root'], r.metric)
@@ -526,11 +567,12 @@ def _for_other_images(frame, r, alpha):
         means = x.mean(-1) if len(x) > 1 else x[0].mean(-1)
         d = decide(means[None], alpha=alpha, n_boot=9999, image_se=image_se(x)).iloc[0]
         yield (f'Including the choice of test images ({x.shape[-1]:,}), the {100*(1 - alpha):g} % interval is '
-               f'{points(d.low)} to {points(d.high)} points.')
+               f'{_interval(pd.Series({**r, "low": d.low, "high": d.high}))} points.')
 
 def _command(frame, r, treatment, seeds):
     "The command of the sweep that adds runs like those of the arm `r`"
-    cols = [*SETTING, *CLASSIFIER, 'how', 'classes', *(SYNTHESIS if treatment == 'synthetic' else ())]
+    cols = [*SETTING, *CLASSIFIER, *(k for k in ARM if k not in ('ratio', 'treatment'))]
+    if treatment == 'synthetic': cols += SYNTHESIS
     default = SplitParams.__dataclass_fields__
     given = {k: r[k] for k in cols if k in default and not pd.isna(r[k]) and r[k] != default[k].default}
     path = dict(path='PATH') if r['data'] != 'faces' else {}
@@ -543,11 +585,13 @@ def _command(frame, r, treatment, seeds):
 # %% ../../nbs/sweep/07_report.ipynb #a7757c97
 def _against_controls(frame, r, margin, alpha):
     "Sentences that compare the arm `r` with the controls at the same ratio, or say how to run them"
-    for control, name in dict(oversample='oversampled real images', class_weights='class weights').items():
-        t, equal = None, [*SYNTHESIS, *CLASSIFIER, 'how', 'classes', 'ratio']
+    controls = dict(oversample='oversampled real images', class_weights='class weights')
+    if r.training == 'adversarial': controls['noise'] = 'Gaussian noise'
+    for control, name in controls.items():
+        t = None
         if (frame.treatment == control).any():
             t = differences(frame, r.metric, 'test', margin, alpha, against=control)
-            t = _matching(t[t.treatment == 'synthetic'], r, equal)
+            t = _matching(t[t.treatment == 'synthetic'], r, [*SYNTHESIS, *CLASSIFIER, *ARM])
         if t is None or not len(t) or t.low.isna().all():
             if r.ratio < 1:
                 seeds = frame.cnn_seed.nunique()
@@ -562,27 +606,47 @@ def _verdict_part(frame, table, margin, alpha):
     parts = []
     for _, r in table[table.headline].iterrows():
         small = []
-        enough = r.cnn_seeds >= min_seeds(alpha)
-        if r.among > 1 and enough:
-            small += [f"The ratio was chosen on validation images among {r.among} arms; its p is corrected for that."]
-        if r.verdict in ('better', 'worse', 'equivalent', 'undecided') and enough:
+        if r.among > 1 and r.cnn_seeds >= min_seeds(alpha):
+            small.append(f"The ratio was chosen on validation images among {r.among} arms; p is corrected for that.")
+        if r.verdict in ('better', 'worse', 'equivalent', 'undecided') and r.cnn_seeds >= min_seeds(alpha):
             folds = f'{r.n_folds} folds x '*(r.n_folds > 1)
-            runs = f'{folds}{r.gan_seeds} GAN x {r.cnn_seeds//r.n_folds} classifier seeds'
-            small.append(f"{runs}; p of no difference {_p(r.p)}, of a difference beyond the margin "
-                         f"{_p(r.p_equivalence)}; the arm is better in "
-                         f"{_pct(r.improvement)} % of all pairs of runs.")
+            small += [f"{folds}{r.gan_seeds} GAN x {r.cnn_seeds//r.n_folds} classifier seeds. p against no difference: "
+                      f"{_p(r.p)}; against a difference beyond the margin: {_p(r.p_equivalence)}. Probability of "
+                      f"improvement: {_pct(r.improvement)} % of all pairs of runs, whatever their seeds."]
             if r.verdict == 'undecided' and r.p_alone <= alpha < r.p:
                 fresh = int(frame.cnn_seed.max()) + 1
                 small.append(f"By itself p is {_p(r.p_alone)}. Fresh seeds need no correction: "
                              f"{_command(frame, r, 'synthetic', f'{fresh}..{fresh + 5}')}, then synthrob_report "
                              f"--confirm {fresh}")
+        if r.note: small.append(f"Counted all the same: {r.note}")
         if not r.problem: small += [*_for_other_images(frame, r, alpha), *_against_controls(frame, r, margin, alpha)]
         big = P(headline(r, margin, 1 - alpha), cls='big')
         parts.append(Div(big, *[P(o, cls='small') for o in small], cls='verdict'))
     return parts or [P('No synthetic arm has a complete pair of runs: there is no verdict.', cls='warn')]
 
+# %% ../../nbs/sweep/07_report.ipynb #e0c4a411
+def _exchange(rates, alpha):
+    "Sentences on how many synthetic images are worth a real one, from `exchange_rate`"
+    for o in rates.to_dict('records'):
+        (worth, low, high), level = (o[k] for k in ('worth', 'low', 'high')), f'{100*(1 - alpha):g} % interval'
+        if o['seeds'] < min_seeds(alpha):
+            text = f"one synthetic image is worth {worth:.2g} real ones; {o['seeds']} seeds give no interval."
+        elif low > 0:
+            text = f"one real image is worth {1/worth:.2g} synthetic ones ({level} {1/high:.2g} to {1/low:.2g})."
+        elif high > 0:
+            text = f"no number of synthetic images is shown to be worth a real one; it takes at least {1/high:.2g}."
+        else:
+            text = f"a synthetic image harms like {-worth:.2g} real ones less ({level} {-high:.2g} to {-low:.2g})."
+        yield (f"Exchange rate, {net_name(o)}: {text} From {o['runs']} runs with {o['shares']} shares of the real "
+               "images, if the metric grows with the logarithm of their number.")
+
 # %% ../../nbs/sweep/07_report.ipynb #abd00e6a
 def _bar(jobs, progress): return progress_bar(jobs, leave=False) if progress else jobs
+
+_robustness_words = (
+    "A corruption imitates noise, blur, weather or compression; the figures are means over its severities. An attack "
+    "changes the pixels just so that the classifier errs: FGSM in one step, PGD in several, AutoAttack by the best of "
+    "several ways. ± 2/255: by at most 2 of 255 grey levels a pixel.")
 
 def _tables(frame, table, margin, alpha, progress, most=12):
     "`conclude`'s table, `differences` of other metrics and of the recall of at most `most` classes; a remark"
@@ -622,7 +686,7 @@ def _setting(frame, name, margin, alpha, metric, confirm, progress):
     metrics, recalls, remark = _tables(frame, table, margin, alpha, progress)
     drawn = _figures(frame, table, metrics, recalls, margin, alpha, progress)
     def lines(what): return [o for (w, net), figs in drawn.items() if w == what
-                             for o in (H3(f'{net} classifier'), figs[0], Div(*figs[1:], cls='grid'))]
+                             for o in (H3(net[0].upper() + net[1:]), figs[0], Div(*figs[1:], cls='grid'))]
     tables = [_recall_table(r, recalls) for _, r in table[table.headline & table['diff'].notna()].iterrows()]
     maps = [o for (w, _), figs in drawn.items() if w == 'maps' for o in figs]
     d, when = frame.attrs.get('declared', {}), ''
@@ -632,11 +696,14 @@ def _setting(frame, name, margin, alpha, metric, confirm, progress):
     caption = (f'Equivalence margin: {100*margin:g} points of {metric_name(table.metric.iloc[0])}{when}. '
                f'Level of the tests: {100*alpha:g} %.')
     ran = _html_table([dict(what=k, value=v) for k, v in _summary(frame).items()], caption, ('what', 'value'))
+    names = table.apply(_net_name, axis=1, table=table)
     others = {k: t for k, t in metrics.items() if k != table.metric.iloc[0]}
     parts = {'Runs': [ran], 'Metrics by ratio': lines('metrics'),
              'Recall by class': [*([P(remark)] if remark else []), *lines('recall'), *tables],
-             'Corruptions and attacks': [Div(*maps, cls='grid maps') if maps else P('Robustness was not evaluated.')],
-             'Cost': [_cost_table(frame)], 'All arms': [_arms_table(table, others)],
+             'Corruptions and attacks': [P(_robustness_words if maps else 'Robustness was not evaluated.'),
+                                         Div(*maps, cls='grid maps')],
+             'Cost': [_cost_table(frame)],
+             'All arms': [P(_arms_words), *(_arms_table(g, others, k) for k, g in table.groupby(names, sort=False))],
              'What cannot be claimed': [Ul(*[Li(o) for o in limits(frame, table, alpha)])]}
     sentences = [headline(r, margin, 1 - alpha) for _, r in table[table.headline].iterrows()]
     html = [*([H2(f'Setting: {name}')] if name else []), *_verdict_part(frame, table, margin, alpha),
@@ -695,12 +762,13 @@ def report(runs='runs',   # folder of the runs, or a table from `results`
     paired_runs(frame)                                                   # raises if there is nothing to compare
     sentences, tables, parts = [], [], [H1('synthrob report: do synthetic images help?')]
     if frame.simulated.any(): parts.append(P('These runs are simulated: nothing was trained.', cls='warn'))
+    parts += [P(o, cls='verdict') for o in _exchange(exchange_rate(frame, metric, 1 - alpha), alpha)]
     for name, f in by_setting(frame):
         try: lines, t, html = _setting(f, name, margin, alpha, metric, confirm, progress)
         except BadInput as e: lines, t, html = [f'{name}: {e}'], None, [H2(f'Setting: {name}'), P(str(e), cls='warn')]
         sentences += lines; parts += html
         if t is not None: tables.append(t)
-    body = _unique_ids(to_xml(Main(*parts, cls='synthrob'), indent=False))
+    body = to_xml(Main(*parts, cls='synthrob'), indent=False)
     rep = Report(frame, pd.concat(tables, ignore_index=True), sentences, body)
     if out is not None: rep.save(out)
     return rep
@@ -722,6 +790,7 @@ def _value(text):
     except (ValueError, SyntaxError): return text
     return v if isinstance(v, (int, float, bool)) else text
 
+@command('synthrob_report')
 def main(args=None # list of arguments; None: those of the command line
         ):
     "Run the command `synthrob_report`; return 2 for bad input, else 0"
@@ -734,19 +803,16 @@ def main(args=None # list of arguments; None: those of the command line
     p.add_argument('--sweep', metavar='HASH', help='only the runs of this sweep (a folder in RUNS/sweep)')
     p.add_argument('--margin', type=float, help='equivalence margin in accuracy, .02 for 2 points (as declared)')
     p.add_argument('--alpha', type=float, default=.05, help='level of the tests (.05)')
-    p.add_argument('--metric', help="'accuracy', 'balanced_accuracy', 'macro_f1' or 'recall:CLASS' (as declared)")
+    p.add_argument('--metric', help="'accuracy', 'balanced_accuracy', 'robust_accuracy', 'macro_f1' or 'recall:CLASS' "
+                                    "(as declared)")
     p.add_argument('--confirm', type=int, metavar='SEED',
                    help='choose the arm by the classifier seeds below, judge it by those from here')
     a = p.parse_args(args)
     out = Path(a.out or Path(a.runs)/'report')
-    try:
-        for o in a.only:
-            if '=' not in o: raise BadInput(f"--only {o} has no value: write a name and its values, as in ratio=0,.3.")
-        where = {k: [_value(o) for o in v.split(',')] for k, v in (o.split('=', 1) for o in a.only)}
-        with redirect_stdout(sys.stderr):                                                        # progress
-            rep = report(a.runs, out, a.sweep, a.margin, a.alpha, a.metric, a.confirm, **where)
-    except BadInput as e:
-        print(f'synthrob_report: {e}', file=sys.stderr)
-        return 2
+    for o in a.only:
+        if '=' not in o: raise BadInput(f"--only {o} has no value: write a name and its values, as in ratio=0,.3.")
+    where = {k: [_value(o) for o in v.split(',')] for k, v in (o.split('=', 1) for o in a.only)}
+    with redirect_stdout(sys.stderr):                                                            # progress
+        rep = report(a.runs, out, a.sweep, a.margin, a.alpha, a.metric, a.confirm, **where)
     print(f"{rep}\n\nOpen {out/'report.html'} in a browser, and read 'What cannot be claimed' before you quote it.")
     return 0

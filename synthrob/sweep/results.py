@@ -5,22 +5,23 @@
 # %% ../../nbs/sweep/06_results.ipynb #15e5f346
 from __future__ import annotations
 import math
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
 
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
-from scipy.special import ndtr, ndtri
-from ..core.basics import BadInput, check_name, hash_of, read_json, write_json, write_parquet
+from scipy import stats
+from ..cnn.evaluation import Confusion
+from ..core.basics import BadInput, check_name, hash_of, read_json
 from ..data.splits import default_metric
-from ..core.stages import Stage, read_record, versions
-from ..split.params import SplitParams, idle_params, names_by_role
+from ..core.stages import read_record
+from ..split.params import SplitParams, check_value, idle_params, names_by_role
 from .stats import corrected, decide, joint_p, verdict
 
 # %% auto #0
 __all__ = ['SETTING', 'SYNTHESIS', 'CLASSIFIER', 'ARM', 'SEEDS', 'TREATMENTS', 'RUN_INFO', 'VALUE', 'LOWER_IS_BETTER',
-           'RATIO_GROUP', 'current_names', 'simulate_runs', 'results', 'PairedRuns', 'paired_runs', 'differences',
-           'declared_margin', 'declared_metric', 'conclude', 'metric_name']
+           'RATIO_GROUP', 'current_names', 'results', 'PairedRuns', 'paired_runs', 'differences', 'declared_margin',
+           'declared_metric', 'conclude', 'metric_name', 'exchange_rate']
 
 # %% ../../nbs/sweep/06_results.ipynb #0635b5e4
 # Parameters by their role in a comparison, from the metadata of `SplitParams`
@@ -29,13 +30,15 @@ SYNTHESIS, CLASSIFIER = names_by_role('synthesis'), names_by_role('classifier') 
 ARM = names_by_role('arm')                                # what is compared (at ratio 0 the ratio alone)
 SEEDS = 'fold', 'gan_seed', 'cnn_seed'                    # repetitions; each fold has test images of its own
 _types = {f.name: f.type for f in fields(SplitParams)}
-TREATMENTS = SplitParams.__dataclass_fields__['treatment'].metadata['options']   # the last two are controls
-RUN_INFO = ('margin', 'declared_metric', 'problem', 'level', 'simulated', 'features_hash', 'gan_hash', 'pool_hash',
-            'device', 'versions', 'started', 'finished')                           # other columns
+TREATMENTS = SplitParams.__dataclass_fields__['treatment'].metadata['options']   # all but the first are controls
+RUN_INFO = ('margin', 'declared_metric', 'problem', 'doubt', 'level', 'simulated', 'features_hash', 'gan_hash',
+            'pool_hash', 'device', 'versions', 'started', 'finished')              # other columns
 VALUE = ('part', 'metric', 'class', 'corruption', 'severity', 'attack', 'norm', 'eps', 'steps', 'n', 'value')
 
 # %% ../../nbs/sweep/06_results.ipynb #0a5d7e02
 _old_names = dict(filler='treatment', spread='noise_std', fresh='refresh_every', robust='robustness')
+_absent = dict(labels='hard', temperature=None, schedule='mixed', synthetic_weight=1., equal='steps',
+               training='standard', attack_eps=0.)                            # from tables before these parameters
 _old_columns = dict(data='content', source='data', gan='gan_hash')                  # of tables that have a `source`
 _old_values = dict(treatment=dict(repeat='oversample', none='class_weights'), preset=dict(source='study'),
                    gan_arch=dict(source='study'))
@@ -52,107 +55,17 @@ def current_names(o # parameters of a record, or a table such as `results` retur
     o = o.assign(**{k: new(o[k], m) for k, m in _old_values.items() if k in o})
     if 'content' not in o: return o
     o = o.assign(**{k: None for k in (*SETTING, *SYNTHESIS, 'min_steps') if k not in o and k != 'space'})
+    o = o.assign(**{k: v for k, v in _absent.items() if k not in o})
     if 'space' in o: return o
     h = o.cnn.astype(str).str.extract(_old_head)                                    # missing for a classifier of images
     on = h['head'].notna()
     return o.assign(space=np.where(on, 'feature', 'pixel'), head=h['head'], head_epochs=o.cnn_epochs.where(on),
                     cnn=h.cnn.where(on, o.cnn), cnn_epochs=h.cnn_epochs.astype('Int64').where(on, o.cnn_epochs))
 
-# %% ../../nbs/sweep/06_results.ipynb #27b0d769
-def _normal(*keys): return np.random.default_rng(int(hash_of(keys), 16)).normal      # one stream per `keys`
-
-def _write_record(stage, seconds, **record):
-    "Write params.json and record.json of a simulated stage; return the stage"
-    when = '2026-01-01T12:00:00+00:00'
-    write_json(stage.file('params.json'), stage.spec)
-    write_json(stage.file('record.json'), dict(
-        kind=stage.kind, hash=stage.hash, **stage.spec, versions=versions(), device='none (simulated)', started=when,
-        finished=when, resumed=False, seconds=seconds, simulated=True) | record)
-    return stage
-
-def _simulate_evaluation(given, effect, vocab, hard):
-    "The simulated `Evaluation` on images of difficulty `hard` (n,)"
-    from synthrob.cnn.learner import Evaluation
-    n, k = len(hard), len(vocab)
-    y, run = np.arange(n) % k, [given[o] for o in ('ratio', 'how', 'classes', 'treatment', 'cnn', *SEEDS) if o in given]
-    p = dict(poster=.55, strong=.7).get(given['cnn'], .6) + .012*_normal('cnn', given['cnn_seed'], given['cnn'])()
-    if given['ratio'] and given['treatment'] == 'synthetic': p += .004*_normal('gan', given['gan_seed'])()
-    p += .003*_normal('run', run)()
-    if given['ratio']: p = p + np.broadcast_to(effect(given), k)[y]
-    correct = .85*hard + math.sqrt(1 - .85**2)*_normal('images', run, hard[:2].tolist())(size=n) < ndtri(p)
-    pred = np.where(correct, y, (y + 1 + np.arange(n)//k % (k - 1)) % k)
-    conf = (.95 - .35*ndtr(hard))[:, None]
-    return Evaluation(np.where(np.arange(k) == pred[:, None], conf, (1 - conf)/(k - 1)), y, vocab)
-
-# %% ../../nbs/sweep/06_results.ipynb #ad1888b8
-def _simulate_robustness(root, split, given, test, effect):
-    "Write a simulated `runs/robustness/<hash>/`, where accuracy falls with severity from that of the run"
-    from synthrob.cnn.robustness import Robustness, robustness_levels
-    k, lv, rows = len(test['vocab']), robustness_levels['fast'], []
-    n, recall = min(lv.n, test['n']), {f'recall_{c}': v['recall'] for c, v in test['per_class'].items()}
-    for (i, name), s in product(enumerate(lv.corruptions), lv.severities):
-        hit, shift = (.3 + .05*(i % 5))*s/5, .01*_normal('corruption', split.hash, name, s)()
-        shift += effect(given, name) if given['ratio'] else 0
-        fall = lambda a: float(np.clip(1/k + (a - 1/k)*(1 - hit) + shift, 0, 1))
-        rows.append(dict(corruption=name, group='common', severity=s, n=n, accuracy=fall(test['accuracy']),
-                         ece=.05 + hit/4, ece_calibrated=.02 + hit/4, **{c: fall(v) for c, v in recall.items()}))
-    attacks = [dict(attack=name, norm=norm, eps=e, steps=steps, n=min(lv.n_attack, n),
-                    accuracy=test['accuracy']*math.exp(-255*e))
-               for name, norm, steps, radii in lv.attacks for e in (0., *radii)]
-    clean = dict(n=n, accuracy=test['accuracy'], ece=test['ece'], temperature=1.3, ece_calibrated=.02, **recall)
-    stage = Stage('robustness', dict(level=asdict(lv)), None, dict(split=split), out=root)
-    r = Robustness(pd.DataFrame(rows), pd.DataFrame(attacks), clean, pd.DataFrame(dict(index=range(n))), test['vocab'],
-                   dict(level=dict(name='fast', **asdict(lv))))
-    r.save(stage.path)
-    _write_record(stage, 9., **r.to_dict())
-
-# %% ../../nbs/sweep/06_results.ipynb #a1decd4a
-def simulate_runs(root,                           # folder to write to, as `runs`
-                  effect=lambda given: 0.,        # gain in accuracy, scalar or per class, given a run's parameters
-                  robust_effect=lambda given, corruption: 0., # additional gain under a corruption
-                  ratios=(0, .1, .2, .3, .4, .5), # shares of synthetic images
-                  hows=('replace', 'add'),        # see `MixParams.how`
-                  treatments=('synthetic',),      # and the controls 'oversample', 'class_weights'
-                  classes=('prior',),             # and 'balance'
-                  cnns=('poster',),               # and 'strong'
-                  gan_seeds=(0,),                 # seeds of the GAN
-                  cnn_seeds=range(6),             # seeds of the classifier
-                  vocab=('fear', 'angry', 'happy', 'sad', 'neutral'), # class names
-                  n=1000,                         # test images, and as many validation images
-                  folds=1,                        # of a cross-validation, each with `n` test images of its own
-                  **more                          # further parameters of all runs, such as `margin` or `real_share`
-                 ) -> int:                        # number of runs
-    "Write simulated records, predictions and tables in the form of real runs; nothing is trained"
-    vocab, n_runs = list(vocab), 0
-    hard = {(f, part): _normal('difficulty', part, n, *[f]*bool(f))(size=n)
-            for f in range(folds) for part in ('valid', 'test')}
-    common = dict(data='faces', size=32, real_share=1., cnn_epochs=20, split_seed=42, gan_arch='default',
-                  gan_images=1000, gan_width=32, margin=.02) | more
-    images = _write_record(Stage('data', dict(n=n, vocab=vocab), out=root), 1., content=hash_of(('images', n, vocab)))
-    arms = [dict(ratio=0, how='replace', classes='prior', treatment='synthetic')]*(0 in ratios)
-    arms += [dict(ratio=r, how=h, classes=c, treatment=t) for r, h, t, c in product(ratios, hows, treatments, classes)
-             if r and not (r == 1 and (h == 'add' or t != 'synthetic'))]
-    gans = {g: _write_record(Stage('gan', dict(gan_seed=g), out=root), 100. + g) for g in gan_seeds}
-    pools = {g: _write_record(Stage('pool', {}, None, dict(gan=gan), out=root), 2.) for g, gan in gans.items()}
-    for cnn, arm in product(cnns, arms):
-        made = arm['treatment'] == 'synthetic' and arm['ratio'] > 0
-        for f, g, s in product(range(folds), gan_seeds if made else (0,), cnn_seeds):
-            given = common | arm | dict(cnn=cnn, gan_seed=g, cnn_seed=s)
-            if folds > 1: given |= dict(folds=folds, fold=f)
-            evs = {part: _simulate_evaluation(given, effect, vocab, hard[f, part]) for part in ('valid', 'test')}
-            split = Stage('split', given, None, dict(train=images, pool=pools[g] if made else None), out=root)
-            write_parquet(split.file('predictions.parquet'), pd.concat(
-                pd.DataFrame(dict(part=k, index=range(n), true=ev.y, predicted=ev.pred)) for k, ev in evs.items()))
-            scores = {k: ev.to_dict() for k, ev in evs.items()}
-            _write_record(split, 20., **scores, given=given)
-            _simulate_robustness(root, split, given, scores['test'], robust_effect)
-            n_runs += 1
-    return n_runs
-
 # %% ../../nbs/sweep/06_results.ipynb #0a5d7e04
 def _params(r, made):
     "The relevant parameters of the record `r`, None where they do not apply; `made`: hash -> record of other stages"
-    g = current_names(r['given'])
+    g = {k: check_value(k, v) if k in _types else v for k, v in current_names(r['given']).items()}
     g['ratio'], g['cnn_seed']                                      # a record without them is damaged
     p = SplitParams(**{k: v for k, v in g.items() if k in _types})
     row = {k: getattr(p, k) for k in (*SETTING, *SYNTHESIS, *CLASSIFIER, *ARM, *SEEDS) if k in _types}
@@ -165,11 +78,11 @@ def _params(r, made):
     up = lambda h: (i := made.get(h, {}).get('inputs', {})).get('train') or i.get('data')
     while up(train): train = up(train)                             # vectors, parts, data
     return row | dict(
+        run=r['hash'], content=str(made.get(train, {}).get('content', train)),
         leak=g.get('preset') == 'study' or g.get('copies') == 'none',
-        run=r['hash'], content=made.get(train, {}).get('content', train),
-        margin=g.get('margin'), declared_metric=g.get('metric', 'accuracy'), problem=_problem(r, made),
-        simulated=bool(r.get('simulated')), device=r['device'], started=r['started'],
-        finished=r['finished'], versions=', '.join(f'{k} {v}' for k, v in r['versions'].items() if v))
+        margin=g.get('margin'), declared_metric=g.get('metric', 'accuracy'), problem=_problem(r, made), doubt=_doubt(r),
+        simulated=bool(r.get('simulated')), device=str(r['device']), started=str(r['started']),
+        finished=str(r['finished']), versions=', '.join(f'{k} {v}' for k, v in r['versions'].items() if v))
 
 def _problem(r, made):
     "What keeps the run of the record `r` from counting: the problems of its stages, or a single class predicted"
@@ -180,6 +93,11 @@ def _problem(r, made):
                  f"({100*r['test']['accuracy']:.1f} %): train for more steps."]
     return ' '.join(dict.fromkeys(found))
 
+def _doubt(r):
+    "Whether the baseline of the record `r` is no better than chance on validation and test images, in a sentence"
+    if r['given']['ratio'] or not all('confusion' in r[k] for k in ('valid', 'test')): return ''
+    return Confusion(sum(np.array(r[k]['confusion']) for k in ('valid', 'test'))).problem     # an arm may be that bad
+
 def _values(r):
     "The results in the record `r`: rows of run, part, metric, class, n, value; `ValueError` if they contradict"
     for c, o in (r.get('counts') or {}).items():
@@ -189,14 +107,20 @@ def _values(r):
         m = np.array(e.get('confusion', [[e['accuracy']]]))
         if abs(np.trace(m)/m.sum() - e['accuracy']) > 1e-6 and 'confusion' in e:
             raise ValueError(f"accuracy {e['accuracy']} contradicts its confusion matrix")
-        for m in ('accuracy', 'macro_f1', 'ece'):
-            yield r['hash'], part, m, None, e['n'], float('nan' if e[m] is None else e[m])
+        for m in ('accuracy', 'macro_f1', 'ece', 'robust_accuracy'):
+            if m in e: yield r['hash'], part, m, None, int(e['n']), float('nan' if e[m] is None else e[m])
         for c, row in e['per_class'].items():
-            for m, v in row.items(): yield r['hash'], part, m, c, e['n'], float(v)
+            for m, v in row.items(): yield r['hash'], part, m, c, int(e['n']), float(v)
     yield r['hash'], None, 'seconds', None, None, float(r['seconds'])
 
 # %% ../../nbs/sweep/06_results.ipynb #714b5489
 _unusable = (KeyError, TypeError, ValueError, AttributeError)    # raised by an incomplete record
+
+def _well_formed(r):
+    "Whether what all records have is of the right type, also in a record without a checksum"
+    return (isinstance(i := r.get('inputs'), dict) and all(isinstance(o, str) for o in i.values()) and
+            isinstance(r.get('seconds'), (int, float)) and isinstance(r.get('report', {}), dict) and
+            isinstance(r.get('content', ''), str))
 
 def _records(root, kind):
     "Readable records in `root/kind`, and the number of others by reason"
@@ -205,18 +129,19 @@ def _records(root, kind):
         try: r = read_record(d)
         except BadInput: skipped['damaged'] += 1; continue
         if r is None: skipped['unfinished'] += 1
-        else: found.append(r)
+        elif kind == 'cell' or _well_formed(r): found.append(r)
+        else: skipped['damaged'] += 1
     return found, skipped
 
 def _robustness(root, runs, level):
-    "Values of the robustness of `runs`, all at one level; its name; the number of unusable records by reason"
+    "Values of the robustness of `runs`, all at one level; its name; unusable records by reason; the records"
     records, skipped = _records(root, 'robustness')
     by_level, tables, numbers = {}, dict(corruptions=[], attacks=[]), []
     for r in sorted(records, key=lambda r: str(r.get('finished'))):
         try:
             if (run := r['inputs']['split']) not in runs: continue
             lv = r['params']['level']                              # its content may differ between versions
-            name = lv if isinstance(lv, str) else r['about']['level']['name']
+            name = lv if isinstance(lv, str) else str(r['about']['level']['name'])
             by_level.setdefault((hash_of(lv), name), {})[run] = r
         except _unusable: skipped['damaged'] += 1
     found = [k for k in by_level if level in (None, k[1])]
@@ -233,12 +158,14 @@ def _robustness(root, runs, level):
         except (OSError, pa.ArrowInvalid, *_unusable): skipped['damaged'] += 1; continue
         for o in tables: tables[o].append(read[o])
     tables = {k: pa.concat_tables(o, promote_options='permissive').to_pandas() for k, o in tables.items() if o}
-    return [pd.DataFrame(numbers, columns=['run', 'metric', 'value', 'part']), *_long(tables)], key[1], skipped
+    values = [pd.DataFrame(numbers, columns=['run', 'metric', 'value', 'part']), *_long(tables)]
+    return values, key[1], skipped, by_level.get(key, {}).values()
 
 # %% ../../nbs/sweep/06_results.ipynb #bb10ae12
 def _read_table(file, run):
     "The table in `file` with a column `run`"
     t = pq.read_table(file, use_threads=False).replace_schema_metadata(None)        # small files: threads cost more
+    t.validate(full=True)                                                          # text that is not UTF-8
     if not {'n', 'accuracy'} <= set(t.column_names): raise ValueError(f'{file} has no accuracies')
     return t.append_column('run', pa.array([run]*len(t)))
 
@@ -271,6 +198,13 @@ def _stage_seconds(runs, made):
             if (h := r[f'{k}_hash']) in made:
                 rows.append((r['run'], f'{k}_seconds', of(h) + of(made[h]['inputs'].get('extractor'))))
     return pd.DataFrame(rows, columns=['run', 'metric', 'value'])
+
+def _wall(records):
+    "Seconds by the clock in which at least one of the stages was running"
+    total, until = 0., pd.Timestamp(0, tz='UTC')
+    for a, b in sorted((pd.Timestamp(r['started']), pd.Timestamp(r['finished'])) for r in records):
+        total, until = total + max((b - max(a, until)).total_seconds(), 0), max(b, until)
+    return total
 
 # %% ../../nbs/sweep/06_results.ipynb #e6d4ad3d
 def _cells(root, cells):
@@ -317,14 +251,17 @@ def results(runs='runs', # folder of the runs (`out` of the parameters)
     params = _select(pd.DataFrame(params), where)
     same = [*SETTING, *SYNTHESIS, *CLASSIFIER, *ARM, *SEEDS]         # of equal runs by several versions, the newest
     new = params.sort_values('finished').drop_duplicates(same, keep='last').sort_index()
-    robust, level, bad = _robustness(root, set(new.run), level)
+    robust, level, bad, tested = _robustness(root, set(new.run), level)
     values = pd.DataFrame(values, columns=['run', 'part', 'metric', 'class', 'n', 'value'])
     seconds = _stage_seconds(new, made | {r['hash']: r for r in records})
     rows = [o for o in (values[values.run.isin(set(new.run))], *robust, seconds) if len(o)]
     frame = _typed(pd.concat(rows, ignore_index=True).reindex(columns=['run', *VALUE]), new.assign(level=level))
     skipped |= dict(robustness_damaged=bad['damaged'], robustness_unfinished=bad['unfinished'],
                     superseded=len(params) - len(new), **missing)
-    frame.attrs = dict(root=str(root), errors=errors, declared=declared, skipped=skipped, left_out=_left_out(made))
+    stages = {*new.run, *new[['features_hash', 'gan_hash', 'pool_hash']].stack()}
+    wall = _wall([*tested, *(r for r in (*records, *made.values()) if r['hash'] in stages)])
+    frame.attrs = dict(root=str(root), errors=errors, declared=declared, skipped=skipped, left_out=_left_out(made),
+                       wall=wall)
     return frame
 
 # %% ../../nbs/sweep/06_results.ipynb #1c99eb5e
@@ -333,7 +270,7 @@ def _select(params, where):
     for k, v in where.items():
         check_name(k, params.columns, f"Runs have no parameter {k!r}")
         v = list(v) if isinstance(v, (list, tuple, set, range, np.ndarray)) else [v]
-        left = params[params[k].isin(v) | params[k].isna()]
+        left = params[params[k].astype(object).isin(v) | params[k].isna()]
         have = ', '.join(map(repr, sorted(params[k].dropna().unique().tolist())))
         if not len(left): raise BadInput(f"{k}={v[0] if len(v) == 1 else v!r} has no runs: choose from {have}.")
         params = left
@@ -363,6 +300,7 @@ class PairedRuns:
     base_runs: np.ndarray # hashes of the baseline's runs, shaped as `base`
     missing: list = field(default_factory=list) # descriptions of missing and dropped runs
     problem: str = ''     # why there is no verdict
+    note: str = ''        # runs that failed, but too few to withhold it
     folds: int = 1        # of a cross-validation
 
     @property
@@ -391,9 +329,9 @@ def _complete(v):
 def _pair_up(arm, base, gan_seeds, cnn_seeds):
     "`PairedRuns` of the runs `arm` by GAN and classifier seed and `base` by classifier seed"
     of = lambda o, k: getattr(o, k, np.nan if k == 'value' else '')
-    columns = 'value', 'run', 'problem'
-    value, runs, bad = (np.array([[of(arm.get((g, s)), k) for s in cnn_seeds] for g in gan_seeds]) for k in columns)
-    zero, base_runs, base_bad = (np.array([of(base.get(s), k) for s in cnn_seeds]) for k in columns)
+    columns = 'value', 'run', 'problem', 'doubt'
+    value, runs, bad, _ = (np.array([[of(arm.get((g, s)), k) for s in cnn_seeds] for g in gan_seeds]) for k in columns)
+    zero, base_runs, base_bad, doubt = (np.array([of(base.get(s), k) for s in cnn_seeds]) for k in columns)
     folds = len({f for f, _ in cnn_seeds})
     rows, cols = _complete((value + zero).reshape(len(gan_seeds), folds, -1).sum(1))      # a seed needs all its folds
     cols = (np.arange(folds)[:, None]*(len(cnn_seeds)//folds) + cols).ravel()
@@ -404,27 +342,33 @@ def _pair_up(arm, base, gan_seeds, cnn_seeds):
     if gone := value.size - len(rows)*len(cols) - int(np.isnan(value + zero).sum()):
         missing.append(f'{gone} complete pair{"s"*(gone > 1)} dropped to keep the table of seeds complete')
     o, at = next(iter(arm.values())), np.ix_(rows, cols)
+    why, note = _trouble(base_bad[cols], bad[at], doubt[cols])
+    if len(cols) and not (value[at].any() or zero[cols].any()):
+        why = why or 'It is 0 in every run, with and without added images: nothing can be compared; add real images.'
     return PairedRuns({k: getattr(o, k) for k in (*SETTING, *SYNTHESIS, *CLASSIFIER, *ARM)}, value[at], zero[cols],
                       [gan_seeds[i] for i in rows], [cnn_seeds[j] if folds > 1 else cnn_seeds[j][1] for j in cols],
-                      runs[at], base_runs[cols], missing, _trouble(base_bad[cols], bad[at]), folds)
+                      runs[at], base_runs[cols], missing, why, note, folds)
 
-def _trouble(base, arm):
-    "Why there is no verdict on these runs, from the problems of each; '' if there are none"
-    for name, o in dict(baselines=base, runs=arm).items():
-        found = o[o != ''].tolist()
-        if found: return f'{len(found)} of {o.size} {name} failed. {max(found, key=found.count)}'
-    return ''
+def _trouble(base, arm, doubt):
+    "Why there is no verdict on these runs, and a note if only a few of them failed; '' without problems"
+    notes = []
+    doubt = np.where(base == '', doubt, '')
+    for name, o, most in (('baselines', base, 1/8), ('runs', arm, 1/8), ('baselines', doubt, 1/2)):
+        if not (found := o[o != ''].tolist()): continue
+        notes.append(f'{len(found)} of {o.size} {name} failed. {max(found, key=found.count)}')
+        if len(found) > most*o.size: return notes[-1], ''
+    return '', ' '.join(notes)
 
 # %% ../../nbs/sweep/06_results.ipynb #d8863384
 def paired_runs(frame,             # from `results`
                 metric='accuracy', # one of its metrics, 'balanced_accuracy' or 'recall:CLASS'
                 part='test',       # 'valid' or 'test'
-                against=None,      # None: ratio 0; or a control, 'oversample' or 'class_weights', at the same ratio
+                against=None,      # None: ratio 0; or a control, such as 'oversample', at the same ratio
                 **where            # further columns: `class_='happy'`, `corruption='fog'`, `severity=3`, `attack='pgd'`
                ) -> list:          # of `PairedRuns`, one per arm; settings that differ are never averaged
     "Pair every arm with the baseline of the same classifier seed; raise `BadInput` if there are no pairs"
     key = lambda o, *cols: tuple(getattr(o, c) for group in cols for c in group)
-    like = [k for k in ARM if k != 'treatment'] if against else ()
+    like = ('ratio', 'how', 'classes', 'equal') if against else ()
     base, arms, seeds = {}, {}, {}
     for o in _per_run(frame, metric, part, where):
         is_base = o.treatment == against if against else not o.ratio
@@ -443,7 +387,7 @@ def paired_runs(frame,             # from `results`
         f, g, s = (seeds[key(o, SETTING, SYNTHESIS, CLASSIFIER), k] for k in SEEDS)
         f, s = f | {k for k, _ in own}, s | {k for _, k in own}
         out.append(_pair_up(found, own, sorted(g, key=first), list(product(sorted(f, key=first), sorted(s)))))
-    order = (*SETTING, *CLASSIFIER, 'treatment', 'how', 'classes', *SYNTHESIS, 'ratio')
+    order = (*SETTING, *CLASSIFIER, 'treatment', *(k for k in ARM[1:] if k != 'treatment'), *SYNTHESIS, 'ratio')
     return sorted(out, key=lambda p: [first(p.arm[k]) for k in order])
 
 # %% ../../nbs/sweep/06_results.ipynb #c0021f3b
@@ -459,8 +403,9 @@ def _per_run(frame, metric, part, where):
         raise BadInput(f"metric={metric!r} has no values for part={part!r}{more}: "
                        f"choose from {', '.join(map(str, frame.metric.unique()))}.")
     runs = f.drop_duplicates('run')
-    runs = runs.assign(**{k: d for k, d in dict(fold=None, problem='').items() if k not in runs})      # older tables
-    runs = runs[['run', 'problem', *SETTING, *SYNTHESIS, *CLASSIFIER, *ARM, *SEEDS]].astype(object)
+    old = {k: d for k, d in dict(fold=None, problem='', doubt='').items() if k not in runs}            # of older tables
+    runs = runs.assign(**old)
+    runs = runs[['run', 'problem', 'doubt', *SETTING, *SYNTHESIS, *CLASSIFIER, *ARM, *SEEDS]].astype(object)
     runs = runs.where(runs.notna(), None)
     return list(runs.assign(value=runs.run.map(f.groupby('run', observed=True).value.mean())).itertuples(index=False))
 
@@ -483,7 +428,7 @@ def _judge(pairs, margin, alpha, lower=False):
     rows, by_shape = [], {}
     for i, p in enumerate(pairs):
         row = p.arm | dict(gan_seeds=len(p.gan_seeds), cnn_seeds=len(p.cnn_seeds), pairs=len(p), missing=len(p.missing),
-                           n_folds=p.folds, problem=p.problem)
+                           n_folds=p.folds, problem=p.problem, note=p.note)
         if len(p):
             d = p.value.ravel()[:, None] - p.base
             row |= dict(baseline=p.base.mean(), value=p.value.mean(), diff=p.diffs.mean(),
@@ -492,8 +437,9 @@ def _judge(pairs, margin, alpha, lower=False):
         if len(p.cnn_seeds) > 1 and not p.problem: by_shape.setdefault((p.folds > 1, p.diffs.shape), []).append(i)
     tests = ['low', 'high', 'p', 'p_equivalence']
     t = pd.DataFrame(rows).reindex(columns=(
-        *SETTING, *CLASSIFIER, *ARM, 'n_folds', 'gan_seeds', 'cnn_seeds', 'pairs', 'missing', 'problem', 'baseline',
-        'value', 'diff', 'improvement', 'singles', *tests, 'verdict', *SYNTHESIS)).astype(dict(verdict=object))
+        *SETTING, *CLASSIFIER, *ARM, 'n_folds', 'gan_seeds', 'cnn_seeds', 'pairs', 'missing', 'problem', 'note',
+        'baseline', 'value', 'diff', 'improvement', 'singles', *tests, 'verdict', *SYNTHESIS))
+    t = t.astype(dict(verdict=object))
     turned = dict(better='worse', worse='better') if lower else {}
     for (folds, _), at in by_shape.items():                  # arms with as many seeds in one call, for speed
         d = decide(np.stack([pairs[i].diffs for i in at]), margin, alpha, n_boot=9999, folds=folds)
@@ -534,12 +480,13 @@ def declared_metric(frame,      # from `results`
         n = f[f.part == ('train' if (f.part == 'train').any() else 'test')].groupby('class', observed=True).value.max()
         return default_metric(n.tolist()) if len(n) else 'accuracy'
     name, _, c = metric.partition(':')
-    check_name(name, ['accuracy', 'balanced_accuracy', 'macro_f1', 'recall'], f"There is no metric {name!r} to declare")
+    known = 'accuracy', 'balanced_accuracy', 'robust_accuracy', 'macro_f1', 'recall'
+    check_name(name, known, f"There is no metric {name!r} to declare")
     if name == 'recall': check_name(c, frame['class'].dropna().unique().tolist(), f"There is no class {c!r}")
     return metric
 
 # %% ../../nbs/sweep/06_results.ipynb #624d19bf
-RATIO_GROUP = (*SETTING, *SYNTHESIS, *CLASSIFIER, 'how', 'classes', 'treatment')   # arms equal but for the ratio
+RATIO_GROUP = (*SETTING, *SYNTHESIS, *CLASSIFIER, *ARM[1:])                        # arms equal but for the ratio
 
 def conclude(frame,       # from `results`
              margin=None, # equivalence margin; None: as declared
@@ -576,7 +523,7 @@ def conclude(frame,       # from `results`
             if not pd.isna(t.low[i]): _correct(t, pairs, [i], [i], margin, alpha, metric)
     return t
 
-_tested = ['cnn_seeds', 'gan_seeds', 'pairs', 'problem', 'baseline', 'value', 'diff', 'improvement', 'singles',
+_tested = ['cnn_seeds', 'gan_seeds', 'pairs', 'problem', 'note', 'baseline', 'value', 'diff', 'improvement', 'singles',
            'low', 'high', 'p_alone', 'p_equivalence', 'verdict']
 
 # %% ../../nbs/sweep/06_results.ipynb #1790b66b
@@ -608,3 +555,43 @@ def _chosen(valid):
     if not seeds: return None
     mean = lambda i: round(np.mean([valid[i].value.mean(0)[valid[i].cnn_seeds.index(s)] for s in seeds]), 12)
     return max(sorted(valid, key=lambda i: valid[i].arm['ratio']), key=mean)           # of equal ratios the smallest
+
+# %% ../../nbs/sweep/06_results.ipynb #e0c4a402
+def exchange_rate(frame,       # from `results`, with several values of `real_share`
+                  metric=None, # a fraction; None: as declared
+                  level=.95    # of the interval
+                 ) -> pd.DataFrame: # by classifier: worth of a synthetic image in real ones, low, high; may be empty
+    "Estimate the worth of a synthetic image: least squares of metric = a + b log(real + worth x synthetic)"
+    metric, rows = declared_metric(frame, metric), []
+    runs = pd.DataFrame(_per_run(frame, metric, 'test', {}))
+    n = frame[(frame.metric == 'support') & (frame.part == 'train')].groupby('run', observed=True).value.sum()
+    like = [k for k in (*SETTING, *CLASSIFIER) if k not in ('real_share', 'cnn_epochs', 'head_epochs', 'min_steps')]
+    for k in set(ARM) - {'ratio', 'how', 'classes'}:                                  # plain mixtures, no controls
+        runs = runs[runs[k].isna() | (runs[k] == SplitParams.__dataclass_fields__[k].default)]
+    runs = runs[runs.ratio < 1]
+    for _, g in runs.groupby(like, dropna=False):
+        g = g.assign(real=g.real_share.map(n.groupby(g.set_index('run').real_share).mean())).dropna(subset='real')
+        made, share = g.ratio > 0, g.ratio.astype(float)
+        synthetic = g.real*share/np.where(g.how == 'add', 1 - share, 1)
+        if g[~made].real_share.nunique() < 2 or not made.any(): continue
+        real = g.real - synthetic.where(g.how == 'replace', 0)
+        seeds = np.unique(g.cnn_seed)
+        weight = np.vstack([np.ones(len(g)), *(g.cnn_seed != s for s in seeds)])       # all, then without each seed
+        worth = _worth(*(o.to_numpy(float) for o in (real, synthetic, g.value)), weight)
+        k = len(seeds) - 1
+        half = stats.t.ppf((1 + level)/2, k)*math.sqrt(k*worth[1:].var()) if k else math.inf    # jackknife
+        rows.append({o: g[o].iloc[0] for o in (*CLASSIFIER, 'extractor')} | dict(
+            worth=worth[0], low=worth[0] - half, high=worth[0] + half, shares=g[~made].real_share.nunique(),
+            seeds=len(seeds), runs=len(g)))
+    return pd.DataFrame(rows)
+
+def _worth(real, synthetic, value, weight):
+    "For each row of `weight` the worth w with the best fit of `value` = a + b log(real + w synthetic), b > 0"
+    least = -.99*(real/np.maximum(synthetic, 1e-9)).min()
+    grid = np.r_[np.linspace(max(least, -.2), 0, 100)[:-1], np.geomspace(1e-4, 10, 400)]
+    W, fit = weight/weight.sum(1, keepdims=True), []
+    for x in (np.log(real + w*synthetic) for w in grid):
+        mx, my = W @ x, W @ value
+        cov, var = W @ (x*value) - mx*my, W @ x**2 - mx**2
+        fit.append(np.where(cov > 0, cov**2/var, 0))
+    return grid[np.argmax(fit, 0)]

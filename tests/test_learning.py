@@ -1,0 +1,84 @@
+"Nets that cannot learn get no verdict, whatever the metric; added real images do good, and copies do nothing"
+from __future__ import annotations
+from dataclasses import replace
+import numpy as np, pytest
+from PIL import Image
+from synthrob.cnn.learner import recipes
+from synthrob.core.basics import BadInput
+from synthrob.split.core import run_split
+from synthrob.split.params import check_params
+from synthrob.split.run import SplitRun
+from synthrob.sweep.report import headline
+from synthrob.sweep.results import conclude, results
+
+METRICS = 'accuracy', 'balanced_accuracy', 'macro_f1', 'recall:rising'
+
+def draw(top, n, kind='lines', seed=0):
+    "`n` images of rising and of falling lines in folders, clear or noisy; or the same picture for both; or flat ones"
+    rng, (y, x) = np.random.default_rng(seed), np.mgrid[:16, :16]
+    for name, sign in dict(rising=1, falling=-1).items():
+        (top/name).mkdir(parents=True)
+        for i in range(n):
+            lines = np.sin(.8*(x + sign*y) + rng.uniform(0, 6.3))
+            wave = dict(same=np.sin(.8*x), flat=0*x).get(kind, lines)
+            image = 128 + 60*wave + rng.normal(0, dict(lines=25, noisy=100, same=2, flat=0)[kind], (16, 16))
+            Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(top/name/f'{i}.png')
+    return str(top)
+
+def verdicts(data, pool, out, seeds=2, **more):
+    "The conclusion about one arm on each metric, as `{metric: (verdict, sentence)}`"
+    given = dict(data='folder', path=data, ratio=.5, size=16, copies='exact', folds=1, robustness='none', how='add', pool=pool, min_steps=150)
+    for seed in range(seeds):
+        for arm in (dict(ratio=0), {}): run_split(**given | dict(cnn_seed=seed, out=str(out)) | more | arm)
+    frame = results(out)
+    top = {m: conclude(frame, metric=m).query('headline').iloc[0] for m in METRICS}
+    return {m: (o.verdict, headline(o, .02)) for m, o in top.items()}
+
+def shuffle(top):
+    "Deal the images of both classes out at random"
+    files = sorted(top.glob('*/*.png'))
+    for i, k in enumerate(np.random.default_rng(1).permutation(len(files))): files[k].rename(top/f'{i}.png')
+    for i in range(len(files)): (top/f'{i}.png').rename(top/('rising' if i % 2 else 'falling')/f'{i}.png')
+
+@pytest.mark.parametrize('what', ('shuffled labels', 'lr 0', 'one step', 'same images'))
+def test_no_verdict_on_nets_that_cannot_learn(what, tmp_path, monkeypatch):
+    kind = 'same' if what == 'same images' else 'lines'
+    data, pool = draw(tmp_path/'data', 60, kind), draw(tmp_path/'pool', 60, kind, 1)
+    if what == 'shuffled labels': shuffle(tmp_path/'data')
+    if what == 'lr 0': monkeypatch.setitem(recipes, 'poster', replace(recipes['poster'], lr=0.))
+    more = dict(real_share=.1, cnn_epochs=1, min_steps=0) if what == 'one step' else {}
+    for metric, (verdict, sentence) in verdicts(data, pool, tmp_path/'runs', **more).items():
+        assert verdict == 'none' and sentence.startswith('No verdict on the poster classifier: 2 of 2 baselines failed.'), (metric, sentence)
+        assert ('no better than chance' in sentence) == (what == 'shuffled labels'), sentence
+
+def test_a_verdict_on_nets_that_learn(tmp_path):
+    found = verdicts(draw(tmp_path/'data', 60), draw(tmp_path/'pool', 60, seed=1), tmp_path/'runs')
+    assert all(sentence.startswith('Undecided: ') for _, sentence in found.values()), found       # two seeds decide nothing
+
+def test_flat_images_are_refused(tmp_path):
+    with pytest.raises(BadInput, match="class '(rising|falling)' has no training image"):
+        verdicts(draw(tmp_path/'data', 60, 'flat'), None, tmp_path/'runs')
+
+FEW = dict(real_share=.07, ratio=.9, seeds=6)                                     # 15 real images, 135 added ones
+
+@pytest.mark.slow
+def test_held_back_real_images_as_pool_are_better(tmp_path):
+    "'Perfect synthetic' images"
+    found = verdicts(draw(tmp_path/'data', 150, 'noisy'), draw(tmp_path/'more', 150, 'noisy', 1), tmp_path/'runs', **FEW)
+    assert all(kind == 'better' for m, (kind, _) in found.items() if m != 'recall:rising'), found
+
+@pytest.mark.slow
+def test_training_images_as_pool_are_not(tmp_path):
+    "Exact copies are refused, and copies that differ by a grey level change nothing"
+    data, out = draw(tmp_path/'data', 150, 'noisy'), tmp_path/'runs'
+    run = SplitRun(check_params(dict(data='folder', path=data, size=16, copies='exact', folds=1, robustness='none', real_share=.07, out=str(out))))
+    run.make('parts')
+    train = run.part('train')
+    for name, change in dict(exact=0, altered=1).items():
+        for i, (x, k) in enumerate(zip(train.x, train.y)):
+            folder = tmp_path/name/train.vocab[k]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((x[0].float() + change).clip(0, 255).byte().numpy()).save(folder/f'{i}.png')
+    with pytest.raises(BadInput, match='15 of the 15 images of the pool are copies of real ones'): verdicts(data, str(tmp_path/'exact'), out, **FEW)
+    found = verdicts(data, str(tmp_path/'altered'), out, **FEW)
+    assert len(train) == 15 and all(kind in ('equivalent', 'undecided') for kind, _ in found.values()), found
