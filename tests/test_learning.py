@@ -59,19 +59,26 @@ def test_flat_images_are_refused(tmp_path):
     with pytest.raises(BadInput, match="class '(rising|falling)' has no training image"):
         verdicts(draw(tmp_path/'data', 60, 'flat'), None, tmp_path/'runs')
 
+FEW = dict(real_share=.07, ratio=.9, seeds=6)                                     # 15 real images, 135 added ones
+
 @pytest.mark.slow
-def test_real_images_as_pool_are_better_and_copies_are_not(tmp_path):
-    "The effect is real where the pool is 'perfect', held-back real images, and zero where it holds the training images again"
-    data, more, again = draw(tmp_path/'data', 150, 'noisy'), draw(tmp_path/'more', 150, 'noisy', 1), tmp_path/'again'
-    few = dict(real_share=.07, ratio=.9, seeds=6)                                  # 15 real images, 135 added ones
-    better = verdicts(data, more, tmp_path/'runs', **few)
-    assert all(kind == 'better' for m, (kind, _) in better.items() if m != 'recall:rising'), better
-    run = SplitRun(check_params(dict(data='folder', path=data, size=16, copies='exact', folds=1, robustness='none', real_share=.07, out=str(tmp_path/'runs'))))
+def test_held_back_real_images_as_pool_are_better(tmp_path):
+    "'Perfect synthetic' images"
+    found = verdicts(draw(tmp_path/'data', 150, 'noisy'), draw(tmp_path/'more', 150, 'noisy', 1), tmp_path/'runs', **FEW)
+    assert all(kind == 'better' for m, (kind, _) in found.items() if m != 'recall:rising'), found
+
+@pytest.mark.slow
+def test_training_images_as_pool_are_not(tmp_path):
+    "Exact copies are refused, and copies that differ by a grey level change nothing"
+    data, out = draw(tmp_path/'data', 150, 'noisy'), tmp_path/'runs'
+    run = SplitRun(check_params(dict(data='folder', path=data, size=16, copies='exact', folds=1, robustness='none', real_share=.07, out=str(out))))
     run.make('parts')
     train = run.part('train')
-    for i, (x, k) in enumerate(zip(train.x, train.y)):
-        name = train.vocab[k]
-        (again/name).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(x[0].numpy()).save(again/name/f'{i}.png')
-    same = verdicts(data, str(again), tmp_path/'others', **few)
-    assert len(train) == 15 and all(kind in ('equivalent', 'undecided') for kind, _ in same.values()), same
+    for name, change in dict(exact=0, altered=1).items():
+        for i, (x, k) in enumerate(zip(train.x, train.y)):
+            folder = tmp_path/name/train.vocab[k]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((x[0].float() + change).clip(0, 255).byte().numpy()).save(folder/f'{i}.png')
+    with pytest.raises(BadInput, match='15 of the 15 images of the pool are copies of real ones'): verdicts(data, str(tmp_path/'exact'), out, **FEW)
+    found = verdicts(data, str(tmp_path/'altered'), out, **FEW)
+    assert len(train) == 15 and all(kind in ('equivalent', 'undecided') for kind, _ in found.values()), found
