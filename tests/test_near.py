@@ -1,7 +1,8 @@
 "Near copies: found, kept in one part, and taken out of pools"
-import numpy as np, pytest, torch
+import pandas as pd, pytest, torch
 from PIL import Image
 from synthrob.core.basics import BadInput
+from synthrob.data.core import main
 from synthrob.data.near import near_duplicates
 from synthrob.split.params import check_params
 from synthrob.split.run import SplitRun
@@ -35,3 +36,23 @@ def test_parts_and_pools_lose_near_copies_of_test_images(tmp_path):
     assert run.stages['pool'].record['near_copies_removed'] == 6 and len(run.pool) == 20
     with pytest.raises(BadInput, match='near copies of validation or test'):
         SplitRun(check_params(given | dict(ratio=.2, pool=str(tmp_path/'bad')))).make('pool')
+
+def test_classes_have_pairs_of_their_own_and_none_leaks(tmp_path):
+    x = textures(60, 3)
+    write(tmp_path/'data'/'train', torch.cat([x[:40], x[40:46].flip(-1), x[46:49]])); write(tmp_path/'data'/'test', x[40:])
+    given = dict(data='folder', path=str(tmp_path/'data'), size=48, robustness='none', out=str(tmp_path/'runs'))
+    hashes = {SplitRun(check_params(given | o)).stages['copies'].hash for o in ({}, dict(vocab='a'), dict(vocab='a,b'), dict(vocab='b,a'))}
+    assert len(hashes) == 3                                             # the order of classes does not matter
+    run = SplitRun(check_params(given | dict(copies='none'))); run.make('parts')
+    assert 'copies' not in run.stages and not any(run.splits.report['removed'].values()) and run.splits.report['test_leaked'] > 0
+    with pytest.raises(BadInput, match="groups does not go with copies='none'"):
+        check_params(dict(copies='none', groups='(.+)_'))
+
+def test_the_command_writes_pairs(tmp_path, capsys):
+    x = textures(60, 4)
+    write(tmp_path/'data'/'train', torch.cat([x[:40], x[40:46].flip(-1)])); write(tmp_path/'data'/'test', x[40:])
+    assert main(['folder', str(tmp_path/'data'), '--size', '48', '--out', str(tmp_path/'runs'),
+                 '--pairs', str(tmp_path/'pairs.csv'), str(tmp_path/'pairs.png')]) == 0
+    t = pd.read_csv(tmp_path/'pairs.csv')
+    assert len(t) == 6 and t.mirror.all() and {'name_a', 'label_b', 'same_label'} <= set(t) and Image.open(tmp_path/'pairs.png').width > 100
+    assert 'near copies: 6 groups' in capsys.readouterr().out
