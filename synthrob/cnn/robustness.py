@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 import torch
-from ..core.basics import (BadInput, generator, hash_array, hash_of, read_json, read_metadata, read_tensors, write_json,
+from ..core.basics import (BadInput, generator, hash_array, hash_of, read_json, read_metadata, read_tensors, reading,
+                                  write_json,
                                   write_parquet, write_tensors)
 from fastcore.basics import patch
 from fastprogress.fastprogress import progress_bar
@@ -98,10 +99,10 @@ class Robustness:
     def load(cls, folder # that `save` wrote
             ) -> Robustness:
         "Read what `save` wrote; raise `BadInput` if it is missing or incomplete"
-        try: more = read_json(Path(folder)/'robust.json')
-        except FileNotFoundError:
-            raise BadInput(f"{folder} has no finished result: run `evaluate_robustness` with this path.") from None
-        return cls(**{k: pd.read_parquet(Path(folder)/file) for k, file in _files.items()}, **more)
+        if not (f := Path(folder)/'robust.json').exists():
+            raise BadInput(f"{folder} has no finished result: run `evaluate_robustness` with this path.")
+        with reading(folder):
+            return cls(**{k: pd.read_parquet(f.with_name(file)) for k, file in _files.items()}, **read_json(f))
 
 _files = dict(corruptions='corruptions.parquet', attacks='attacks.parquet', predictions='answers.parquet')
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 # %% auto #0
 __all__ = ['BadInput', 'check_name', 'command', 'hash_of', 'hash_file', 'hash_array', 'replacing', 'write_json', 'read_json',
-           'write_parquet', 'write_tensors', 'read_metadata', 'read_tensors', 'write_array', 'read_array',
+           'reading', 'write_parquet', 'write_tensors', 'read_metadata', 'read_tensors', 'write_array', 'read_array',
            'default_device', 'has_bf16', 'generator', 'seeded']
 
 # %% ../../nbs/core/01_basics.ipynb #3fdaa14a
@@ -181,7 +181,19 @@ def read_json(
     path # a JSON file in UTF-8
 ):       # dict, list, text, number, bool or None
     "Read a JSON file; raise `ValueError` if it is damaged"
-    return json.loads(Path(path).read_text(encoding='utf-8'))
+    obj = json.loads(text := Path(path).read_text(encoding='utf-8'))
+    if r'\ud' in text or r'\uD' in text: json.dumps(obj, ensure_ascii=False).encode()   # half a character
+    return obj
+
+@contextlib.contextmanager
+def reading(
+    path,                            # what is read in the block, for the message
+    remedy='delete it to make it again' # end of the message
+):
+    "Raise `BadInput` in place of whatever a library raises in the block for a damaged file"
+    try: yield
+    except (BadInput, MemoryError): raise
+    except Exception as e: raise BadInput(f"{path} is damaged or incomplete ({type(e).__name__}): {remedy}.") from e
 
 # %% ../../nbs/core/01_basics.ipynb #acba48cf
 def write_parquet(

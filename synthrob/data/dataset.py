@@ -7,7 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from fastcore.basics import patch
-from ..core.basics import (BadInput, generator, hash_array, hash_of, read_array, read_json, write_array,
+from ..core.basics import (BadInput, generator, hash_array, hash_of, read_array, read_json, reading, write_array,
                                   write_json, write_parquet)
 from .duplicates import duplicate_groups
 from .rows import DiskImages, hash_images, take
@@ -124,7 +124,7 @@ def subset(self:Dataset,
     **more # what to add to `about`
 ) -> Dataset:
     "Return the items at `idx`, with their rows of the table"
-    if not isinstance(idx, slice): idx = i if (i := torch.as_tensor(idx)).dtype == torch.bool else i.long()
+    if not isinstance(idx, slice): idx = i if (i := torch.as_tensor(idx).cpu()).dtype == torch.bool else i.long()
     idx = torch.arange(len(self))[idx]
     i = idx.numpy()
     cols = {k: v[i] for k,v in self.cols.items()}
@@ -144,7 +144,7 @@ def select(self:Dataset,
         if c not in self.vocab: raise BadInput(f"there is no class {c!r}: choose from {have}.")
         if classes.count(c) > 1: raise BadInput(f"class {c!r} is named twice: name it once.")
         if not n[self.vocab.index(c)]: raise BadInput(f"class {c!r} is empty: choose from {have}.")
-    y = torch.tensor([classes.index(c) if c in classes else -1 for c in self.vocab])[self.y]
+    y = torch.tensor([classes.index(c) if c in classes else -1 for c in self.vocab], device=self.y.device)[self.y]
     if (y < 0).any(): return Dataset((s := self.subset(y >= 0)).x, y[y >= 0], classes, s.cols, self.about)
     return Dataset(self.x, y, classes, self.cols, self.about, self.epoch_len)
 
@@ -190,7 +190,8 @@ def show(self:Dataset,
     c, h, w = self.x.shape[1:]
     sheet = np.full((len(rows)*(h+1) - 1, max(map(len, rows))*(w+1) - 1, c), 255, np.uint8)
     for r,row in enumerate(rows):
-        for j,i in enumerate(row): sheet[r*(h+1):r*(h+1)+h, j*(w+1):j*(w+1)+w] = self.x[i].permute(1, 2, 0).numpy()
+        for j,i in enumerate(row):
+            sheet[r*(h+1):r*(h+1)+h, j*(w+1):j*(w+1)+w] = self.x[i].permute(1, 2, 0).cpu().numpy()
     if ax is None:
         inch = max(1/64, .55/w)                             # small images are shown larger than they are
         ax = plt.subplots(figsize=(sheet.shape[1]*inch, sheet.shape[0]*inch), dpi=64)[1]
@@ -240,10 +241,12 @@ def load(cls:Dataset,
     folder = Path(folder)
     if not (folder/'dataset.json').is_file():
         raise BadInput(f"{folder} holds no data set (no dataset.json): check the path.")
-    about = read_json(folder/'dataset.json')
-    x, y = (torch.from_numpy(read_array(folder/f'{o}.npy')) for o in 'xy')
-    ds = Dataset(x, y, about['vocab'], pd.read_parquet(folder/'items.parquet'), about['about'], about['epoch_len'])
-    if ds.hash != about['content']:
+    with reading(folder):
+        about = read_json(folder/'dataset.json')
+        x, y = (torch.from_numpy(read_array(folder/f'{o}.npy')) for o in 'xy')
+        ds = Dataset(x, y, about['vocab'], pd.read_parquet(folder/'items.parquet'), about['about'], about['epoch_len'])
+        same = ds.hash == about['content']
+    if not same:
         raise BadInput(f"{folder} does not hold the items that were saved there: make it again.")
     return ds
 

@@ -126,7 +126,7 @@ def is_tar(
     return bool(re.search(r'\.(tar(\.\w+)?|tgz|tbz2?|txz)$', Path(path).name.lower()))
 
 DAMAGE = (EOFError, OSError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, csv.Error,
-          NotImplementedError, RuntimeError, OverflowError)   # what Python's readers raise for damaged archives
+          NotImplementedError, RuntimeError, OverflowError, UnicodeError)   # what readers raise for damaged archives
 
 # %% ../../nbs/data/03_files.ipynb #3f0353dd
 @lru_cache(1)

@@ -207,7 +207,7 @@ def __iter__(self:DeviceDL):
     self.epoch += 1
     batches = idxs.to(self.device).split(self.bs)[:len(self)]
     if isinstance(x, DiskImages): xs = read_ahead(x, idxs.split(self.bs)[:len(self)], self.device)
-    else: xs = (x.index_select(0, i) for i in batches)
+    else: xs = (x.index_select(0, i.to(x.device)).to(self.device) for i in batches)    # new items may lie on the CPU
     for i, xb in zip(batches, xs):
         if xb.dtype == torch.uint8: xb = to_float(xb)
         yield (self.augment(xb, rng) if self.augment else xb), y.index_select(0, i)

@@ -10,7 +10,7 @@ from collections import deque
 from threading import Lock
 import numpy as np, psutil, torch
 from fastcore.basics import patch
-from ..core.basics import BadInput, hash_array
+from ..core.basics import BadInput, hash_array, reading
 
 # %% auto #0
 __all__ = ['memory_budget', 'DiskImages', 'blocks', 'hash_images', 'read_images', 'take', 'read_ahead']
@@ -30,9 +30,11 @@ class _File:
     "A `.npy` of uint8 whose rows are read on request"
     def __init__(self, path):
         self.path, self.lock, self.file = path, Lock(), open(path, 'rb', buffering=0)
-        if np.lib.format.read_magic(self.file) != (1, 0):
+        with reading(path, 'delete its folder to prepare it again'): magic = np.lib.format.read_magic(self.file)
+        if magic != (1, 0):
             raise BadInput(f"{path} is not an array written by synthrob: delete its folder to prepare it again.")
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(self.file)
+        with reading(path, 'delete its folder to prepare it again'):
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(self.file)
         if fortran or dtype != np.uint8:
             raise BadInput(f"{path} holds {dtype} instead of uint8 images: delete its folder to prepare it again.")
         self.n, self.shape, self.start, self.row = shape[0], shape[1:], self.file.tell(), math.prod(shape[1:])
@@ -173,7 +175,7 @@ def blocks(
 ):
     "Yield `x` in parts, as arrays"
     n = max(1, size//max(1, math.prod(x.shape[1:])))
-    for a in range(0, len(x), n): yield np.ascontiguousarray(x[a:a+n])
+    for a in range(0, len(x), n): yield np.ascontiguousarray(o.cpu() if isinstance(o := x[a:a+n], torch.Tensor) else o)
 
 def hash_images(
     x # uint8 images: `DiskImages`, tensor or array

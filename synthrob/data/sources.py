@@ -180,8 +180,8 @@ def parquet_columns(
     with _open_shard(file) as p: schema = p.schema_arrow
     columns, types = schema.names, dict(zip(schema.names, schema.types))
     try: known = json.loads((schema.metadata or {})[b'huggingface'])['info']['features']
-    except (KeyError, ValueError, TypeError): known = {}
-    feature = lambda c: known[c] if isinstance(known.get(c), dict) else {}
+    except (KeyError, ValueError, TypeError, RecursionError): known = {}
+    feature = lambda c: known[c] if isinstance(known, dict) and isinstance(known.get(c), dict) else {}
     def is_image(c):
         t, binary = types[c], lambda t: _holds(t, 'binary', 'large_binary')
         if pa.types.is_struct(t): return any(o.name == 'bytes' and binary(o.type) for o in t)
@@ -196,7 +196,8 @@ def parquet_columns(
     label = label or _choose(file, named or usual, ('label',), 'labels', columns, how)
     if not is_label(label):
         raise BadInput(f"column {label!r} of {file} holds {types[label]} instead of whole numbers or text: {how}")
-    return image, label, feature(label).get('names')
+    names = feature(label).get('names') if _holds(types[label], 'integer') else None
+    return image, label, [str(o) for o in names] if isinstance(names, list) else None
 
 # %% ../../nbs/data/04_sources.ipynb #69335c8e
 def _bytes(column):

@@ -11,7 +11,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt, pandas as pd
 import torch
 from torch import Tensor
-from ..core.basics import BadInput, generator, read_metadata, read_tensors, replacing, write_tensors
+from ..core.basics import BadInput, generator, read_metadata, read_tensors, reading, replacing, write_tensors
 from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler, SchedCos, SchedNo, combine_scheds
 from fastai.data.core import DataLoaders
@@ -229,6 +229,8 @@ def load_gan(path,        # a file that `save_gan` wrote
              device='cpu' # of its nets
             ) -> GAN:
     "Read the GAN that `save_gan` wrote, in eval mode"
-    gan = GAN(**{k: json.loads(v) for k, v in read_metadata(path).items()})
-    gan.load_state_dict(read_tensors(path))
+    weights = read_tensors(path)
+    with reading(path):
+        gan = GAN(**{k: json.loads(v) for k, v in read_metadata(path).items()})
+        gan.load_state_dict(weights)
     return gan.to(device).eval()

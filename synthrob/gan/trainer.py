@@ -302,7 +302,8 @@ class StopOnCollapse(Callback):
     def before_fit(self):
         ds, self.k = self.dls.train.dataset, self.dls.c
         few = torch.cat([(ds.y == c).nonzero()[:64, 0] for c in range(self.k)])
-        x = ds.x[few].float()/127.5 if ds.is_images else ds.x[few]
+        x = ds.x[few].to(ds.y.device)                    # images on the disk come from the CPU
+        if ds.is_images: x = x.float()/127.5
         self.real = diversity(x, ds.y[few], self.k).nan_to_num(float('inf')).item()    # nan: no class has two items
         self.y = torch.arange(self.k, device=self.dls.device).repeat_interleave(16)
         self.z = torch.randn(len(self.y), self.model.params['nz'], generator=generator('watch')).to(self.dls.device)

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/sweep/04_command.ipynb #2a64d784
 from __future__ import annotations
-import argparse, contextlib, itertools, os, re, signal, sys
+import argparse, contextlib, itertools, math, os, re, signal, sys
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from ..core.basics import BadInput, check_name, command
 from ..core.stages import discard_damaged
 from ..split.params import SplitParams, check_params
 from .cluster import run_cells
-from .grid import _common, Sweep, axes, default_grid
+from .grid import MOST, _common, Sweep, axes, default_grid
 
 # %% auto #0
 __all__ = ['grids_of', 'read_spec', 'sweep', 'parser', 'main']
@@ -63,7 +63,7 @@ def _check_settings(o):
     for k, (default, kind, _) in _settings.items():
         v, high = o[k], 1 if k in _plan else float('inf')
         if v is None and default is None or kind is str or k in _common: continue
-        number = isinstance(v, (int, float)) and not isinstance(v, bool) and v == kind(v)
+        number = isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) and v == kind(v)
         want = f"whole number from {int(k != 'gpus')}" if kind is int else 'number above 0' + ' and below 1'*(high == 1)
         if not number or not (v > 0 or k == 'gpus' and v == 0) or v >= high:
             raise BadInput(f"{k}={v!r} is out of range: choose a {want}.")
@@ -94,22 +94,23 @@ def grids_of(spec,            # a grid; a dict with `grids` and what they have i
     return [{**common, **g} for g in grids], {k: v for k, v in spec.items() if k not in common and k != 'grids'}
 
 # %% ../../nbs/sweep/04_command.ipynb #ce4f4dcf
-def _check_unique(node, path):
-    "Raise `BadInput` if a mapping has a key twice: YAML would keep the last one silently"
+def _check_unique(node, path, n):
+    "Raise `BadInput` if a mapping has a key twice (YAML keeps the last), or anchors multiply; `n` counts nodes"
+    if next(n) > MOST: raise BadInput(f"{path} has more than {MOST:,} values, anchors counted each time: write fewer.")
     pairs = node.value if isinstance(node, yaml.MappingNode) else []
     for key, value in pairs:
         if sum(k.value == key.value for k, _ in pairs) > 1:
             raise BadInput(f"{path} has {key.value!r} twice, first in line {key.start_mark.line + 1}.")
     items = node.value if isinstance(node, yaml.SequenceNode) else []
-    for o in [v for _, v in pairs] + items: _check_unique(o, path)
+    for o in [v for _, v in pairs] + items: _check_unique(o, path, n)
 
 class _Loader(yaml.SafeLoader):
     "YAML 1.2: only true and false are booleans, 010 is ten; `yes` and `no` are text, as names of classes may be"
 
 _Loader.yaml_implicit_resolvers = {k: [o for o in v if o[0] not in ('tag:yaml.org,2002:bool', 'tag:yaml.org,2002:int')]
                                    for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver('tag:yaml.org,2002:bool', re.compile('true|True|TRUE|false|False|FALSE'), list('tTfF'))
-_Loader.add_implicit_resolver('decimal', re.compile('[-+]?[0-9]+'), list('-+0123456789'))
+_Loader.add_implicit_resolver('tag:yaml.org,2002:bool', re.compile('(true|True|TRUE|false|False|FALSE)$'), list('tTfF'))
+_Loader.add_implicit_resolver('decimal', re.compile('[-+]?[0-9]{1,99}$'), list('-+0123456789'))
 _Loader.add_constructor('decimal', lambda loader, node: int(node.value))
 
 def read_spec(path # a YAML file, see `grids_of`
@@ -119,9 +120,9 @@ def read_spec(path # a YAML file, see `grids_of`
     except (OSError, UnicodeDecodeError) as e:
         raise BadInput(f"The file {path} cannot be read: {getattr(e, 'strerror', None) or 'it is not text'}.") from None
     try:
-        _check_unique(yaml.compose(text, _Loader), path)
+        _check_unique(yaml.compose(text, _Loader), path, itertools.count())
         spec = yaml.load(text, _Loader)
-    except (yaml.YAMLError, RecursionError) as e:
+    except (yaml.YAMLError, RecursionError, ValueError) as e:
         mark, why = getattr(e, 'problem_mark', None), (getattr(e, 'problem', None) or str(e)).splitlines()[0]
         raise BadInput(f"{path} is not YAML: {why}{f' in line {mark.line + 1}' if mark else ''}.") from None
     return grids_of(spec, f'{path}')

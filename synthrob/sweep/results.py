@@ -15,7 +15,7 @@ from ..cnn.evaluation import Confusion
 from ..core.basics import BadInput, check_name, hash_of, read_json
 from ..data.splits import default_metric
 from ..core.stages import read_record
-from ..split.params import SplitParams, idle_params, names_by_role
+from ..split.params import SplitParams, check_value, idle_params, names_by_role
 from .stats import corrected, decide, joint_p, verdict
 
 # %% auto #0
@@ -65,7 +65,7 @@ def current_names(o # parameters of a record, or a table such as `results` retur
 # %% ../../nbs/sweep/06_results.ipynb #0a5d7e04
 def _params(r, made):
     "The relevant parameters of the record `r`, None where they do not apply; `made`: hash -> record of other stages"
-    g = current_names(r['given'])
+    g = {k: check_value(k, v) if k in _types else v for k, v in current_names(r['given']).items()}
     g['ratio'], g['cnn_seed']                                      # a record without them is damaged
     p = SplitParams(**{k: v for k, v in g.items() if k in _types})
     row = {k: getattr(p, k) for k in (*SETTING, *SYNTHESIS, *CLASSIFIER, *ARM, *SEEDS) if k in _types}
@@ -78,11 +78,11 @@ def _params(r, made):
     up = lambda h: (i := made.get(h, {}).get('inputs', {})).get('train') or i.get('data')
     while up(train): train = up(train)                             # vectors, parts, data
     return row | dict(
-        run=r['hash'], content=made.get(train, {}).get('content', train),
+        run=r['hash'], content=str(made.get(train, {}).get('content', train)),
         leak=g.get('preset') == 'study' or g.get('copies') == 'none',
         margin=g.get('margin'), declared_metric=g.get('metric', 'accuracy'), problem=_problem(r, made), doubt=_doubt(r),
-        simulated=bool(r.get('simulated')), device=r['device'], started=r['started'],
-        finished=r['finished'], versions=', '.join(f'{k} {v}' for k, v in r['versions'].items() if v))
+        simulated=bool(r.get('simulated')), device=str(r['device']), started=str(r['started']),
+        finished=str(r['finished']), versions=', '.join(f'{k} {v}' for k, v in r['versions'].items() if v))
 
 def _problem(r, made):
     "What keeps the run of the record `r` from counting: the problems of its stages, or a single class predicted"
@@ -108,13 +108,19 @@ def _values(r):
         if abs(np.trace(m)/m.sum() - e['accuracy']) > 1e-6 and 'confusion' in e:
             raise ValueError(f"accuracy {e['accuracy']} contradicts its confusion matrix")
         for m in ('accuracy', 'macro_f1', 'ece', 'robust_accuracy'):
-            if m in e: yield r['hash'], part, m, None, e['n'], float('nan' if e[m] is None else e[m])
+            if m in e: yield r['hash'], part, m, None, int(e['n']), float('nan' if e[m] is None else e[m])
         for c, row in e['per_class'].items():
-            for m, v in row.items(): yield r['hash'], part, m, c, e['n'], float(v)
+            for m, v in row.items(): yield r['hash'], part, m, c, int(e['n']), float(v)
     yield r['hash'], None, 'seconds', None, None, float(r['seconds'])
 
 # %% ../../nbs/sweep/06_results.ipynb #714b5489
 _unusable = (KeyError, TypeError, ValueError, AttributeError)    # raised by an incomplete record
+
+def _well_formed(r):
+    "Whether what all records have is of the right type, also in a record without a checksum"
+    return (isinstance(i := r.get('inputs'), dict) and all(isinstance(o, str) for o in i.values()) and
+            isinstance(r.get('seconds'), (int, float)) and isinstance(r.get('report', {}), dict) and
+            isinstance(r.get('content', ''), str))
 
 def _records(root, kind):
     "Readable records in `root/kind`, and the number of others by reason"
@@ -123,7 +129,8 @@ def _records(root, kind):
         try: r = read_record(d)
         except BadInput: skipped['damaged'] += 1; continue
         if r is None: skipped['unfinished'] += 1
-        else: found.append(r)
+        elif kind == 'cell' or _well_formed(r): found.append(r)
+        else: skipped['damaged'] += 1
     return found, skipped
 
 def _robustness(root, runs, level):
@@ -134,7 +141,7 @@ def _robustness(root, runs, level):
         try:
             if (run := r['inputs']['split']) not in runs: continue
             lv = r['params']['level']                              # its content may differ between versions
-            name = lv if isinstance(lv, str) else r['about']['level']['name']
+            name = lv if isinstance(lv, str) else str(r['about']['level']['name'])
             by_level.setdefault((hash_of(lv), name), {})[run] = r
         except _unusable: skipped['damaged'] += 1
     found = [k for k in by_level if level in (None, k[1])]
@@ -158,6 +165,7 @@ def _robustness(root, runs, level):
 def _read_table(file, run):
     "The table in `file` with a column `run`"
     t = pq.read_table(file, use_threads=False).replace_schema_metadata(None)        # small files: threads cost more
+    t.validate(full=True)                                                          # text that is not UTF-8
     if not {'n', 'accuracy'} <= set(t.column_names): raise ValueError(f'{file} has no accuracies')
     return t.append_column('run', pa.array([run]*len(t)))
 
@@ -262,7 +270,7 @@ def _select(params, where):
     for k, v in where.items():
         check_name(k, params.columns, f"Runs have no parameter {k!r}")
         v = list(v) if isinstance(v, (list, tuple, set, range, np.ndarray)) else [v]
-        left = params[params[k].isin(v) | params[k].isna()]
+        left = params[params[k].astype(object).isin(v) | params[k].isna()]
         have = ', '.join(map(repr, sorted(params[k].dropna().unique().tolist())))
         if not len(left): raise BadInput(f"{k}={v[0] if len(v) == 1 else v!r} has no runs: choose from {have}.")
         params = left
