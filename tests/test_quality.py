@@ -156,6 +156,7 @@ def test_words_never_reassure_about_copies():
     assert words(c_t=-3.1).startswith('Nearer to the training images') and 'but check the nearest pairs' in words(sure=1)
     assert words(sure=11).startswith('Some images may be copies') and words(p=1e-5).startswith('Some images may be copies')
     assert words(p=1e-5, share=.06, c_t=9.).startswith('The generator memorises')
+    assert words(p=1e-5, share=.24, sure=220, left_out=.2).startswith('Some images may be copies')     # as holdout images
 
 @pytest.fixture(scope='module')
 def net():
