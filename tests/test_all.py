@@ -1,6 +1,6 @@
 "The ten lines of the README, on a folder of images"
 from __future__ import annotations
-import re
+import re, subprocess, sys
 import pandas as pd, pytest
 from synthrob.data.faces import emotions
 
@@ -30,3 +30,13 @@ def test_ten_lines(faces, tmp_path, monkeypatch):
 def test_the_readme_shows_these_lines(repo):
     readme = (repo/'README.md').read_text(encoding='utf-8')
     assert re.sub(r'\s+', ' ', SCRIPT) in re.sub(r'\s+', ' ', readme)
+
+def test_what_is_slow_to_import_waits_for_its_use():
+    "A command that finds everything finished takes as long as its imports"
+    code = """import sys
+from synthrob.all import *
+import synthrob.sweep.command
+check_params({})
+print(*{'torch._dynamo', 'torchvision', 'torchmetrics', 'nbformat', 'papermill'} & set(sys.modules))"""
+    r = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
+    assert r.returncode == 0 and not r.stdout.strip(), r.stdout + r.stderr[-2000:]

@@ -87,6 +87,7 @@ check_held_out(train.x, torch.cat([images.subset(o).x for o in (s.valid, s.test)
 assert len(images.hash) == 16
 n = sum(len(yb) for _, yb in device_dls(train, bs=64, device='cpu').train)"""
 
+@pytest.mark.slow
 def test_memory_stays_within_the_budget(tmp_path):
     "Ten times the budget: looked through for copies, split, checked, mixed, hashed and walked through in batches"
     budget, rng, shape = 48_000_000, np.random.default_rng(0), (3, 64, 64)

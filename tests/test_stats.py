@@ -10,7 +10,7 @@ from scipy import stats
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import ttost_paired
 from simulate import cross_validated, simulated
-from synthrob.sweep.stats import (corrected, decide, hierarchical_bootstrap, image_se, joint_p, mcnemar, mde, min_seeds, power, seeds_needed,
+from synthrob.sweep.stats import (corrected, decide, image_se, joint_p, mcnemar, mde, min_seeds, power, seeds_needed,
                                   verdict, verdicts)
 
 ALIKE = ('normal', 'counts', 'heavy', 'failures')   # the arms are alike: differences are symmetric
@@ -130,16 +130,6 @@ def test_images_of_this_kind(S):
     if S == 12: assert wrong(these).mean() > .1 and covers(these).mean() < .9   # these images are not all images
     assert wrong(kind).mean() <= .05 and .93 <= covers(kind).mean() <= .97
     assert abs(np.sqrt(np.mean(own**2)) - .2/20) < 5e-4                      # the truth, 20 points over the root of 400
-
-def test_the_hierarchical_bootstrap_covers():
-    for G in (2, 6):
-        hit = []
-        for i in range(600):
-            rng = np.random.default_rng([G, i])
-            x = .01*sum(s*rng.normal(size=shape) for s, shape in [(2, (G, 1, 1)), (.8, (1, 8, 1)), (2, (1, 1, 20)), (4, (G, 8, 20))])
-            h = hierarchical_bootstrap(x, n_boot=150).loc['all']
-            hit.append(h.low <= 0 <= h.high)
-        assert .915 <= np.mean(hit) <= .985                                # 150 resamples and 600 experiments: 1 point
 
 @pytest.mark.slow
 def test_familywise_error_rate():

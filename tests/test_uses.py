@@ -48,7 +48,7 @@ def test_robust_accuracy_has_a_verdict(runs, tmp_path):
     assert len(against) == 1 and against['diff'].iloc[0] == pytest.approx(
         r['test']['robust_accuracy'] - made['noise'].record['test']['robust_accuracy'])
     page = report(frame[frame.training == 'adversarial'], tmp_path/'report', metric='robust_accuracy', progress=False)
-    assert 'robust accuracy of the poster (trained and attacked within 2.55/255) classifier' in str(page)
+    assert "robust accuracy of the small CNN (the study's), trained and attacked within 2.55/255 " in str(page)
     text = str(report(frame[frame.training == 'standard'], tmp_path/'all', progress=False))
     assert 'soft labels, temperature 3' in text
     assert 'trained on first' in (tmp_path/'all'/'report.html').read_text() and 'of weight 0.3' in (tmp_path/'all'/'report.html').read_text()

@@ -37,7 +37,7 @@ def near_copies(fake:Tensor,    # distances of synthetic images to their nearest
                ) -> tuple:      # near copies, bool (m,); p of so many by chance
     "Return which synthetic images are nearer to training images than all but a share `level` of holdout images, and p"
     m, n = len(fake), len(holdout)
-    j = max(1, round(level*n))
+    j = max(1, int(level*(n + 1)))                                         # below by chance: j in n + 1
     below = fake < holdout.kthvalue(j).values
     k = int(below.sum())
     return below, float(hypergeom.sf(k - 1, m + n, m, k + j - 1)) if k else 1.

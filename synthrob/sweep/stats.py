@@ -16,7 +16,7 @@ from ..core.basics import BadInput
 
 # %% auto #0
 __all__ = ['joint_p', 'min_seeds', 'decide', 'power', 'seeds_needed', 'mde', 'Verdict', 'image_se', 'verdict', 'corrected',
-           'hierarchical_bootstrap', 'holm', 'verdicts', 'McNemar', 'mcnemar']
+           'holm', 'verdicts', 'McNemar', 'mcnemar']
 
 # %% ../../nbs/sweep/05_stats.ipynb #527de166
 def _check_diffs(diffs, ndims=(1,), axis=None):
@@ -387,33 +387,6 @@ def corrected(
     "Return the verdict on one of several arms, with the word that its adjusted p allows"
     v = replace(v, p=max(v.p, float(p)), p_equivalence=max(v.p_equivalence, float(p_equivalence)), among=among)
     return v if v.kind == 'undecided' else replace(v, kind=str(_word(v, v.margin, round(1 - v.level, 12))))
-
-# %% ../../nbs/sweep/05_stats.ipynb #09964427
-def hierarchical_bootstrap(
-    x,           # correct minus correct of the baseline, (G,S,n) by GAN seed, classifier seed and test image
-    level=.95,   # confidence level
-    n_boot=2000, # resamples
-    seed=0       # of the resamples
-) -> pd.DataFrame: # row per level and 'all': n, se with it resampled; estimate, low and high with all resampled
-    "Bootstrap the mean difference over GAN seeds, classifier seeds and test images, all crossed"
-    x = _check_diffs(x, (3,))
-    _check_fractions(level=level)
-    rng = np.random.default_rng(seed)
-    def weights(m):                                  # (n_boot,m): shares of m-1 draws
-        if m == 1: return np.ones((n_boot, 1))
-        draws = rng.integers(m, size=(n_boot, m-1)) + m*np.arange(n_boot)[:, None]
-        return np.bincount(draws.ravel(), minlength=m*n_boot).reshape(n_boot, m)/(m-1)
-    wg, ws, wi = map(weights, x.shape)
-    drawn = x.reshape(-1, x.shape[2]) @ wi.T                                              # (G*S,n_boot)
-    boot = np.einsum('gsb,bg,bs->b', drawn.reshape(*x.shape[:2], n_boot), wg, ws, optimize=True)
-    boots = [wg @ x.mean((1, 2)), ws @ x.mean((0, 2)), drawn.mean(0), boot]
-    t = pd.DataFrame(dict(n=[*x.shape, x.size], se=[b.std() for b in boots]),
-                     ['GAN seed', 'classifier seed', 'test image', 'all'])
-    t.loc[t.n == 1, 'se'] = np.nan                                                        # unknown from a single one
-    v = t.se[:3]**2
-    df = v.sum()**2/(v**2/(t.n[:3]-1)).sum() if v.sum() else 1.
-    half = stats.t.ppf((1+level)/2, df)*t.se['all']
-    return t.assign(estimate=x.mean(), low=x.mean() - half, high=x.mean() + half)
 
 # %% ../../nbs/sweep/05_stats.ipynb #2f4bc8cd
 def holm(
