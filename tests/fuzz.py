@@ -424,7 +424,7 @@ def try_one(kind, seeds, box, seed, i):
     os.chdir(box/'cwd')
     tempfile.tempdir = str(box/'tmp')
     rng, why = random.Random(f'{seed} {kind} {i}'), ''
-    core._own_sizes.clear(); stages._sums.clear()
+    stages._sums.clear()
     reset_peak(); before = peak()
     t, quiet = time.process_time(), io.StringIO()
     signal.setitimer(signal.ITIMER_PROF, HANG); signal.setitimer(signal.ITIMER_REAL, 5*HANG)

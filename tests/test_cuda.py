@@ -63,7 +63,7 @@ def test_classifiers_train(changes):
     learn.fit_recipe()
     ev = evaluate(learn, images())
     assert next(learn.model.parameters()).is_cuda and not ev.probs.is_cuda
-    learning_problem(learn, ev)
+    learning_problem(learn)
 
 @on_gpu
 def test_heads_train():

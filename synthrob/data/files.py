@@ -117,7 +117,8 @@ def open_tar(
     path # of a tar
 ) -> tarfile.TarFile:
     "Open a tar, however compressed, as a stream; its members come in the order of the file"
-    return tarfile.open(path, 'r|*', tarinfo=_TarInfo)
+    try: return tarfile.open(path, 'r|*', tarinfo=_TarInfo)
+    except TypeError: raise tarfile.ReadError('its gzip header ends early') from None
 
 def is_tar(
     path # of a file, which need not exist

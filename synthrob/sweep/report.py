@@ -769,6 +769,7 @@ def report(runs='runs',   # folder of the runs, or a table from `results`
         sentences += lines; parts += html
         if t is not None: tables.append(t)
     body = to_xml(Main(*parts, cls='synthrob'), indent=False)
+    if not tables: raise BadInput(sentences[0])
     rep = Report(frame, pd.concat(tables, ignore_index=True), sentences, body)
     if out is not None: rep.save(out)
     return rep
