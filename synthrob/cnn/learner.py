@@ -31,9 +31,9 @@ from ..data.dataset import Dataset
 from ..data.loaders import Augment, DeviceDL, batch_size, device_dls, to_float
 
 # %% auto #0
-__all__ = ['recipes', 'Recipe', 'LinearHead', 'MLPHead', 'recipe', 'WeightedFocal', 'WeightedFocalFlat', 'TargetRows',
-           'RowsCrossEntropy', 'RowsFocal', 'balanced_weights', 'DeviceMixUp', 'DeviceCutMix', 'cnn_learner', 'loss_of',
-           'predict', 'Evaluation', 'evaluate', 'learning_problem']
+__all__ = ['recipes', 'Recipe', 'LinearHead', 'MLPHead', 'recipe', 'WeightedFocal', 'WeightedFocalFlat', 'RowsCrossEntropy',
+           'RowsFocal', 'balanced_weights', 'DeviceMixUp', 'DeviceCutMix', 'cnn_learner', 'loss_of', 'predict',
+           'Evaluation', 'evaluate', 'learning_problem']
 
 # %% ../../nbs/02_cnn.ipynb #68adb0c6
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class WeightedFocalFlat(FocalLossFlat):
                  weight=None # of each class (k,); None: all 1
                 ): BaseLoss.__init__(self, WeightedFocal, gamma=gamma, weight=weight)
 
-class TargetRows:
+class _TargetRows:
     "For a loss function: take rows (n,k) of probabilities times the item's weight, too (see `Dataset.targets`)"
     def __call__(self, inp, targ, **kwargs):
         if targ.ndim == 1: return super().__call__(inp, targ, **kwargs)
@@ -166,8 +166,8 @@ class TargetRows:
         loss = -(targ*logp).sum(1)
         return loss.sum()/w.sum() if f.reduction == 'mean' else reduce_loss(loss, f.reduction)
 
-class RowsCrossEntropy(TargetRows, CrossEntropyLossFlat): "fastai's cross entropy, of classes or rows"
-class RowsFocal(TargetRows, WeightedFocalFlat): "`WeightedFocal`, of classes or rows"
+class RowsCrossEntropy(_TargetRows, CrossEntropyLossFlat): "fastai's cross entropy, of classes or rows"
+class RowsFocal(_TargetRows, WeightedFocalFlat): "`WeightedFocal`, of classes or rows"
 
 def balanced_weights(y:Tensor, # labels (n,)
                      k:int     # number of classes
