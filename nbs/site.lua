@@ -29,6 +29,10 @@ end
 function CodeBlock(el)
   if is_progress(el.text) then return {} end
   el.text = unlink(el.text)
+  if not el.classes:includes('cell-code') then        -- bars of progress leave empty lines in an output
+    el.text = (el.text:gsub('^%s*\n', ''))
+    el.text = (el.text:gsub('\n%s*\n', '\n\n'))
+  end
   if el.classes:includes('cell-code') and not el.attributes['code-fold'] and is_test(el.text) then
     el.attributes['code-fold'] = 'true'
     el.attributes['code-summary'] = 'Tests'

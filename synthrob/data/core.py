@@ -391,7 +391,7 @@ def near_stage(
     s = Stage('copies', which, work, dict(data=stage), version=2, out=root, device='cpu')
     return s, lambda: pd.read_parquet(s.file('pairs.parquet'))
 
-def _near_seconds(n): return 160*(n/29_000)**2 + .008*n     # of one core of an AMD EPYC
+def _near_seconds(n): return 140*(n/29_000)**2 + .0067*n    # of one core of an AMD EPYC
 
 def prepare_near(
     data:str='faces', # name of a source, as in `prepare`
