@@ -299,8 +299,9 @@ def _notes(x, found):
     lines, size = [f"{o['label'] or 'outside the classes'}: {o['n']:,} files ignored, {o['reason']} ({o['name']}"
                    f"{', ...' if o['n'] > 1 else ''}){convert(o)}" for o in found['ignored']], x.shape[-1]
     if (s := found['sides']) and s != [size]*3:
-        lines.append(f"the images have {s[0]} to {s[2]} pixels (half of them at most {s[1]}) and are resized to "
-                     f"{size} x {size}")
+        have = s[0] if s[0] == s[2] else f"{s[0]} to {s[2]}"
+        half = '' if s[0] == s[2] else f" (half of them at most {s[1]})"
+        lines.append(f"the images have {have} pixels{half} and are resized to {size} x {size}")
     return lines + found['notes']
 
 def _decode(source, stage):
