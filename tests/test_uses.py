@@ -41,7 +41,7 @@ def test_robust_accuracy_has_a_verdict(runs, tmp_path):
     made, out = runs
     r = made['adversarial'].record
     assert 0 <= r['test']['robust_accuracy'] <= r['test']['accuracy'] and 'robust_accuracy' not in made['plain'].record['test']
-    frame = results(out).assign(problem='')                                    # three epochs teach nothing
+    frame = results(out).assign(problem='', doubt='')                                    # three epochs teach nothing
     t = differences(frame, 'robust_accuracy')
     assert set(t.treatment) == {'synthetic', 'noise'} and (t.training == 'adversarial').all()
     against = differences(frame, 'robust_accuracy', against='noise')
