@@ -106,8 +106,9 @@ def test_names_of_notebooks_are_unique():
 def test_requirements_are_pinned_and_allowed():
     lines = [l for l in (ROOT/'constraints.txt').read_text().splitlines() if l and not l.startswith('#')]
     pins = [Requirement(l) for l in lines]
-    for python in settings()['min_python'], '3.11', '3.12':
-        apply = [p for p in pins if not p.marker or p.marker.evaluate(dict(python_version=python))]
+    for python in f"{settings()['min_python']}.0", '3.11.2', '3.11.9', '3.12.0':                # Debian has 3.11.2
+        about = dict(python_version=python.rpartition('.')[0], python_full_version=python)
+        apply = [p for p in pins if not p.marker or p.marker.evaluate(about)]
         here = {canonicalize_name(p.name): p for p in apply}
         assert len(here) == len(apply), f'constraints.txt pins something twice for Python {python}'
         for r in map(Requirement, ' '.join(v for k, v in settings().items() if k.endswith('requirements')).split()):
