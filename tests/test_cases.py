@@ -187,7 +187,7 @@ def test_copied_folder_is_the_same_data(tmp_path):
 def test_size_follows_the_images(tmp_path, side, own, size, capsys):
     p = fill(tmp_path/'d', make=lambda: photo(side))
     assert own_size('folder', p) == own and check_params(dict(data='folder', path=str(p))).size == size
-    images = read(p); assert images.x.shape[-1] == (own or 48) and (side == own or f'{side} to {side} pixels' in capsys.readouterr().out)
+    images = read(p); assert images.x.shape[-1] == (own or 48) and (side == own or f'have {side} pixels' in capsys.readouterr().out)
     assert check_params(dict(data='folder', path=str(p), preset='study')).size == 32 == check_params({}).size
 
 def shard(path, kinds, side=64, n=12):
@@ -206,7 +206,7 @@ def test_parquet_as_folders(tmp_path, capsys):
     p = check_params(dict(data='parquet', path=str(grey)))
     images = read(grey, 'parquet'); assert images.x.shape[1:] == (1, 64, 64) and (p.size, p.folds) == (64, 5)
     odd = shard(tmp_path/'odd.parquet', dict(a=photo, b=lambda side: photo(side, 'RGB')), 50)
-    assert read(odd, 'parquet').x.shape[1:] == (3, 48, 48) and '50 to 50 pixels' in capsys.readouterr().out
+    assert read(odd, 'parquet').x.shape[1:] == (3, 48, 48) and 'have 50 pixels' in capsys.readouterr().out
     both = shard(tmp_path/'deep.parquet', dict(a=deep(255), dark=deep(1000), light=deep(4095)), n=600)       # more than the sample
     images = read(both, 'parquet'); assert [int(images.x[images.y == k].max()) for k in range(3)] == [15, 62, 255]
     assert 'read as 12 bits' in (note := images.about['found']['notes'][0]) and 'a 8, dark 10, light 12' in note
@@ -277,7 +277,7 @@ def test_next_command_and_a_poor_terminal(tmp_path):
 def test_one_line_for_a_resize(tmp_path, capsys):
     p = fill(tmp_path/'d', n=12, make=lambda: photo(100))
     assert main(['folder', str(p), '--out', str(tmp_path/'runs')]) == 0
-    out = capsys.readouterr().out; assert out.count('100 to 100 pixels') == 1 and 'resized to 32 x 32' in out
+    out = capsys.readouterr().out; assert out.count('have 100 pixels') == 1 and 'resized to 32 x 32' in out
     [photo().save(p/c/f'p{i//2}_{i}.png') for c in 'ab' for i in range(12)]
     assert main(['folder', str(p), '--out', str(tmp_path/'runs')]) == 0 and 'look like several images of one subject' in capsys.readouterr().out
 
@@ -295,7 +295,7 @@ def test_after_a_finished_sweep(tmp_path, capsys):
     flags = ['--data', 'folder', '--path', str(tmp_path/'copy'), '--folds', '1', '--gan_images', '64', '--cnn_epochs', '1', '--robustness', 'none', '--out', str(out), '--dry_run']
     capsys.readouterr(); assert sweep(['--ratios', '0,.5', '--seeds', '1', *flags]) == 0 and '2 done' in (told := capsys.readouterr().out) and 'nothing like' not in told and 'With 1 seed a difference of' in told
     assert sweep(['--ratios', '0,.25,.5', '--seeds', '3', '--gan_seeds', '2', *flags]) == 0 and 'Cost: about' in (told := capsys.readouterr().out) and 'nothing like' not in told, told
-    assert report([str(out)]) == 0 and 'a: 1, .heic is not read' in (out/'report/report.html').read_text()
+    assert report([str(out)]) == 0 and '1 of a: .heic is not read' in (out/'report/report.html').read_text()
 
 def test_file_size_limit(tmp_path):
     "ulimit -f: one sentence, and it goes on afterwards"

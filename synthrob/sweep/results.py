@@ -186,7 +186,7 @@ def _left_out(made):
     out = {}
     for r in made.values():
         n = out.setdefault(made.get(r['inputs'].get('data'), r).get('content'), {})
-        for o in r.get('left_out') or (): n[o['reason']] = n.get(o['reason'], 0) + o['n']
+        for o in r.get('ignored') or (): n[f"of {o['label'] or 'no class'}: {o['reason']}"] = o['n']
         for k, v in r.get('report', {}).get('removed', {}).items(): n[k] = max(n.get(k, 0), v)
     return {k: {reason: v for reason, v in n.items() if v} for k, n in out.items()}
 
