@@ -176,8 +176,8 @@ def test_fresh_seeds(tmp_path):
 
 def test_what_was_left_out_of_the_data(few):
     for p in few.glob('data/*/record.json'):
-        write_json(p, json.loads(p.read_text()) | dict(left_out=[dict(label='sad', reason='masks', n=3, name='x_mask.png')]))
-    assert '>3 masks</td>' in report(few, progress=False).html
+        write_json(p, json.loads(p.read_text()) | dict(ignored=[dict(label='sad', reason='masks', n=3, name='x_mask.png')]))
+    assert '>3 of sad: masks</td>' in report(few, progress=False).html
 
 def test_commands_for_missing_controls(tmp_path):
     import shlex
