@@ -85,7 +85,7 @@ def frame(acc):
                  refresh_every=0, gan_seed=0, margin=.02)
     f = pd.DataFrame(rows).assign(**dict.fromkeys((*SETTING, *SYNTHESIS, *CLASSIFIER)) | given)
     zero = f.ratio == 0
-    for k, v in dict(how='add', classes='prior', treatment='synthetic').items(): f[k] = pd.Series(v, f.index, dtype=object).where(~zero)
+    for k, v in dict(how='add', classes='prior', treatment='synthetic', schedule='mixed', synthetic_weight=1., equal='steps').items(): f[k] = pd.Series(v, f.index, dtype=object).where(~zero)
     for k in (*SYNTHESIS, 'gan_seed'): f[k] = f[k].where(~zero)
     return f
 

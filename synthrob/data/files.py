@@ -202,7 +202,7 @@ def _ignored(files, same):
             for k in range(1, o.count('/') + 1): below.setdefault(o.rsplit('/', k)[0], []).append(o)
     for f, names in sorted(below.items()):
         above, _, last = f.rpartition('/')
-        for first in {above, f'{above}/{_again.fullmatch(last)[1]}'.strip('/')}:
+        for first in {above, f'{above}/{m[1]}'.strip('/') if (m := _again.fullmatch(last)) else above}:
             pairs = [(o, f'{first}/{o[len(f) + 1:]}'.strip('/')) for o in names]
             pairs = [(o, q) for o, q in pairs if q != o and q not in why and files.get(q) == files[o]]
             if len(pairs) >= max(1, .9*len(names)) and all(same(*o) for o in pairs[::max(1, len(pairs)//16)]):

@@ -117,7 +117,8 @@ class UseParams:
                           options=('mixed', 'pretrain'), when='added', role='arm')
     synthetic_weight: float = param(1., "weight of a synthetic image in the loss; a real one has 1", .01, 100,
                                     when='added', role='arm')
-    equal: str = param('steps', "what all arms have in common: 'steps', or 'epochs' of real images where synthetic ones are added",
+    equal: str = param('steps', "what all arms have in common: 'steps', or 'epochs' of real images where synthetic "
+                       "ones are added",
                        options=('steps', 'epochs'), when='grown', role='arm')
     training: str = param('standard', "'standard', or 'adversarial': on images attacked within attack_eps",
                           options=('standard', 'adversarial'), role='classifier')
