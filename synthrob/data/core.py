@@ -176,6 +176,7 @@ def _check_classes(files):
 
 _listed = {}
 
+# %% ../../nbs/00_data.ipynb #ea29f9b4
 def _list(data, path, name):
     "The rows (label, part, perhaps name) and the usual side of a source; kept while its folders stay as they are"
     path = existing(path)
@@ -233,6 +234,7 @@ def preview(
     done[key] = default_folds([n[c] for c in vocab or n], test), test
     return done[key]
 
+# %% ../../nbs/00_data.ipynb #8a4ff6e4
 @source
 def lsun(
     path=None,       # the folder of the databases; required
@@ -315,6 +317,7 @@ def _decode(source, stage):
     return dict(n=len(x), shape=list(x.shape[1:]), content=hash_images(x), broken=broken, grey=_grey(x, table), **found,
                 counts={p: counts[p].to_dict() for p in counts.index.levels[0]})
 
+# %% ../../nbs/00_data.ipynb #f65baa24
 def _source(data, path, size, channels, options):
     "Return the `Source` of that name, its options checked"
     check_name(data, sources, f"there is no data {data!r}")
@@ -519,6 +522,7 @@ def main(
     "Run the command `synthrob_data`"
     _run(parser().parse_args(args))
 
+# %% ../../nbs/00_data.ipynb #24de74d8
 def _run(a):
     "The command, given its parsed arguments"
     tables, pictures = ('.csv', '.parquet'), ('.png', '.svg', '.pdf')

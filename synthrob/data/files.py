@@ -262,6 +262,7 @@ def _layout(path, images, folders):
                        "test, with one folder of images per class in each.")
     return out
 
+# %% ../../nbs/data/03_files.ipynb #6378bff3
 def _doubts(images, keys):
     "Return sentences on classes that may be something else; `keys` from `_layout`"
     inner, labels = {}, {k[1] for k in keys}
@@ -454,6 +455,7 @@ def _look(
         with _alone: return min(im.size), int(np.asarray(_open_image(read())).max())
     except Exception: return 0, 0
 
+# %% ../../nbs/data/03_files.ipynb #6c742c89
 def _summarise(
     looks, # as from `_look`
     labels # class of each
@@ -668,6 +670,7 @@ def fer_tables(
         if is_csv(f) and kind(f) == 'pixels': return f, path
     raise BadInput(f"{path} holds the labels of FER+ only, without pixels: put fer2013.csv beside it.")
 
+# %% ../../nbs/data/03_files.ipynb #298ca1d9
 def _fer_plus(rows, file):
     "Return `rows` with the label of most votes in FER+, counted as its authors do, and rows without one as `ignored`"
     def refuse(why): raise BadInput(f"{file} {why}: give fer2013.csv for its own labels, or download both again.")

@@ -256,6 +256,7 @@ def survey_parquet(
     if n < total and any(deep for _, deep in looks): return survey_parquet(path, label, total)
     return _summarise(looks, labels) | dict(colour=colour)
 
+# %% ../../nbs/data/04_sources.ipynb #30370db5
 def parquet_images(
     path,              # a parquet file, or a folder of shards
     out,               # the `.npy` to write: uint8, (n,channels,size,size)

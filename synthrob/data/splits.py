@@ -166,6 +166,7 @@ def _subject_keys(
                        "it, or leave it out.")
     return key
 
+# %% ../../nbs/data/08_splits.ipynb #64c8fbb6
 def subjects_hint(
     images:Dataset # with names
 ) -> str: # '' if nothing looks like it

@@ -339,6 +339,7 @@ def _make_pool(self:SplitRun, stage):
     n = dict(zip(pool.vocab, pool.y.bincount(minlength=pool.c).tolist()))
     return pool.about | near | more | dict(n=n, content=pool.hash)
 
+# %% ../../nbs/split/04_run.ipynb #1ebfd2c5
 @patch(as_prop=True)
 def pool(self:SplitRun) -> Dataset|None:
     "The synthetic items, mapped from the disk; None if there are none"

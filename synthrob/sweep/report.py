@@ -379,6 +379,7 @@ _words = dict(add='synthetic images are added to the real ones', replace='synthe
 
 def _epochs(t): return t.head_epochs.fillna(t.cnn_epochs)       # of the classifier, or of the head on vectors
 
+# %% ../../nbs/sweep/07_report.ipynb #a0ac30b5
 def _summary(frame):
     "What the runs of one setting share and what varies, in words"
     runs = frame.drop_duplicates('run')

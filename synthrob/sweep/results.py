@@ -98,6 +98,7 @@ def _doubt(r):
     if r['given']['ratio'] or not all('confusion' in r[k] for k in ('valid', 'test')): return ''
     return Confusion(sum(np.array(r[k]['confusion']) for k in ('valid', 'test'))).problem     # an arm may be that bad
 
+# %% ../../nbs/sweep/06_results.ipynb #71efb0ff
 def _values(r):
     "The results in the record `r`: rows of run, part, metric, class, n, value; `ValueError` if they contradict"
     for c, o in (r.get('counts') or {}).items():
@@ -133,6 +134,7 @@ def _records(root, kind):
         else: skipped['damaged'] += 1
     return found, skipped
 
+# %% ../../nbs/sweep/06_results.ipynb #7bbf79b7
 def _robustness(root, runs, level):
     "Values of the robustness of `runs`, all at one level; its name; unusable records by reason; the records"
     records, skipped = _records(root, 'robustness')
@@ -199,6 +201,7 @@ def _stage_seconds(runs, made):
                 rows.append((r['run'], f'{k}_seconds', of(h) + of(made[h]['inputs'].get('extractor'))))
     return pd.DataFrame(rows, columns=['run', 'metric', 'value'])
 
+# %% ../../nbs/sweep/06_results.ipynb #06dc4402
 def _wall(records):
     "Seconds by the clock in which at least one of the stages was running"
     total, until = 0., pd.Timestamp(0, tz='UTC')
