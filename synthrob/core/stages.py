@@ -212,7 +212,10 @@ def _run(self:Stage):
     head = dict(kind=self.kind, hash=self.hash, **self.spec, versions=versions(), device=device_name(self.device),
                 started=now(), resumed=resumed)
     t = time.perf_counter()
-    more = self.work(self) or {}
+    try: more = self.work(self) or {}
+    except torch.OutOfMemoryError as e:
+        raise BadInput(f"The memory of the GPU is too small for the stage {self.kind}: take smaller batches or nets "
+                       "(gan_bs, gan_width), or fewer cells at a time (slots).") from e
     if both := set(more) & {*head, 'finished', 'seconds', 'files', 'checksum'}:
         raise ValueError(f"work must not set {sorted(both)} of the record")
     seconds = round(time.perf_counter() - t, 3)
