@@ -12,7 +12,7 @@ import numpy as np, torch, xxhash
 from filelock import FileLock, SoftFileLock, Timeout
 from fastcore.basics import patch
 from .. import __version__
-from .basics import BadInput, default_device, has_bf16, hash_of, read_json, read_tensors, write_json
+from .basics import BadInput, default_device, has_bf16, hash_of, read_json, read_tensors, write_json, writing
 
 # %% auto #0
 __all__ = ['CHECKPOINT', 'Stage', 'now', 'versions', 'device_name', 'read_record', 'discard_damaged']
@@ -139,10 +139,11 @@ def read_record(
 @contextlib.contextmanager
 def _locked(stage):
     "Hold the lock beside the stage's folder; a wait of more than a second is announced"
-    stage.path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(stage.path): stage.path.parent.mkdir(parents=True, exist_ok=True)
     lock, wait = FileLock(f'{stage.path}.lock'), f"Waiting: another process is making {stage.kind}/{stage.hash}"
     try:
-        try: lock.acquire(timeout=1)
+        try:
+            with writing(lock.lock_file): lock.acquire(timeout=1)
         except (NotImplementedError, OSError) as e:
             no_locks = isinstance(e, NotImplementedError) or e.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
             if isinstance(e, Timeout) or not no_locks: raise

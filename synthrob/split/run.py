@@ -402,8 +402,9 @@ def _fit_classifier(self:SplitRun, folder):
 
 @patch
 def _given(self:SplitRun):
-    "The parameters; `fold` only if there are several"
-    return {k: v for k, v in asdict(self.p).items() if k != 'fold' or self.folds > 1}
+    "The parameters; `fold` only if there are several, and of paths the name only"
+    name = lambda k, v: Path(v).name if k in ('path', 'pool', 'weights', 'out') and v else v
+    return {k: name(k, v) for k, v in asdict(self.p).items() if k != 'fold' or self.folds > 1}
 
 # %% ../../nbs/split/04_run.ipynb #22a9d5e4
 @patch
