@@ -127,7 +127,7 @@ def _why_not_written(e):
     "Say why a file could not be written, None if the exception `e` means something else; numpy has no error number"
     if (getattr(e, 'errno', None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or
         any(o in str(e) for o in ('No space left', 'Disk quota', 'File too large', 'requested and'))):
-        return 'no space left (disk, quota or limit of file size): free some and start again'
+        return 'no space left (disk, quota or ulimit -f): free some and start again'
     if getattr(e, 'errno', None) in (errno.EROFS, errno.EACCES, errno.EPERM):
         return f'{e.strerror}: choose another folder (out), or ask for the right to write there'
 
