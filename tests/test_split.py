@@ -7,6 +7,7 @@ from PIL import Image
 from synthrob.core.basics import BadInput
 from synthrob.data.duplicates import duplicate_groups
 from synthrob.data.faces import draw_faces, emotions
+from synthrob.data.near import near_duplicates
 from synthrob.split.core import run_split
 from synthrob.split.params import check_params
 from synthrob.split.run import SplitRun
@@ -174,10 +175,14 @@ def kill_when(p, begun):
 
 @pytest.mark.slow
 def test_fer2013(fer2013_zip, tmp_path):
-    "The real files, five classes, with little training"
-    run = run_split(data='fer2013', path=str(fer2013_zip), ratio=.3, size=48, gan_images=1280, gan_width=16, cnn='poster',
-                    cnn_epochs=3, real_share=.2, out=str(tmp_path))
+    "The real files, five classes, with little training; near copies are looked for among a thousand of the images"
+    run = run_split(data='fer2013', path=str(fer2013_zip), ratio=.3, size=48, gan_images=640, gan_width=16, cnn='poster', robustness='none',
+                    cnn_epochs=3, real_share=.2, copies='exact', out=str(tmp_path))
     assert run.images.vocab == 'fear angry happy sad neutral'.split()
     assert len(run.splits.test) == 3118 and run.splits.report['test_with_copy_outside'] == 150
     assert run.record['leak']['copies'] == 0
     assert run.record['test']['n'] == 3118 and run.record['test']['accuracy'] > .2
+    x = run.part('test').x[:1000]
+    planted = torch.cat([x[:20].flip(-1), x[20:40].roll(2, -2), (x[40:60]*.6 + 30).byte()])
+    pairs = near_duplicates(torch.cat([x, planted]))
+    assert len(set(zip(pairs.a, pairs.b)) & {(i, 1000 + i) for i in range(60)}) >= 57
