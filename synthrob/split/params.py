@@ -13,7 +13,7 @@ from ..core.basics import BadInput, check_name, default_device
 
 
 # %% auto #0
-__all__ = ['fixed_test', 'presets', 'vector_presets', 'param', 'MixParams', 'DataParams', 'FeatureParams', 'GANParams',
+__all__ = ['metrics', 'fixed_test', 'presets', 'vector_presets', 'param', 'MixParams', 'DataParams', 'FeatureParams', 'GANParams',
            'PoolParams', 'CNNParams', 'UseParams', 'EvalParams', 'RunParams', 'SplitParams', 'check_value',
            'conditions', 'idle_params', 'params_of', 'names_by_role', 'check_params', 'parameters_cell', 'given_params']
 
@@ -152,6 +152,7 @@ class SplitParams(RunParams, EvalParams, UseParams, CNNParams, PoolParams, GANPa
     "All parameters of a split experiment: those of its stages, under unique names"
 
 # %% ../../nbs/split/01_params.ipynb #47d618d4
+metrics = 'accuracy', 'balanced_accuracy', 'robust_accuracy', 'macro_f1', 'recall'     # recall:CLASS
 fixed_test = 'faces', 'fer2013', 'torchvision'    # sources with a test part of their own
 
 presets = dict(
@@ -238,9 +239,8 @@ def check_params(given:dict      # parameters by name; missing ones have their d
     if p.how == 'add' and p.ratio > .99:
         raise BadInput(f"ratio={p.ratio:.10g} with how='add' means {p.ratio/(1 - p.ratio):,.0f} synthetic images for "
                        "each real one: choose a ratio up to 0.99.")
-    known = 'accuracy', 'balanced_accuracy', 'robust_accuracy', 'macro_f1', 'recall'
-    if (p.metric or 'accuracy').partition(':')[0] not in known:
-        raise BadInput(f"metric={p.metric!r} is unknown: choose {', '.join(known[:-1])} or recall:CLASS.")
+    if (p.metric or 'accuracy').partition(':')[0] not in metrics:
+        raise BadInput(f"metric={p.metric!r} is unknown: choose {', '.join(metrics[:-1])} or recall:CLASS.")
     leaky = "preset='study'" if p.preset == 'study' else "copies='none'" if p.copies == 'none' else ''
     fixed = leaky or p.data.partition(':')[0] in fixed_test
     p.folds = None if fixed and p.folds in (0, 1) else p.folds if fixed or p.folds else 1 if p.folds == 0 else folds
