@@ -15,7 +15,7 @@ from ..cnn.evaluation import Confusion
 from ..core.basics import BadInput, check_name, hash_of, read_json
 from ..data.splits import default_metric
 from ..core.stages import read_record
-from ..split.params import SplitParams, check_value, idle_params, metrics, names_by_role
+from ..split.params import SplitParams, check_value, _metrics, idle_params, names_by_role
 from .stats import corrected, decide, joint_p, verdict
 
 # %% auto #0
@@ -174,7 +174,6 @@ def _stage_seconds(runs, made):
                 rows.append((r['run'], f'{k}_seconds', of(h) + of(made[h]['inputs'].get('extractor'))))
     return pd.DataFrame(rows, columns=['run', 'metric', 'value'])
 
-# %% ../../nbs/sweep/06_results.ipynb #06dc4402
 def _wall(records):
     "Seconds by the clock in which at least one of the stages was running"
     total, until = 0., pd.Timestamp(0, tz='UTC')
@@ -454,7 +453,7 @@ def declared_metric(frame,      # from `results`
         n = f[f.part == ('train' if (f.part == 'train').any() else 'test')].groupby('class', observed=True).value.max()
         return default_metric(n.tolist()) if len(n) else 'accuracy'
     name, _, c = metric.partition(':')
-    check_name(name, metrics, f"There is no metric {name!r} to declare")
+    check_name(name, _metrics, f"There is no metric {name!r} to declare")
     if name == 'recall': check_name(c, frame['class'].dropna().unique().tolist(), f"There is no class {c!r}")
     return metric
 

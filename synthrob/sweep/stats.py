@@ -304,7 +304,6 @@ def _why(v, alpha, margin, general):
     return why + (f'; about {v.more_seeds} more seeds{both} would decide, if the estimate and its SD hold' if
                   v.more_seeds else '')
 
-# %% ../../nbs/sweep/05_stats.ipynb #10c2711f
 def _points(x, sign='+'): return f'{100*x:{sign}.1f}'.replace('-', '−')
 def _span(v):
     what = 'points' + (f' of {v.metric}' if getattr(v, 'metric', '') else '')
@@ -370,7 +369,6 @@ def verdict(
                    generators=S if nested else 1 if folds else G, nested=nested, images=images,
                    folds=G if folds else 1, varies=varies, metric=metric)
 
-# %% ../../nbs/sweep/05_stats.ipynb #7efdeb12
 def corrected(
     v,             # a `Verdict` by itself
     p,             # its p, adjusted for `among` arms
