@@ -1,12 +1,17 @@
 "Damage, leftovers, full and read-only disks: noticed by name, or without effect; nothing gives a traceback"
-import os, resource, shutil
+import os, resource, shutil, subprocess
 from pathlib import Path
 
 import numpy as np, pytest, torch
-from faults import draw_images, faults, toy
+from fastai.callback.core import Callback
+from faults import draw_images, faults, stop_in, toy
 from synthrob.core import stages
 from synthrob.core.basics import BadInput, write_array, write_tensors
 from synthrob.core.stages import Stage
+from synthrob.data import core
+from synthrob.data.faces import draw_faces
+from synthrob.data.dataset import Dataset
+from synthrob.gan.learner import SampleSheet, gan_learner
 from synthrob.split.params import check_params
 from synthrob.split.run import SplitRun
 
@@ -69,6 +74,67 @@ def test_limit_of_file_size_is_one_sentence(tmp_path, write):
         os._exit(4)
     assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
     assert not (tmp_path/'a').exists() and not list(tmp_path.glob('.*.tmp'))
+
+@pytest.fixture
+def small_disk(tmp_path):
+    "A file system of 16 MB"
+    (d := tmp_path/'small').mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=16m', 'tmpfs', str(d)], capture_output=True).returncode:
+        pytest.skip('mounting needs root')
+    yield d
+    subprocess.run(['umount', '-l', str(d)], check=True)
+
+def test_full_disk(made, small_disk):
+    "Nothing is lost at any amount of free space, and the run goes on once there is more"
+    shutil.copytree(made/'images', small_disk/'images')
+    ballast, said = small_disk/'ballast', set()
+    for free in 0, 30_000, 100_000, 250_000, 700_000, 1_700_000, 2_500_000:
+        with open(ballast, 'wb') as f:
+            left = shutil.disk_usage(small_disk).free - free
+            os.posix_fallocate(f.fileno(), 0, max(1, left))
+        with pytest.raises(BadInput, match='no space left') as e: run(small_disk).fit()
+        said.add(Path(str(e.value).split(' cannot')[0]).name)
+        ballast.unlink()
+    assert len(said) > 3, said
+    assert (run(small_disk).fit().evaluation().probs == run(made).evaluation().probs).all()
+
+def test_read_only_file_system(made, small_disk):
+    for o in 'images', 'runs': shutil.copytree(made/o, small_disk/o)
+    subprocess.run(['mount', '-o', 'remount,ro', str(small_disk)], check=True)
+    assert len(run(small_disk).fit().evaluation().y)
+    with pytest.raises(BadInput, match='Read-only file system: choose another folder'): run(small_disk, 2).fit()
+
+def test_full_disk_in_a_command(small_disk, capsys):
+    (small_disk/'ballast').write_bytes(bytes(shutil.disk_usage(small_disk).free))
+    assert core.main(['faces', '--out', str(small_disk/'runs')]) == 2
+    assert 'no space left' in capsys.readouterr().err
+
+def test_sample_sheets_and_temporary_files_after_a_kill(tmp_path):
+    class Kill(Callback):
+        order = 72                                                 # just after the checkpoint
+        def after_epoch(self):
+            if self.epoch == 1: raise KeyboardInterrupt
+    y = torch.arange(32) % 2
+    data = Dataset(draw_faces(y + 2, size=32, progress=False), y, ['happy', 'sad'])
+    def train(d, *cbs):
+        learn = gan_learner(data, bs=8, nf=8, device='cpu')
+        learn.dls.train.n_steps = 2
+        with learn.no_bar(), learn.no_logging(): learn.fit_gan(64, d/'c.safetensors', 0, [SampleSheet(d/'samples', n=2), *cbs])
+        return {f.name: f.read_bytes() for f in (d/'samples').iterdir()}
+    with pytest.raises(KeyboardInterrupt): train(tmp_path/'b', Kill())
+    assert (sheets := train(tmp_path/'a')) == train(tmp_path/'b') and len(sheets) == 4
+
+def test_stopped_stage_is_tidied(made, tmp_path):
+    shutil.copytree(made/'images', tmp_path/'images')
+    toy['path'] = str(tmp_path/'images')
+    stop_in('gan', tmp_path/'runs')
+    assert len([*tmp_path.rglob('.*.tmp')]) == 2
+    run(tmp_path).fit()
+    assert not [*tmp_path.rglob('.*.tmp')]
+
+def test_no_path_of_this_machine_in_a_stage(made):
+    "`content.json` remembers hashes of the data by their paths, for this machine only"
+    assert [f.name for f in made.rglob('*') if f.is_file() and str(made).encode() in f.read_bytes()] == ['content.json']
 
 def test_relative_out_survives_chdir(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -211,6 +211,43 @@ class DeviceCutMix(_DeviceMix, CutMix):
         self.lam, self.yb1 = 1 - hole.float().mean(), (self.y.flip(0),)
         self.learn.xb = (torch.where(hole, x.flip(0), x),)
 
+# %% ../../nbs/02_cnn.ipynb #f21a0002
+class _CNNLearner(DistributedLearner):
+    "A `Learner` that computes its batches in parts once they exceed the memory of the GPU"
+    parts = 1                                   # of a batch; the gradients of all parts make one step
+
+    def part_losses(self,
+                    x # the batch's input (n,...)
+                   ):
+        "Yield the loss of the whole batch once a part of `x`; only the part has a gradient"
+        before, left = [], len(x)
+        for part in x.tensor_split(self.parts):
+            pred, left = self.model(part).float(), left - len(part)
+            self.pred = torch.cat([*before, pred, pred.new_zeros(left, *pred.shape[1:])])
+            yield self.loss_func(self.pred, *self.yb)
+            before.append(pred.detach())
+
+    def _do_one_batch(self):
+        if self.parts == 1: return super()._do_one_batch()
+        for i, self.loss_grad in enumerate(self.part_losses(self.x), 1):
+            if self.training and i < self.parts: self.loss_grad.backward()
+        self.loss = self.loss_grad.clone()
+        self('after_loss')
+        if self.training: self._do_grad_opt()
+
+    def one_batch(self, i, b):
+        try: return super().one_batch(i, b)
+        except torch.OutOfMemoryError:
+            if self.distributed or len(b[0]) < 4*self.parts: raise
+        self.parts *= 2
+        print(f"The memory of the GPU is exhausted: a batch of {len(b[0])} is computed in {self.parts} parts from here "
+              "on, for one step.", flush=True)
+        self('after_cancel_batch')              # leaves autocast
+        self.pred = self.loss = self.loss_grad = None
+        self.opt.zero_grad()
+        torch.cuda.empty_cache()
+        self.one_batch(i, b)
+
 # %% ../../nbs/02_cnn.ipynb #b5c6b9f7
 def cnn_learner(data,              # training `Dataset`, or `DataLoaders`
                 valid=None,        # validation `Dataset`; None: the training items
@@ -230,8 +267,8 @@ def cnn_learner(data,              # training `Dataset`, or `DataLoaders`
     opt_func = lambda params, lr: OptimWrapper(params, torch.optim.AdamW, lr=lr, weight_decay=r.wd, fused=True)
     mix = {None: None, 'mixup': DeviceMixUp, 'cutmix': DeviceCutMix}[r.mix]
     mix = [] if mix is None else [mix() if r.alpha is None else mix(r.alpha)]
-    learn = DistributedLearner(dls, net, loss_of(r, _weights(class_weights, dls)), opt_func, lr=r.lr, wd=r.wd,
-                    wd_bn_bias=True, metrics=accuracy, cbs=[SeedEpochs(seed), Autocast(), History(), *mix])
+    learn = _CNNLearner(dls, net, loss_of(r, _weights(class_weights, dls)), opt_func, lr=r.lr, wd=r.wd,
+                       wd_bn_bias=True, metrics=accuracy, cbs=[SeedEpochs(seed), Autocast(), History(), *mix])
     epochs = max(r.epochs, math.ceil(r.min_steps*(dls.train.bs < r.bs)/max(1, len(dls.train))))
     learn.recipe = replace(r, bs=dls.train.bs, epochs=epochs)
     return no_sync(learn).add_cbs(cbs)
@@ -282,8 +319,10 @@ def predict(model:nn.Module,  # from images in [0,1] or vectors to logits
     dl = DeviceDL(Dataset(x, torch.zeros(len(x), dtype=torch.int64)), bs=bs, device=device)
     with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=has_bf16(device)):
         probs = lambda xb: model(xb).float().softmax(1)
-        out = [(probs(xb) + probs(xb.flip(-1)))/2 if flip else probs(xb) for xb, _ in dl]
-    return torch.cat(out).cpu()
+        try: return torch.cat([(probs(xb) + probs(xb.flip(-1)))/2 if flip else probs(xb) for xb, _ in dl]).cpu()
+        except torch.OutOfMemoryError:
+            if bs == 1: raise
+    return predict(model, x, flip, device, bs//2)
 
 # %% ../../nbs/02_cnn.ipynb #506f23ce
 class Evaluation(Confusion):

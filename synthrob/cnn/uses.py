@@ -43,7 +43,7 @@ class SyntheticFirst(Callback):
 
 # %% ../../nbs/cnn/07_uses.ipynb #a7c1000f
 class AdversarialTraining(Callback):
-    "Train on images attacked by one step of 1.25 `eps` from a random start (arXiv 2001.03994)"
+    "Train a `cnn_learner` on images attacked by one step of 1.25 `eps` from a random start (arXiv 2001.03994)"
     order, run_valid = 60, False                           # after mixup and `Autocast`
     def __init__(self, eps): # largest change of a pixel, for images in [0,1]
         self.eps = eps
@@ -52,7 +52,6 @@ class AdversarialTraining(Callback):
         x = self.x
         start = project(x + self.eps*(2*torch.rand_like(x) - 1), x, self.eps).requires_grad_()
         self.model.eval()
-        loss = self.learn.loss_func(self.model(start).float(), *self.yb)
-        grad, = torch.autograd.grad(loss, start)
+        grad = sum(torch.autograd.grad(loss, start)[0] for loss in self.learn.part_losses(start))
         self.model.train()
         self.learn.xb = (project(start.detach() + 1.25*self.eps*grad.sign(), x, self.eps),)

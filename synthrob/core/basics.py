@@ -11,9 +11,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 # %% auto #0
-__all__ = ['BadInput', 'check_name', 'command', 'hash_of', 'hash_file', 'hash_array', 'replacing', 'write_json', 'read_json',
-           'reading', 'write_parquet', 'write_tensors', 'read_metadata', 'read_tensors', 'write_array', 'read_array',
-           'default_device', 'has_bf16', 'generator', 'seeded']
+__all__ = ['BadInput', 'check_name', 'command', 'hash_of', 'hash_file', 'hash_array', 'writing', 'replacing', 'write_json',
+           'read_json', 'reading', 'write_parquet', 'write_tensors', 'read_metadata', 'read_tensors', 'write_array',
+           'read_array', 'default_device', 'has_bf16', 'generator', 'seeded']
 
 # %% ../../nbs/core/01_basics.ipynb #3fdaa14a
 warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated', category=FutureWarning)
@@ -120,7 +120,7 @@ def _why_not_written(e):
     "Say why a file could not be written, None if the exception `e` means something else; numpy has no error number"
     if (getattr(e, 'errno', None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or
         any(o in str(e) for o in ('No space left', 'Disk quota', 'File too large', 'requested and'))):
-        return 'no space left (disk, quota or limit of file size): free some and start again'
+        return 'no space left (disk, quota or ulimit -f): free some and start again'
     if getattr(e, 'errno', None) in (errno.EROFS, errno.EACCES, errno.EPERM):
         return f'{e.strerror}: choose another folder (out), or ask for the right to write there'
 
@@ -132,22 +132,28 @@ def _sync_folder(path):
         finally: os.close(fd)
 
 @contextlib.contextmanager
+def writing(path): # what is written in the block, for the message
+    "Raise `BadInput` if the block fails for want of space or permission"
+    try: yield
+    except (OSError, SafetensorError) as e:
+        if isinstance(e, BadInput) or (why := _why_not_written(e)) is None: raise
+        raise _NotWritten(f"{path} cannot be written, {why}.") from e
+
+@contextlib.contextmanager
 def replacing(path): # the file to write; its folder is created if missing
     "Yield a temporary path that replaces `path` if the block succeeds; else `path` stays as it is"
     path = Path(path)
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp')
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tmp.touch()
-        mode = tmp.stat().st_mode & 0o777           # that of the umask; safetensors would leave 600
-        yield tmp
-        with open(tmp, 'rb+') as f: os.fsync(f.fileno())
-        tmp.chmod(mode)
-        os.replace(tmp, path)
-        _sync_folder(path.parent)
-    except (OSError, SafetensorError) as e:
-        if (why := _why_not_written(e)) is None: raise
-        raise _NotWritten(f"{path} cannot be written, {why}.") from e
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tmp.touch()
+            mode = tmp.stat().st_mode & 0o777       # that of the umask; safetensors would leave 600
+            yield tmp
+            with open(tmp, 'rb+') as f: os.fsync(f.fileno())
+            tmp.chmod(mode)
+            os.replace(tmp, path)
+            _sync_folder(path.parent)
     finally:
         with contextlib.suppress(OSError): tmp.unlink()
 

@@ -12,7 +12,7 @@ import numpy as np, torch, xxhash
 from filelock import FileLock, SoftFileLock, Timeout
 from fastcore.basics import patch
 from .. import __version__
-from .basics import BadInput, default_device, has_bf16, hash_of, read_json, read_tensors, write_json
+from .basics import BadInput, default_device, has_bf16, hash_of, read_json, read_tensors, write_json, writing
 
 # %% auto #0
 __all__ = ['CHECKPOINT', 'Stage', 'now', 'versions', 'device_name', 'read_record', 'discard_damaged']
@@ -132,10 +132,11 @@ def read_record(folder,   # of a stage, `runs/kind/hash`
 @contextlib.contextmanager
 def _locked(stage):
     "Hold the lock beside the stage's folder; a wait of more than a second is announced"
-    stage.path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(stage.path): stage.path.parent.mkdir(parents=True, exist_ok=True)
     lock, wait = FileLock(f'{stage.path}.lock'), f"Waiting: another process is making {stage.kind}/{stage.hash}"
     try:
-        try: lock.acquire(timeout=1)
+        try:
+            with writing(lock.lock_file): lock.acquire(timeout=1)
         except (NotImplementedError, OSError) as e:
             no_locks = isinstance(e, NotImplementedError) or e.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
             if isinstance(e, Timeout) or not no_locks: raise
@@ -202,7 +203,10 @@ def _run(self:Stage):
     head = dict(kind=self.kind, hash=self.hash, **self.spec, versions=versions(), device=device_name(self.device),
                 started=now(), resumed=resumed)
     t = time.perf_counter()
-    more = self.work(self) or {}
+    try: more = self.work(self) or {}
+    except torch.OutOfMemoryError as e:
+        raise BadInput(f"The memory of the GPU is too small for the stage {self.kind}: take smaller batches or nets "
+                       "(gan_bs, gan_width), or fewer cells at a time (slots).") from e
     if both := set(more) & {*head, 'finished', 'seconds', 'files', 'checksum'}:
         raise ValueError(f"work must not set {sorted(both)} of the record")
     seconds = round(time.perf_counter() - t, 3)

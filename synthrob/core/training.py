@@ -72,7 +72,8 @@ class History(Callback):
     def after_epoch(self):
         if self.epoch < self.start_at: return
         row = [float(v) if v is not None else None for v in self.recorder.log[1:-1]]
-        self.learn.history.append(dict(zip(self.recorder.metric_names[1:-1], row)))
+        parts = {} if (n := getattr(self.learn, 'parts', 1)) == 1 else dict(parts=n)     # for want of memory
+        self.learn.history.append(dict(zip(self.recorder.metric_names[1:-1], row)) | parts)
 
 # %% ../../nbs/core/03_training.ipynb #02131dc1
 class Checkpoint(Callback):

@@ -13,7 +13,7 @@ from threading import Lock
 import numpy as np, pandas as pd
 from fastprogress.fastprogress import progress_bar
 from PIL import Image, ImageOps, UnidentifiedImageError, features
-from ..core.basics import BadInput, check_name
+from ..core.basics import BadInput, check_name, writing
 
 # %% auto #0
 __all__ = ['IMAGE_TYPES', 'PARTS', 'MAX_BYTES', 'MAX_DEPTH', 'DAMAGE', 'FORMATS', 'MAX_PIXELS', 'FER_CLASSES', 'FER_USAGES',
@@ -498,12 +498,9 @@ class _ResumableNpy:
         "Append rows `x`; log the position `at`, (name, label, part) of rows, (name, reason, label) of broken images"
         self.blocks.append(dict(shape=self.shape, at=at, kept=kept, broken=broken))
         line = json.dumps(self.blocks[-1]).encode() + b'\n'
-        try:
+        with writing(self.out):
             for f,b in ((self.rows, np.ascontiguousarray(x, np.uint8).data), (self.log, line)):
                 f.write(b); f.flush(); os.fsync(f.fileno())
-        except OSError as e:
-            raise BadInput(f"{self.out} cannot be written ({e.strerror}): free space or raise the limit (ulimit -f), "
-                           "and start again; it continues where it stopped.") from None
 
     def close(self, finished):
         "Move the array to `out` if `finished`, and delete the rest"

@@ -151,7 +151,7 @@ def sample_sheet(gan:GAN,     # in training or trained
 
 class SampleSheet(Callback):
     "Save a sample sheet to `folder` after every `every`-th epoch and the last"
-    order, run_valid = 75, False
+    order, run_valid = 68, False          # before the checkpoint: a resumed training does not draw earlier epochs
     def __init__(self, folder,  # of the pictures epoch_0001.png and so on; made if missing
                        every=1, # epochs from one sheet to the next
                        n=10):   # images of each class

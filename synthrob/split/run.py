@@ -354,6 +354,11 @@ def _fit_classifier(run, folder):
     return learn
 
 # %% ../../nbs/split/04_run.ipynb #22a9d5e4
+def _given(p, folds):
+    "The parameters for the record: `fold` only if there are several, of paths the name only"
+    name = lambda k, v: Path(v).name if k in ('path', 'pool', 'weights', 'out') and v else v
+    return {k: name(k, v) for k, v in asdict(p).items() if k != 'fold' or folds > 1}
+
 def _train_classifier(run, stage):
     p, s, real = run.p, run.splits, run.part('train')
     a = plan(real.y, real.c, p.ratio, p.how, p.classes, p.split_seed)
@@ -380,7 +385,7 @@ def _train_classifier(run, stage):
     leak = leak_worth(evs['test'], s.table.leaked.to_numpy()[s.test.numpy()])
     return dict(**scores, history=learn.history, counts=counts,
                 steps=len(learn.dls.train)*learn.recipe.epochs, bs=learn.recipe.bs, epochs=learn.recipe.epochs,
-                given={k: v for k, v in asdict(p).items() if k != 'fold' or run.folds > 1}, folds=run.folds,
+                given=_given(p, run.folds), folds=run.folds,
                 splits=s.report, leak=leak, **(dict(problem=problem) if problem else {}),
                 broken=run.images.about['broken'], pool=run.pool and run.stages['pool'].record)
 
