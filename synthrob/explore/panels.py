@@ -104,7 +104,10 @@ class Explorer:
     def _adjust(self): "Adapt the range or the options of controls to the values of others"
 
     @property
-    def values(self) -> dict: return {k: c.value for k, c in self.controls.items()}
+    def values(self) -> dict: # name -> value
+        "The values of the controls"
+        return {k: c.value for k, c in self.controls.items()}
+
     def __repr__(self): return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.values.items())})"
     def _repr_mimebundle_(self, **kwargs): return self.box._repr_mimebundle_(**kwargs) | {'text/plain': repr(self)}
 

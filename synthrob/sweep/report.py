@@ -620,7 +620,8 @@ def _tables(frame, table, margin, alpha, progress, most=12):
     have, top, own = set(frame[frame.part == 'test'].metric.unique()), table[table.headline], table.metric.iloc[0]
     metrics = [m for m in _metrics if m in have and m not in (own, 'recall')]
     jobs = [(m, {}) for m in metrics] + [('recall', dict(class_=k)) for k in frame['class'].dropna().unique()]
-    done = [differences(frame, m, 'test', margin, alpha, **more) for m, more in progress_bar(jobs, leave=False, display=progress)]
+    bar = progress_bar(jobs, leave=False, display=progress)
+    done = [differences(frame, m, 'test', margin, alpha, **more) for m, more in bar]
     recalls = {more['class_']: t for (_, more), t in zip(jobs, done) if more}
     if len(recalls) <= most: return {own: table, **dict(zip(metrics, done))}, recalls, ''
     moved = lambda k: -recalls[k]['diff'].loc[top.index].abs().max()
