@@ -9,7 +9,7 @@ from synthrob.core.basics import BadInput, write_json
 from synthrob.core.stages import Stage
 from synthrob.sweep.report import (INK, by_setting, corruption_table, image_differences, limits, main, plot_corruptions,
                                    plot_ratio, report)
-from synthrob.sweep.results import (CLASSIFIER, SETTING, SYNTHESIS, VALUE, conclude, declared_margin, differences,
+from synthrob.sweep.results import (CLASSIFIER, SETTING, SYNTHESIS, VALUE, _wall, conclude, declared_margin, differences,
                                     paired_runs, results)
 from synthrob.sweep.stats import verdict
 from simulate import simulate_runs
@@ -206,6 +206,9 @@ def test_holes_in_a_grid_of_seeds(tmp_path):
     p, = paired_runs(results(tmp_path))
     assert p.gan_seeds == [0, 2] and p.cnn_seeds == [0, 1, 2, 3] and not np.isnan(p.diffs).any()
     assert len(p.missing) == 3 and p.missing[-1].startswith('2 complete pairs dropped')
+
+def test_times_missing_in_records_of_other_stages():
+    assert _wall([dict(started='2026-01-01T00:00:00+00:00', finished='2026-01-01T00:01:00+00:00'), {}, dict(started='x')]) == 60
 
 def test_unfinished_and_damaged_runs_cost_only_themselves(few):
     whole = results(few)

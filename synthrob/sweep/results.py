@@ -178,7 +178,7 @@ def _wall(records):
     "Seconds by the clock in which at least one of the stages was running"
     total, until = 0., pd.Timestamp(0, tz='UTC')
     time = lambda v: pd.to_datetime(str(v), errors='coerce', utc=True)
-    for a, b in sorted((time(r['started']), time(r['finished'])) for r in records):
+    for a, b in sorted((time(r.get('started')), time(r.get('finished'))) for r in records):
         if pd.isna(a) or pd.isna(b): continue
         total, until = total + max((b - max(a, until)).total_seconds(), 0), max(b, until)
     return total
