@@ -31,6 +31,7 @@ setup(
                  'Topic :: Scientific/Engineering :: Artificial Intelligence',
                  'Topic :: Scientific/Engineering :: Image Recognition'],
     python_requires=f">={cfg['min_python']}", packages=find_packages(include=[lib, f'{lib}.*']),
+    package_data={f'{lib}.sweep': ['report.css']},
     install_requires=cfg['requirements'].split(),
     extras_require={k: cfg[f'{k}_requirements'].split() for k in ('dev', 'slurm', 'distributed', 'lsun', 'explore')},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f'{lib}={lib}._modidx:d'],

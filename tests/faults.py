@@ -14,7 +14,7 @@ from synthrob.core import stages
 from synthrob.core.basics import BadInput
 from synthrob.data.faces import draw_faces
 from synthrob.split.params import check_params
-from synthrob.split.run import SplitRun
+from synthrob.split.run import SplitRun, _load_gan
 from synthrob.sweep.results import results
 
 toy = dict(preset='quick', data='folder', size=32, gan_images=128, gan_bs=32, gan_width=8, cnn_epochs=1, ratio=.3,
@@ -32,7 +32,7 @@ def read(out):
     "All that a user reads of a run: weights, predictions, pool, images, tables"
     run = SplitRun(check_params(toy | dict(out=str(out)))).fit()
     r, quiet = run.record, {'started', 'finished', 'seconds', 'resumed', 'checksum', 'versions', 'given', 'files', 'pool'}
-    w = [p.detach() for m in (run.classifier(), run._gan()) for p in m.state_dict().values()]
+    w = [p.detach() for m in (run.classifier(), _load_gan(run)) for p in m.state_dict().values()]
     sums = [float(o.double().sum()) for o in (*w, run.pool.x, run.pool.y, run.images.x, run.images.y, run.train_idx)]
     frame = results(out)
     table = frame[~frame.metric.str.contains('seconds', na=False)][['metric', 'class', 'value']].astype(str).values.tolist()

@@ -333,16 +333,6 @@ def test_level_of_robustness(few):
     assert (n(), n(level='fast'), n(level='full')) == (9, 9, 3)
     with pytest.raises(BadInput, match="level='enough' has no runs"): results(few, level='enough')
 
-def test_records_with_earlier_names(few):
-    "Records written before parameters were renamed give the same table"
-    now, old = results(few), dict(treatment='filler', noise_std='spread', refresh_every='fresh')
-    for d, r in records(few).items():
-        given = {old.get(k, k): v for k, v in (r['given'] | dict(noise_std=1., refresh_every=2)).items()}
-        write_json(d/'record.json', r | dict(given=given))
-    then = results(few)
-    assert set(then.noise_std.dropna()) == {1.} and set(then.refresh_every.dropna()) == {2}
-    pd.testing.assert_frame_equal(then.drop(columns=['noise_std', 'refresh_every']), now.drop(columns=['noise_std', 'refresh_every']))
-
 def test_without_robustness(few):
     shutil.rmtree(few/'robustness')
     rep = report(few, progress=False)

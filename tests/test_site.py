@@ -80,6 +80,10 @@ def linked_pictures(text) -> list:
     "Pictures that are links: lightbox would open the picture in place of the link"
     return re.findall(r'\[!\[[^\]]*\]\([^)]*\)\]\([^)]*\)', text)
 
+def doubled(text, names) -> list:
+    "Links whose whole text is an exported name in backticks: nbdev makes it a link, too, and Markdown stays on the page"
+    return [o for o in re.findall(r'\[`([\w.]+)(?:\(\))?`\]\(', text) if o in names]
+
 def mute(cell) -> bool:
     "Does a cell show a figure that a screen reader cannot read out?"
     figure = any('image/png' in o.get('data', {}) or 'image/svg+xml' in o.get('data', {}) for o in cell.get('outputs', []))
@@ -158,6 +162,14 @@ def test_alt_texts_have_no_percent_sign(name, pages):
 
 @every_page
 def test_pictures_are_no_links(name, pages): assert not linked_pictures(prose(pages[name]))
+
+@every_page
+def test_no_link_in_a_link(name, pages):
+    from synthrob._modidx import d
+    names = {k.split('.')[-1] for m in d['syms'].values() for k in m}
+    text = '\n'.join(source(c) for c in pages[name] if c['cell_type'] == 'markdown')
+    assert doubled('[`conclude`](a.ipynb)', names) and not doubled('[conclude](a.ipynb) and `conclude` [`--cores`](b.ipynb)', names)
+    assert not (found := doubled(text, names)), f'{name}: write [{found[0]}](...) without backticks'
 
 @every_page
 def test_links_lead_somewhere(name, pages):

@@ -7,11 +7,12 @@ from PIL import Image
 from synthrob.core.basics import BadInput
 from synthrob.data.duplicates import duplicate_groups
 from synthrob.data.faces import draw_faces, emotions
+from synthrob.data.near import near_duplicates
 from synthrob.split.core import run_split
 from synthrob.split.params import check_params
 from synthrob.split.run import SplitRun
 
-SMALL = dict(data='folder', size=32, gan_images=2560, gan_width=16, cnn_epochs=3)
+SMALL = dict(data='folder', size=32, gan_images=1280, gan_width=16, cnn_epochs=3, robustness='none', copies='exact')
 
 @pytest.fixture(scope='session')
 def face_folder(tmp_path_factory) -> Path:
@@ -43,7 +44,8 @@ def library(repo): return {p: p.read_bytes() for p in (repo/'synthrob').rglob('*
 def test_papermill_from_the_root(repo, face_folder, tmp_path):
     before = library(repo)
     out = tmp_path/'runs'
-    r = papermill(repo, tmp_path/'out.ipynb', 'ratio', .3, 'path', face_folder, 'out', out, *as_args(SMALL))
+    r = papermill(repo, tmp_path/'out.ipynb', 'ratio', .3, 'path', face_folder, 'out', out,
+                  *as_args(SMALL | dict(robustness='fast', copies='near')))
     assert r.returncode == 0, r.stderr[-3000:]
     record, = records(out)
     counts = pd.DataFrame(record['counts']).T
@@ -90,7 +92,7 @@ def test_an_empty_class(face_folder, tmp_path):
 
 def test_nothing_held_out_is_trained_on(face_folder, tmp_path):
     "Ten test images are in the training folder too: neither GAN nor CNN is trained on them"
-    run = SplitRun(check_params(dict(path=face_folder, ratio=.5, out=str(tmp_path), **SMALL))).fit()
+    run = SplitRun(check_params(SMALL | dict(path=face_folder, ratio=.5, out=str(tmp_path), copies='near'))).fit()
     assert run.splits.report['removed']['leak'] == 10
     n, real = len(run.holdout), run.part('train')
     g = duplicate_groups(torch.cat([run.holdout, real.x, run.mixture.x]))
@@ -119,7 +121,7 @@ def test_a_pool_from_elsewhere(repo, face_folder, tmp_path):
     y = torch.arange(200) % 5
     for i, x in enumerate(draw_faces(y, size=32, seed=77, progress=False)): place(tmp_path/'theirs', x, emotions[y[i]], f'{i}')
     r = papermill(repo, tmp_path/'out.ipynb', 'ratio', .3, 'path', face_folder, 'out', tmp_path/'runs', 'pool', tmp_path/'theirs',
-                  'reject', .2, 'quality', 'fast', *as_args(SMALL))
+                  'reject', .2, 'quality', 'fast', *as_args(SMALL | dict(copies='near')))
     assert r.returncode == 0, r.stderr[-3000:]
     assert not list(tmp_path.glob('runs/gan/*')), 'no GAN was needed'
     arm, = [o for o in records(tmp_path/'runs') if o['given']['ratio']]
@@ -148,7 +150,7 @@ from synthrob.core.training import Checkpoint
 synthrob.gan.learner.Checkpoint = synthrob.cnn.learner.Checkpoint = lambda path, every, tag: Checkpoint(path, 0, tag)   # after every epoch
 from synthrob.split.core import run_split
 run_split(**json.loads(sys.argv[1]))"""
-    params = {**SMALL, 'path': str(face_folder), 'ratio': .3, 'gan_images': 6400, 'cnn_epochs': 40}
+    params = {**SMALL, 'path': str(face_folder), 'ratio': .3, 'gan_images': 3840, 'cnn_epochs': 20}
     def start(out): return subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code, json.dumps({**params, 'out': str(out)})],
                                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     out = tmp_path/'killed'
@@ -174,10 +176,14 @@ def kill_when(p, begun):
 
 @pytest.mark.slow
 def test_fer2013(fer2013_zip, tmp_path):
-    "The real files, five classes, with little training"
-    run = run_split(data='fer2013', path=str(fer2013_zip), ratio=.3, size=48, gan_images=1280, gan_width=16, cnn='poster',
-                    cnn_epochs=3, real_share=.2, out=str(tmp_path))
+    "The real files, five classes, with little training; near copies are looked for among a thousand of the images"
+    run = run_split(data='fer2013', path=str(fer2013_zip), ratio=.3, size=48, gan_images=640, gan_width=16, cnn='poster', robustness='none',
+                    cnn_epochs=3, real_share=.2, copies='exact', out=str(tmp_path))
     assert run.images.vocab == 'fear angry happy sad neutral'.split()
     assert len(run.splits.test) == 3118 and run.splits.report['test_with_copy_outside'] == 150
     assert run.record['leak']['copies'] == 0
     assert run.record['test']['n'] == 3118 and run.record['test']['accuracy'] > .2
+    x = run.part('test').x[:1000]
+    planted = torch.cat([x[:20].flip(-1), x[20:40].roll(2, -2), (x[40:60]*.6 + 30).byte()])
+    pairs = near_duplicates(torch.cat([x, planted]))
+    assert len(set(zip(pairs.a, pairs.b)) & {(i, 1000 + i) for i in range(60)}) >= 57

@@ -10,7 +10,7 @@ from scipy import stats
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import ttost_paired
 from simulate import cross_validated, simulated
-from synthrob.sweep.stats import (corrected, decide, image_se, joint_p, mcnemar, mde, min_seeds, power, seeds_needed,
+from synthrob.sweep.stats import (corrected, decide, image_se, joint_p, mde, min_seeds, power, seeds_needed,
                                   verdict, verdicts)
 
 ALIKE = ('normal', 'counts', 'heavy', 'failures')   # the arms are alike: differences are symmetric
@@ -183,10 +183,6 @@ def test_a_further_source_of_variance_never_narrows(shape):
     for se in (.001, .005, .02, .1):
         r = decide(D, image_se=se)
         assert (r.low <= alone.low + 1e-9).all() and (r.high >= alone.high - 1e-9).all()
-
-def test_mcnemar_stays_within_100_points():
-    m = mcnemar([1]*5, [0]*5)
-    assert (m.estimate, m.high) == (1, 1) and mcnemar([0]*5, [1]*5).low == -1
 
 # --- folds ---
 

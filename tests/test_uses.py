@@ -14,7 +14,7 @@ USES = dict(plain={}, pretrain=dict(schedule='pretrain'), weight=dict(synthetic_
             soft=dict(labels='soft', temperature=3.), adversarial=dict(training='adversarial', attack_eps=.01))
 
 def toy(folder, out, **more):
-    return SplitRun(check_params(dict(path=str(folder), out=str(out), robustness='none', pool_seed=0, ratio=.5, **SMALL) | more)).fit()
+    return SplitRun(check_params(dict(path=str(folder), out=str(out), pool_seed=0, ratio=.5, **SMALL) | more)).fit()
 
 @pytest.fixture(scope='module')
 def runs(face_folder, tmp_path_factory):                                     # noqa: F811
@@ -65,7 +65,7 @@ class Stop(Checkpoint):
 m.Checkpoint = lambda path, every, tag: Stop(path, 0, tag) if STUDENT in str(path) else Checkpoint(path, 0, tag)
 from synthrob.split.core import run_split
 run_split(**json.loads(sys.argv[1]))"""
-    p = dict(path=str(face_folder), out=str(tmp_path), robustness='none', pool_seed=0, ratio=.5, **SMALL) | USES[use]
+    p = dict(path=str(face_folder), out=str(tmp_path), pool_seed=0, ratio=.5, **SMALL) | USES[use]
     student = SplitRun(check_params(p)).stages['split'].hash
     r = subprocess.run([sys.executable, '-W', 'ignore', '-c', code.replace('STUDENT', repr(student)), json.dumps(p)], capture_output=True, text=True)
     assert r.returncode == 9, r.stderr[-2000:]

@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib, math, numbers, warnings
 from itertools import product
 from typing import NamedTuple
-
 import numpy as np, pandas as pd
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,6 @@ from ..core.basics import BadInput, check_name, generator, seeded
 from fastai.learner import Learner
 from fastprogress.fastprogress import progress_bar
 from scipy.stats import binomtest
-
 from ..data.loaders import to_float
 
 # %% auto #0

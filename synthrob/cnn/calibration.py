@@ -6,7 +6,6 @@
 from __future__ import annotations
 import copy
 from dataclasses import asdict, dataclass
-
 import numpy as np, pandas as pd
 import torch
 import torch.nn.functional as F
@@ -103,9 +102,8 @@ def fit_temperature(p,             # probabilities or logits of validation image
 
 # %% ../../nbs/cnn/03_calibration.ipynb #01ae4570
 @patch
-def calibrated(self:Evaluation,
-               temperature:Temperature # from `fit_temperature` on validation images
-              ) -> Evaluation:         # the same predictions with calibrated probabilities
+def calibrated(self:Evaluation, temperature:Temperature # from `fit_temperature` on validation images
+              ) -> Evaluation:                          # the same predictions with calibrated probabilities
     "Return a copy with calibrated probabilities; predictions and accuracy stay the same"
     ev = copy.copy(self)                                      # keeps the predictions: rounding could make a tie
     ev.probs = temperature(self.probs)

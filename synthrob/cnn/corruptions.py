@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Callable, Iterator
-
 import pandas as pd
 import torch
 import torch.nn.functional as F

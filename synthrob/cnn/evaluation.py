@@ -4,7 +4,6 @@
 
 # %% ../../nbs/cnn/02_evaluation.ipynb #9c983732
 from __future__ import annotations
-
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from scipy.stats import binomtest
@@ -16,10 +15,8 @@ __all__ = ['Confusion']
 # %% ../../nbs/cnn/02_evaluation.ipynb #045c3817
 class Confusion:
     "A confusion matrix: images counted by true class (rows) and predicted class (columns)"
-    def __init__(self,
-                 counts,    # (k,k) whole numbers: an array, nested lists or a DataFrame
-                 vocab=None # names of the k classes; None: those of a DataFrame, or 0 to k-1
-                ):
+    def __init__(self, counts,    # (k,k) whole numbers: an array, nested lists or a DataFrame
+                       vocab=None): # names of the k classes; None: those of a DataFrame, or 0 to k-1
         if vocab is None: vocab = counts.index if isinstance(counts, pd.DataFrame) else range(len(counts))
         m, vocab = np.asarray(counts), [str(o) for o in vocab]
         k = len(vocab)
@@ -65,9 +62,8 @@ def problem(self:Confusion) -> str: # a sentence with the remedy; '' if there is
 
 # %% ../../nbs/cnn/02_evaluation.ipynb #d2df13f3
 @patch
-def most_confused(self:Confusion,
-                  min_val=1 # smallest count to list
-                 ) -> list: # (true class, predicted class, images)
+def most_confused(self:Confusion, min_val=1 # smallest count to list
+                 ) -> list:                 # (true class, predicted class, images)
     "Return the most frequent mistakes first, like `most_confused` of fastai's `ClassificationInterpretation`"
     m, v = self.confusion.values, self.vocab
     pairs = [(v[i], v[j], int(m[i, j])) for i, j in np.argwhere(m >= min_val) if i != j]
@@ -83,10 +79,9 @@ def to_dict(self:Confusion) -> dict: # plain numbers, ready for JSON
 
 # %% ../../nbs/cnn/02_evaluation.ipynb #28a3f187
 @patch
-def plot_confusion(self:Confusion,
-                   ax=None,      # axes to draw on
-                   title=None    # None: n and accuracy
-                  ):             # matplotlib axes
+def plot_confusion(self:Confusion, ax=None,      # axes to draw on
+                                   title=None    # None: n and accuracy
+                  ):                             # matplotlib axes
     "Draw the confusion matrix as a heat map: share of the true class, and the count in brackets"
     import matplotlib.pyplot as plt, seaborn as sns
     m = self.confusion
@@ -102,9 +97,8 @@ def plot_confusion(self:Confusion,
 
 # %% ../../nbs/cnn/02_evaluation.ipynb #1b7d0503
 @patch
-def plot_classes(self:Confusion,
-                 ax=None  # axes to draw on
-                ):        # matplotlib axes
+def plot_classes(self:Confusion, ax=None  # axes to draw on
+                ):                        # matplotlib axes
     "Draw precision and recall by class as bars"
     import matplotlib.pyplot as plt, seaborn as sns
     t = self.per_class.reset_index().melt('class', ['precision', 'recall'], var_name='measure')

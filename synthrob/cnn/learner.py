@@ -6,7 +6,6 @@
 from __future__ import annotations
 import difflib, math
 from dataclasses import dataclass, fields, replace
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,7 +21,6 @@ from fastai.metrics import accuracy
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import TensorCategory, TensorImage
 from fastcore.basics import patch
-
 from .evaluation import Confusion
 from .models import PosterNet, StrongNet, Torchvision, check_net
 from ..core.distributed import DistributedLearner
@@ -66,9 +64,8 @@ class Recipe:
         "Whether the net is a head for vectors"
         return getattr(self.net, 'on_vectors', False)
 
-    def build(self,
-              shape,        # of an item: (c,h,w) or (d,)
-              n_classes:int # number of classes
+    def build(self, shape,        # of an item: (c,h,w) or (d,)
+                    n_classes:int # number of classes
              ) -> nn.Module:
         "Return the untrained net; raises `BadInput` for items of the wrong kind or size"
         if self.on_vectors != (len(shape) == 1):
@@ -94,20 +91,18 @@ def _check_recipe(r):
 class LinearHead(nn.Sequential):
     "A linear classifier of vectors (n,dim); returns logits (n,n_classes)"
     on_vectors = True
-    def __init__(self,
-                 dim:int,      # length of a vector
-                 n_classes:int # number of classes
-                ): super().__init__(nn.Linear(dim, n_classes))
+    def __init__(self, dim:int,      # length of a vector
+                       n_classes:int): # number of classes
+        super().__init__(nn.Linear(dim, n_classes))
 
 class MLPHead(nn.Sequential):
     "A classifier of vectors (n,dim) with one hidden layer; returns logits (n,n_classes)"
     on_vectors = True
-    def __init__(self,
-                 dim:int,       # length of a vector
-                 n_classes:int, # number of classes
-                 nf=256,        # hidden units
-                 drop=.5        # dropout of the hidden units
-                ): super().__init__(nn.Linear(dim, nf), nn.ReLU(), nn.Dropout(drop), nn.Linear(nf, n_classes))
+    def __init__(self, dim:int,       # length of a vector
+                       n_classes:int, # number of classes
+                       nf=256,        # hidden units
+                       drop=.5):      # dropout of the hidden units
+        super().__init__(nn.Linear(dim, nf), nn.ReLU(), nn.Dropout(drop), nn.Linear(nf, n_classes))
 
 recipes = dict(
     poster=Recipe(PosterNet, lr=1e-3, epochs=25),
@@ -149,10 +144,9 @@ class WeightedFocal(FocalLoss):
 
 class WeightedFocalFlat(FocalLossFlat):
     "`WeightedFocal` as a loss function of a `Learner`"
-    def __init__(self,
-                 gamma=2.,   # down-weights confident items; 0 is cross entropy
-                 weight=None # of each class (k,); None: all 1
-                ): BaseLoss.__init__(self, WeightedFocal, gamma=gamma, weight=weight)
+    def __init__(self, gamma=2.,   # down-weights confident items; 0 is cross entropy
+                       weight=None): # of each class (k,); None: all 1
+        BaseLoss.__init__(self, WeightedFocal, gamma=gamma, weight=weight)
 
 class _TargetRows:
     "For a loss function: take rows (n,k) of probabilities times the item's weight, too (see `Dataset.targets`)"
@@ -186,10 +180,9 @@ class _DeviceMix(MixHandler):
         alpha = self.distrib.concentration1.to(self.dls.device)
         self.distrib = Beta(alpha, alpha, validate_args=False)                      # validation would synchronise
 
-    def lf(self,
-           pred, # logits (n,k)
-           *yb   # labels (n,) of the batch; those of the partners are in `yb1`
-          ):     # a scalar; in validation the original loss
+    def lf(self, pred, # logits (n,k)
+                 *yb   # labels (n,) of the batch; those of the partners are in `yb1`
+          ):           # a scalar; in validation the original loss
         "Return the mean of the losses for both labels, weighted by `lam` and averaged over class weights"
         if not self.training: return self.old_lf(pred, *yb)
         if yb[0].ndim > 1: return self.old_lf(pred, torch.lerp(self.yb1[0], yb[0], self.lam.reshape(-1, 1)))
@@ -204,7 +197,6 @@ class DeviceMixUp(_DeviceMix, MixUp):
         self.lam, self.yb1 = torch.maximum(lam, 1 - lam), (self.y.flip(0),)
         self.learn.xb = (torch.lerp(self.x.flip(0), self.x, self.lam[:, None, None, None]),)
 
-# %% ../../nbs/02_cnn.ipynb #7d5f3b65
 class DeviceCutMix(_DeviceMix, CutMix):
     "fastai's `CutMix` without synchronisation: one rectangle per batch"
     def before_batch(self):
@@ -283,8 +275,7 @@ def cnn_learner(data,              # training `Dataset`, or `DataLoaders`
 
 # %% ../../nbs/02_cnn.ipynb #8c8e35bd
 def loss_of(r:Recipe,   # which loss, smoothing and gamma
-            weight=None # of each class (k,); None: all 1
-           ):
+            weight=None): # of each class (k,); None: all 1
     "Return the loss function of a recipe"
     if r.loss == 'ce': return RowsCrossEntropy(weight=weight, label_smoothing=r.smooth)
     return RowsFocal(r.gamma, weight)
@@ -304,12 +295,10 @@ def _weights(w, dls):
 
 # %% ../../nbs/02_cnn.ipynb #2e825849
 @patch
-def fit_recipe(self:Learner,
-               epochs:int=None, # passes of the training loader; None: as the recipe says
-               path=None,       # a safetensors file for exact resume; None: no checkpoint
-               every=20.,       # seconds between checkpoints
-               cbs=None         # callbacks for this training only
-              ):
+def fit_recipe(self:Learner, epochs:int=None, # passes of the training loader; None: as the recipe says
+                             path=None,       # a safetensors file for exact resume; None: no checkpoint
+                             every=20.,       # seconds between checkpoints
+                             cbs=None):       # callbacks for this training only
     "Train a classifier by its recipe"
     r, n = self.recipe, epochs or self.recipe.epochs
     sched = [ParamScheduler({'lr': combined_cos(.25, r.lr/25, r.lr, r.lr/1e4)})] if r.one_cycle else []
@@ -338,11 +327,9 @@ def predict(model:nn.Module,  # from images in [0,1] or vectors to logits
 # %% ../../nbs/02_cnn.ipynb #506f23ce
 class Evaluation(Confusion):
     "The evaluation of a classifier's probabilities `probs` (n,k) for items of true classes `y` (n,)"
-    def __init__(self,
-                 probs, # probability of each class (n,k), 0 to 1
-                 y,     # true classes (n,), 0 to k-1
-                 vocab  # names of the k classes
-                ):
+    def __init__(self, probs, # probability of each class (n,k), 0 to 1
+                       y,     # true classes (n,), 0 to k-1
+                       vocab): # names of the k classes
         self.probs, self.y = torch.as_tensor(probs, dtype=torch.float32), torch.as_tensor(y)
         self.pred = self.probs.argmax(1)
         k = len(vocab)
@@ -394,22 +381,20 @@ def learning_problem(learn   # a trained `Learner` from `cnn_learner`
 
 # %% ../../nbs/02_cnn.ipynb #08b95434
 @patch
-def top_losses(self:Evaluation,
-               k:int=None,  # how many; None: all
-               largest=True # the worst first, or the best?
-              ) -> tuple:   # losses (k,), and which images they are of (k,)
+def top_losses(self:Evaluation, k:int=None,  # how many; None: all
+                                largest=True # the worst first, or the best?
+              ) -> tuple:                    # losses (k,), and which images they are of (k,)
     "Return the cross entropy of each image, -log of the probability of its true class, in order"
     loss = F.nll_loss(self.probs.clamp_min(1e-12).log(), self.y, reduction='none')
     return tuple(loss.topk(self.n if k is None else min(k, self.n), largest=largest))
 
 @patch
-def plot_top_losses(self:Evaluation,
-                    images,          # the evaluated images, in order: anything with `x` uint8 (n,c,h,w)
-                    k:int=9,         # how many
-                    largest=True,    # the worst, or the best?
-                    ncols=None,      # pictures in a row; None: fastai's choice
-                    **kwargs         # for fastai's `plot_top_losses`, e.g. `figsize`
-                   ):                # the axes
+def plot_top_losses(self:Evaluation, images, # the evaluated images, in order: anything with `x` uint8 (n,c,h,w)
+                                     k:int=9,         # how many
+                                     largest=True,    # the worst, or the best?
+                                     ncols=None,      # pictures in a row; None: fastai's choice
+                                     **kwargs         # for fastai's `plot_top_losses`, e.g. `figsize`
+                   ): # the axes
     "Draw the images of the largest (or smallest) losses: prediction / actual / loss / probability"
     import matplotlib.pyplot as plt
     from fastai.vision.learner import plot_top_losses as show_top_losses

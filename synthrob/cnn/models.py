@@ -5,7 +5,6 @@
 # %% ../../nbs/cnn/01_models.ipynb #7db7d456
 from __future__ import annotations
 from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -18,11 +17,9 @@ __all__ = ['PosterNet', 'StrongNet', 'small_stem', 'Torchvision', 'check_net']
 # %% ../../nbs/cnn/01_models.ipynb #c0630128
 class PosterNet(nn.Sequential):
     "The source study's CNN: images in [0,1] (n,channels,size,size) to logits (n,n_classes)"
-    def __init__(self,
-                 size=48,     # image side in pixels, a multiple of 4
-                 channels=1,  # 1 grey, 3 colour
-                 n_classes=5  # number of classes
-                ):
+    def __init__(self, size=48,     # image side in pixels, a multiple of 4
+                       channels=1,  # 1 grey, 3 colour
+                       n_classes=5): # number of classes
         if size % 4 or size < 8: raise BadInput(f"size={size} does not fit PosterNet: choose a multiple of 4 from 8.")
         super().__init__(nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2),
                          nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Flatten(),
@@ -45,13 +42,11 @@ class _ResBlock(nn.Module):
 
 class StrongNet(nn.Module):
     "A small residual net: images in [0,1] (n,channels,size,size) to logits (n,n_classes)"
-    def __init__(self,
-                 size=48,     # image side in pixels, at least 16; the weights do not depend on it
-                 channels=1,  # 1 grey, 3 colour
-                 n_classes=5, # number of classes
-                 nf=64,       # channels of the first stage; the next two have two and four times as many
-                 drop=.2      # dropout before the last layer
-                ):
+    def __init__(self, size=48,     # image side in pixels, at least 16; the weights do not depend on it
+                       channels=1,  # 1 grey, 3 colour
+                       n_classes=5, # number of classes
+                       nf=64,       # channels of the first stage; the next two have two and four times as many
+                       drop=.2):    # dropout before the last layer
         if size < 16: raise BadInput(f"size={size} is too small for the strong net: choose at least 16.")
         super().__init__()
         widths = [nf//2, nf, 2*nf, 4*nf]
@@ -64,8 +59,7 @@ class StrongNet(nn.Module):
 # %% ../../nbs/cnn/01_models.ipynb #cb323901
 def small_stem(net:nn.Module, # a torchvision model, changed in place
                size:int,      # image side in pixels
-               channels:int   # 1 grey, 3 colour
-              ):
+               channels:int): # 1 grey, 3 colour
     "Adapt the first convolution of `net` to `channels`; up to 64 pixels, make it 3x3, stride 1, without pooling"
     layers = [(k, m) for k, m in net.named_modules() if isinstance(m, (nn.Conv2d, nn.MaxPool2d))]
     name, old = next((k, m) for k, m in layers if isinstance(m, nn.Conv2d))
@@ -101,11 +95,10 @@ class Torchvision:
     @property
     def __name__(self): return f'torchvision:{self.name}'
 
-    def __call__(self,
-                 size=48,     # image side in pixels, a size that `check_net` accepts
-                 channels=1,  # 1 grey, 3 colour
-                 n_classes=5  # number of classes
-                ):            # net: images in [0,1] (n,channels,size,size) to logits (n,n_classes)
+    def __call__(self, size=48,     # image side in pixels, a size that `check_net` accepts
+                       channels=1,  # 1 grey, 3 colour
+                       n_classes=5  # number of classes
+                ):                  # net: images in [0,1] (n,channels,size,size) to logits (n,n_classes)
         from torchvision import models
         more = dict(aux_logits=False, init_weights=True) if self.name in ('googlenet', 'inception_v3') else {}
         if self.name.startswith('vit_'): more = dict(image_size=size)
@@ -123,8 +116,7 @@ class _NoWeights(TorchFunctionMode):
 def check_net(net,         # called as net(size, channels, n_classes)
               size:int,    # image side in pixels
               channels=1,  # 1 grey, 3 colour
-              n_classes=5  # number of classes
-             ):
+              n_classes=5): # number of classes
     "Raise `BadInput`, naming the sizes that fit, unless `net` takes such images and returns `n_classes` logits"
     def shape_at(size):
         big, x = isinstance(net, Torchvision), torch.zeros(2, channels, size, size)

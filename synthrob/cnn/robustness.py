@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-
 import numpy as np, pandas as pd
 import torch
 from ..core.basics import (BadInput, generator, hash_array, hash_of, read_json, read_metadata, read_tensors, reading,
@@ -18,7 +17,6 @@ from ..core.basics import (BadInput, generator, hash_array, hash_of, read_json, 
 from fastcore.basics import patch
 from fastprogress.fastprogress import progress_bar
 from scipy.stats import t as student_t
-
 from .attacks import Predictor, _wilson, attack, plot_attack_curves
 from .calibration import Temperature, fit_temperature
 from .learner import Evaluation, evaluate, predict
@@ -87,9 +85,7 @@ class Robustness:
         return (f"The classifier calls every image {self.vocab[called[0]]!r}, which no corruption can change: "
                 "train it first.")
 
-    def save(self,
-             folder # created if missing
-            ):
+    def save(self, folder): # created if missing
         "Write corruptions.parquet, attacks.parquet, answers.parquet (the predictions) and, last, robust.json"
         folder = Path(folder)
         for k, file in _files.items(): write_parquet(folder/file, getattr(self, k))
@@ -255,9 +251,8 @@ def _collect(done, images, lv, seed):
 
 # %% ../../nbs/cnn/06_robustness.ipynb #3a365168
 @patch
-def plot_corruptions(self:Robustness,
-                     ax=None # axes to draw on
-                    ):       # the axes
+def plot_corruptions(self:Robustness, ax=None # axes to draw on
+                    ):                        # the axes
     "Draw a heat map of accuracy by corruption and severity, with the mean over severities"
     import matplotlib.pyplot as plt, seaborn as sns
     t = self.corruptions.pivot(index='corruption', columns='severity', values='accuracy').loc[self.by_corruption.index]
@@ -272,9 +267,8 @@ def plot_corruptions(self:Robustness,
 
 # %% ../../nbs/cnn/06_robustness.ipynb #6c002c48
 @patch
-def plot_worst(self:Robustness,
-               ax=None # axes to draw on
-              ):       # the axes
+def plot_worst(self:Robustness, ax=None # axes to draw on
+              ):                        # the axes
     "Plot accuracy by corruption, worst first, with Wilson's 95 % interval for so many images; dashed: clean accuracy"
     import matplotlib.pyplot as plt
     t, n = self.by_corruption.sort_values('accuracy', kind='stable'), self.clean['n']
@@ -291,9 +285,8 @@ def plot_worst(self:Robustness,
 
 # %% ../../nbs/cnn/06_robustness.ipynb #a6a07417
 @patch
-def plot_calibration(self:Robustness,
-                     ax=None # axes to draw on
-                    ):       # the axes
+def plot_calibration(self:Robustness, ax=None # axes to draw on
+                    ):                        # the axes
     "Plot the expected calibration error by severity (0: clean), without and with the temperature"
     import matplotlib.pyplot as plt
     if ax is None: ax = plt.subplots(figsize=(4, 2.6), dpi=68)[1]
@@ -431,9 +424,8 @@ def _texts(self:Comparison, table, columns, digits):
     return t.pivot(index='run', columns=columns, values='text').loc[list(self.evaluations)]
 
 @patch
-def per_class(self:Comparison,
-              measure='recall'  # 'precision' or 'recall'
-             ) -> pd.DataFrame: # rows: runs; columns: classes; text
+def per_class(self:Comparison, measure='recall'  # 'precision' or 'recall'
+             ) -> pd.DataFrame:                  # rows: runs; columns: classes; text
     "Return precision or recall by run and class, with intervals"
     return self._texts(self.table[self.table.measure == measure], 'of', 2)[self.vocab].rename_axis(columns=measure)
 
@@ -458,9 +450,8 @@ def _repr_html_(self:Comparison):
 
 # %% ../../nbs/cnn/06_robustness.ipynb #1f3faef5
 @patch
-def plot_headline(self:Comparison,
-                  ax=None # axes to draw on
-                 ):       # the axes
+def plot_headline(self:Comparison, ax=None # axes to draw on
+                 ):                        # the axes
     "Plot clean, corrupted and attacked accuracy with intervals"
     import matplotlib.pyplot as plt
     label = lambda name, norm, eps: f"{name}\n{'' if norm == 'inf' else 'ℓ2 '}ε = {eps}"
@@ -504,9 +495,8 @@ def _accuracies(self:Comparison, name):
     return t.loc[['clean', *robs[0].by_corruption.index]]
 
 @patch
-def corruption_errors(self:Comparison,
-                      name # of a run
-                     ) -> pd.DataFrame: # rows: common corruptions; columns: error, reference, ce, relative_ce
+def corruption_errors(self:Comparison, name # of a run
+                     ) -> pd.DataFrame:     # rows: common corruptions; columns: error, reference, ce, relative_ce
     "Return a run's errors beside the reference's; mCE is the mean of `ce`; raise `BadInput` if one has no robustness"
     t, ref = (1 - self._accuracies(k).mean(axis=1) for k in (name, self.reference))
     t = pd.DataFrame(dict(error=t, reference=ref, ce=t/ref, relative_ce=(t - t['clean'])/(ref - ref['clean'])))
@@ -514,9 +504,8 @@ def corruption_errors(self:Comparison,
     return t.loc[[c for c in t.index if c in common]]
 
 @patch
-def differences(self:Comparison,
-                name # of a run
-               ) -> pd.DataFrame: # rows: corruptions, 'clean' first; columns: severities
+def differences(self:Comparison, name # of a run
+               ) -> pd.DataFrame:     # rows: corruptions, 'clean' first; columns: severities
     "Return a run's accuracy minus the reference's, means over seeds; raise `BadInput` if either has no robustness"
     return self._accuracies(name) - self._accuracies(self.reference)
 
@@ -539,11 +528,10 @@ def plot_differences(self:Comparison):
 
 # %% ../../nbs/cnn/06_robustness.ipynb #7819d534
 @patch
-def plot_attacks(self:Comparison,
-                 attack='pgd', # its name
-                 norm='inf',   # 'inf' or '2'
-                 ax=None       # axes to draw on
-                ):             # the axes
+def plot_attacks(self:Comparison, attack='pgd', # its name
+                                  norm='inf',   # 'inf' or '2'
+                                  ax=None       # axes to draw on
+                ):                              # the axes
     "Plot robust accuracy against eps; the band is Wilson's 95 % interval of one run, or the range of several seeds"
     pick = lambda t: t[(t.attack == attack) & (t.norm == str(norm))]
     curves = {k: [pick(r.attacks) for r in rs] for k, rs in self.robustness.items()}

@@ -4,7 +4,6 @@
 
 # %% ../../nbs/cnn/07_uses.ipynb #a7c10004
 from __future__ import annotations
-
 import torch
 from torch import nn
 from .attacks import project
@@ -46,9 +45,8 @@ class SyntheticFirst(Callback):
 class AdversarialTraining(Callback):
     "Train a `cnn_learner` on images attacked by one step of 1.25 `eps` from a random start (arXiv 2001.03994)"
     order, run_valid = 60, False                           # after mixup and `Autocast`
-    def __init__(self,
-                 eps # largest change of a pixel, for images in [0,1]
-                ): self.eps = eps
+    def __init__(self, eps): # largest change of a pixel, for images in [0,1]
+        self.eps = eps
 
     def before_batch(self):
         x = self.x

@@ -24,7 +24,6 @@ from functools import wraps
 from fastcore.basics import IN_NOTEBOOK
 from fastprogress import fastprogress
 
-# %% ../../nbs/core/01_basics.ipynb #a1b0c702
 _last_line = [time.monotonic()]                     # when a bar last wrote one
 def _log_line(bar, val, text):
     "Write the state of a bar as a line, at most once a minute"
@@ -44,13 +43,11 @@ class BadInput(ValueError):
     "Invalid input from the user; the message is one sentence that says what is wrong and what to do"
 
 # %% ../../nbs/core/01_basics.ipynb #42d5116c
-def check_name(
-    name,        # the name to check
-    names,       # the valid names
-    error:str,   # beginning of the message: what is wrong
-    remedy=None, # its end if no name is near; None: list all names
-    near:int=1   # names to suggest, at most
-):
+def check_name(name,        # the name to check
+               names,       # the valid names
+               error:str,   # beginning of the message: what is wrong
+               remedy=None, # its end if no name is near; None: list all names
+               near:int=1): # names to suggest, at most
     "Raise `BadInput` unless `name` is one of `names`"
     names = list(names)
     if name in names: return
@@ -59,9 +56,8 @@ def check_name(
     raise BadInput(f'{error}: {hint}')
 
 # %% ../../nbs/core/01_basics.ipynb #c0aaa002
-def command(
-    name # such as 'synthrob_data'
-):       # the decorated `main(args=None)` returns 0; 2 for bad input; 130 after Ctrl-C; or what it returns itself
+def command(name # such as 'synthrob_data'
+           ): # the decorated `main(args=None)` returns 0; 2 for bad input; 130 after Ctrl-C; or what it returns itself
     "Decorate the `main` of a command: bad input ends it with one sentence, and any terminal can show its output"
     def decorate(main):
         @wraps(main)
@@ -94,25 +90,22 @@ def _canonical(x, at='params'):
         if not isinstance(k, str): raise BadInput(f"{at} has the key {k!r}: keys must be text.")
     return {k: _canonical(x[k], f'{at}.{k}') for k in sorted(x)}
 
-def hash_of(
-    obj # finite numbers, text, None, lists, and dicts with text keys
-) -> str: # 16 hexadecimal characters
+def hash_of(obj # finite numbers, text, None, lists, and dicts with text keys
+           ) -> str: # 16 hexadecimal characters
     "Return a hash of the value of `obj`, regardless of key order, `list` or `tuple`, `1` or `1.0`"
     return hashlib.sha256(json.dumps(_canonical(obj), separators=(',',':')).encode()).hexdigest()[:16]
 
 # %% ../../nbs/core/01_basics.ipynb #c8c62675
-def hash_file(
-    path # a file of any size
-) -> str: # 16 hexadecimal characters
+def hash_file(path # a file of any size
+             ) -> str: # 16 hexadecimal characters
     "Return a hash of the bytes of a file"
     h = hashlib.sha256()
     with open(path, 'rb') as f:
         while block := f.read(1<<20): h.update(block)
     return h.hexdigest()[:16]
 
-def hash_array(
-    x # numpy array or tensor, on any device; a memory map is not copied
-) -> str: # 16 hexadecimal characters
+def hash_array(x # numpy array or tensor, on any device; a memory map is not copied
+              ) -> str: # 16 hexadecimal characters
     "Return a hash of shape, type and content, equal for an array and its tensor"
     dtype = str(x.dtype).removeprefix('torch.')
     h = hashlib.sha256(f'{dtype}{tuple(x.shape)}'.encode())
@@ -139,9 +132,7 @@ def _sync_folder(path):
         finally: os.close(fd)
 
 @contextlib.contextmanager
-def writing(
-    path # what is written in the block, for the message
-):
+def writing(path): # what is written in the block, for the message
     "Raise `BadInput` if the block fails for want of space or permission"
     try: yield
     except (OSError, SafetensorError) as e:
@@ -149,9 +140,7 @@ def writing(
         raise _NotWritten(f"{path} cannot be written, {why}.") from e
 
 @contextlib.contextmanager
-def replacing(
-    path # the file to write; its folder is created if missing
-):
+def replacing(path): # the file to write; its folder is created if missing
     "Yield a temporary path that replaces `path` if the block succeeds; else `path` stays as it is"
     path = Path(path)
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp')
@@ -185,29 +174,24 @@ def write_json(
     text = json.dumps(_plain(obj), indent=1, ensure_ascii=False, allow_nan=False)
     with replacing(path) as t: t.write_text(text + '\n', encoding='utf-8')
 
-def read_json(
-    path # a JSON file in UTF-8
-):       # dict, list, text, number, bool or None
+def read_json(path # a JSON file in UTF-8
+             ):    # dict, list, text, number, bool or None
     "Read a JSON file; raise `ValueError` if it is damaged"
     obj = json.loads(text := Path(path).read_text(encoding='utf-8'))
     if r'\ud' in text or r'\uD' in text: json.dumps(obj, ensure_ascii=False).encode()   # half a character
     return obj
 
 @contextlib.contextmanager
-def reading(
-    path,                            # what is read in the block, for the message
-    remedy='delete it to make it again' # end of the message
-):
+def reading(path,                            # what is read in the block, for the message
+            remedy='delete it to make it again'): # end of the message
     "Raise `BadInput` in place of whatever a library raises in the block for a damaged file"
     try: yield
     except (BadInput, MemoryError): raise
     except Exception as e: raise BadInput(f"{path} is damaged or incomplete ({type(e).__name__}): {remedy}.") from e
 
 # %% ../../nbs/core/01_basics.ipynb #acba48cf
-def write_parquet(
-    path,           # the file; its folder is created if missing
-    df:pd.DataFrame # its index is kept
-):
+def write_parquet(path,           # the file; its folder is created if missing
+                  df:pd.DataFrame): # its index is kept
     "Write a table, atomically"
     with replacing(path) as t: df.to_parquet(t)
 
@@ -218,30 +202,25 @@ def _tensors_sum(tensors, metadata):
         h.update(v.reshape(-1).view(torch.uint8).numpy())
     return h.hexdigest()
 
-def write_tensors(
-    path,              # the file; its folder is created if missing
-    tensors:dict,      # name -> tensor, from any device
-    metadata:dict=None # name -> text
-):
+def write_tensors(path,              # the file; its folder is created if missing
+                  tensors:dict,      # name -> tensor, from any device
+                  metadata:dict=None): # name -> text
     "Write tensors and their checksum as safetensors, atomically"
     tensors, meta = {k: v.detach().cpu().contiguous() for k,v in tensors.items()}, metadata or {}
     with replacing(path) as t: save_file(tensors, t, metadata={**meta, 'checksum': _tensors_sum(tensors, meta)})
 
-# %% ../../nbs/core/01_basics.ipynb #99e322af
-def read_metadata(
-    path # a safetensors file
-) -> dict: # name -> text
+def read_metadata(path # a safetensors file
+                 ) -> dict: # name -> text
     "Return the metadata given to `write_tensors`; raise `BadInput` if the file is damaged"
     try:
         with safe_open(path, 'pt') as f: meta = f.metadata() or {}
     except SafetensorError: raise BadInput(f"{path} is damaged: delete it to make it again.") from None
     return {k: v for k,v in meta.items() if k not in ('checksum', 'format')}
 
-def read_tensors(
-    path,         # a safetensors file
-    device='cpu', # device of the tensors
-    strict=False  # raise for a file without a checksum, too, such as one that synthrob did not write
-) -> dict:        # name -> tensor
+def read_tensors(path,         # a safetensors file
+                 device='cpu', # device of the tensors
+                 strict=False  # raise for a file without a checksum, too, such as one that synthrob did not write
+                ) -> dict:     # name -> tensor
     "Read a safetensors file; raise `BadInput` if it is damaged"
     meta, error = read_metadata(path), BadInput(f"{path} is damaged: delete it to make it again.")
     try:
@@ -252,24 +231,20 @@ def read_tensors(
     return {k: v.to(device) for k,v in tensors.items()}
 
 # %% ../../nbs/core/01_basics.ipynb #455e69f0
-def write_array(
-    path, # the file; its folder is created if missing
-    x     # array or tensor of numbers, text or bools, on any device
-):
+def write_array(path, # the file; its folder is created if missing
+                x):   # array or tensor of numbers, text or bools, on any device
     "Write an array or tensor as `.npy`, atomically; raise `ValueError` for an array of Python objects"
     if isinstance(x, torch.Tensor): x = x.detach().cpu().numpy()
     with replacing(path) as t, open(t, 'wb') as f: np.save(f, np.asarray(x), allow_pickle=False)
 
-def read_array(
-    path # a `.npy` file
-) -> np.ndarray: # mapped from the file; changes stay in memory (copy on write)
+def read_array(path # a `.npy` file
+              ) -> np.ndarray: # mapped from the file; changes stay in memory (copy on write)
     "Read a `.npy` file; raise `ValueError` for an array of Python objects"
     return np.load(path, mmap_mode='c', allow_pickle=False)
 
 # %% ../../nbs/core/01_basics.ipynb #5f0f01ac
-def default_device(
-    device=None # None (the GPU if there is one), 'cpu', 'cuda', 'cuda:1' or a `torch.device`
-) -> torch.device:
+def default_device(device=None # None (the GPU if there is one), 'cpu', 'cuda', 'cuda:1' or a `torch.device`
+                  ) -> torch.device:
     "Return the device to work on; raise `BadInput` if it is unavailable"
     if device is None: device = 'cuda' if torch.cuda.is_available() else 'cpu'
     try: d = torch.device(device)
@@ -282,9 +257,8 @@ def default_device(
         raise BadInput(f"device='{d}' is unavailable, torch finds {n or 'no'} GPU{'s'*(n != 1)} here: {fix}.")
     return d
 
-def has_bf16(
-    device # a `torch.device` or its name
-) -> bool:
+def has_bf16(device # a `torch.device` or its name
+            ) -> bool:
     "Return whether the chip multiplies bfloat16 in hardware"
     device = torch.device(device)
     if device.type == 'cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -293,18 +267,15 @@ def has_bf16(
     except AttributeError: return False                      # private functions of torch that may go
 
 # %% ../../nbs/core/01_basics.ipynb #38c4cfdf
-def generator(
-    *keys,       # integers and text that identify the stream
-    device='cpu' # device of its numbers
-) -> torch.Generator:
+def generator(*keys,       # integers and text that identify the stream
+              device='cpu' # device of its numbers
+             ) -> torch.Generator:
     "Return a torch generator seeded by `keys`"
     return torch.Generator(device=device).manual_seed(int(hash_of(keys), 16) >> 1)
 
 # %% ../../nbs/core/01_basics.ipynb #c9191348
 @contextlib.contextmanager
-def seeded(
-    *keys # integers and text that identify the block
-):
+def seeded(*keys): # integers and text that identify the block
     "Seed torch (CPU and GPU), numpy and `random` inside the block, and restore them after it"
     seed = int(hash_of(keys), 16) >> 1
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()

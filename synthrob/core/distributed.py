@@ -5,7 +5,6 @@
 # %% ../../nbs/core/04_distributed.ipynb #10230a02
 from __future__ import annotations
 import contextlib, json, os, subprocess, sys
-
 import torch
 from torch import Tensor, nn
 from .basics import BadInput
@@ -28,10 +27,8 @@ __all__ = ['SplitBatches', 'DistributedLearner', 'distributed', 'process_rank', 
 class SplitBatches(DistributedTrainer):
     "Give each process its part of every batch and average the gradients; raises `BadInput` for uneven parts"
     order = 6                             # after `SeedEpochs`, before callbacks that read the batch
-    def __init__(self,
-                 sync_bn=True, # on GPUs, normalise with the statistics of the whole batch?
-                 **kwargs      # for accelerate's `Accelerator`
-                ):
+    def __init__(self, sync_bn=True, # on GPUs, normalise with the statistics of the whole batch?
+                       **kwargs):    # for accelerate's `Accelerator`
         if not util.find_spec('accelerate'):
             raise BadInput("Training in several processes needs accelerate: pip install 'synthrob[distributed]'.")
         super().__init__(sync_bn, **kwargs)
@@ -60,24 +57,21 @@ class SplitBatches(DistributedTrainer):
 
 # %% ../../nbs/core/04_distributed.ipynb #1ebb0da0
 @patch
-def mine(self:SplitBatches,
-         t:Tensor   # of a whole batch, the same in all processes (n,...)
-        ) -> Tensor:# (n/processes,...)
+def mine(self:SplitBatches, t:Tensor   # of a whole batch, the same in all processes (n,...)
+        ) -> Tensor:                   # (n/processes,...)
     "Return this process's part of `t`: of three processes, every third row"
     return t[self.rank::self.world]
 
 @patch
-def whole(self:SplitBatches,
-          t:Tensor    # this process's part (n/processes,...)
-         ) -> Tensor: # (n,...)
+def whole(self:SplitBatches, t:Tensor    # this process's part (n/processes,...)
+         ) -> Tensor:                    # (n,...)
     "Return the parts of all processes, concatenated"
     return self.accelerator.gather(t)
 
 @patch
-def average(self:SplitBatches,
-            params, # parameters with gradients, the same ones in every process
-            *values # scalars on the same device
-           ) -> list: # the values, averaged
+def average(self:SplitBatches, params, # parameters with gradients, the same ones in every process
+                               *values # scalars on the same device
+           ) -> list:                  # the values, averaged
     "Average gradients (in place) and scalars over all processes, in one message"
     grads = [p.grad for p in params if p.grad is not None]
     parts = [*(g.flatten() for g in grads), *(v.reshape(1).to(grads[0].dtype) for v in values)]
@@ -95,10 +89,9 @@ class DistributedLearner(Learner):
     "A `Learner` that fastai's `distrib_ctx` trains with `SplitBatches`"
     distributed = None                                         # the callback, while several processes train
 
-    def to_distributed(self,
-                       sync_bn=True, # see `SplitBatches`
-                       **kwargs      # for accelerate's `Accelerator`
-                      ):             # the learner
+    def to_distributed(self, sync_bn=True, # see `SplitBatches`
+                             **kwargs      # for accelerate's `Accelerator`
+                      ):                   # the learner
         "Add `SplitBatches`; `distrib_ctx` calls this in each process"
         self.add_cb(SplitBatches(sync_bn, cpu=self.dls.device.type == 'cpu', **kwargs))
         if process_rank(): self.remove_cb(ProgressCallback)
@@ -117,8 +110,7 @@ def process_rank() -> int: # 0 if there is only one
 def launch(target:str,      # a function as 'module:name', called with `params`
            params:dict,     # as JSON can hold them
            processes:int=2, # number of processes, one per GPU if there are GPUs
-           n_epoch:int=None # epochs of the training, for a progress bar
-          ):
+           n_epoch:int=None): # epochs of the training, for a progress bar
     "Call a function in several processes that share a training, and wait; raises the first failure"
     if not util.find_spec('accelerate'):
         raise BadInput("Training in several processes needs accelerate: pip install 'synthrob[distributed]'.")

@@ -22,15 +22,13 @@ CHECKPOINT = 'checkpoint.safetensors'   # in the folder of an unfinished stage; 
 
 class Stage:
     "A step of an experiment: `work` turns its parameters and its finished inputs into the folder `out/kind/hash`"
-    def __init__(self,
-        kind:str,         # 'data', 'gan', 'pool', ...: letters, digits and _
-        params:dict,      # its own parameters, as JSON can hold them
-        work=None,        # work(stage) writes to `stage.path` and returns a dict for the record
-        inputs:dict=None, # name -> `Stage`; None values are dropped
-        version:int=1,    # raise it when the same parameters come to mean another result
-        out='runs',       # folder of all stages; relative to the folder of now, whatever `chdir` follows
-        device=None       # where `work` computes, for the record; see `default_device`
-    ):
+    def __init__(self, kind:str,         # 'data', 'gan', 'pool', ...: letters, digits and _
+                       params:dict,      # its own parameters, as JSON can hold them
+                       work=None,        # work(stage) writes to `stage.path` and returns a dict for the record
+                       inputs:dict=None, # name -> `Stage`; None values are dropped
+                       version:int=1,    # raise it when the same parameters come to mean another result
+                       out='runs', # folder of all stages; relative to the folder of now, whatever `chdir` follows
+                       device=None):     # where `work` computes, for the record; see `default_device`
         if not re.fullmatch(r'[a-z]\w*', kind): raise BadInput(f"kind={kind!r} is not a name of letters, digits and _.")
         self.kind, self.params, self.work, self.device, self.reused = kind, params, work, device, False
         self.inputs = {k: s for k,s in (inputs or {}).items() if s is not None}
@@ -38,9 +36,8 @@ class Stage:
         self.hash = hash_of(dict(kind=kind, version=version, **self.spec))
         self.path = Path(out).expanduser().absolute()/kind/self.hash
 
-    def file(self,
-        name # of a file in the stage's folder
-    ) -> Path:
+    def file(self, name # of a file in the stage's folder
+            ) -> Path:
         "Return the path of `name` in the stage's folder"
         return self.path/name
 
@@ -78,9 +75,8 @@ def versions() -> dict: # name -> version, None if not installed
     return dict(python=platform.python_version(), torch=torch.__version__, torchvision=get('torchvision'),
                 fastai=get('fastai'), numpy=np.__version__, synthrob=__version__)
 
-def device_name(
-    device=None # see `default_device`
-) -> str:
+def device_name(device=None # see `default_device`
+               ) -> str:
     "Describe `device` in words, such as 'cpu (x86_64, bf16, 8 threads)'; raises `BadInput` if it is not available"
     d = default_device(device)
     if d.type == 'cuda': return f'{d} ({torch.cuda.get_device_name(d)})'
@@ -91,9 +87,8 @@ def device_name(
 _sums = {}                                          # (path, size, time of change) -> checksum: once in a process
 _transient = re.compile(r'\..*\.tmp|.*\.damaged|record\.json|error\.json|checkpoint\..*')   # not in a record
 
-def _file_sum(
-    path # of a file
-) -> list: # bytes, checksum (XXH3, 128 bits)
+def _file_sum(path # of a file
+             ) -> list: # bytes, checksum (XXH3, 128 bits)
     "Return size and checksum of a file, read again only if it has changed"
     s = Path(path).stat()
     key = str(path), s.st_size, s.st_mtime_ns
@@ -104,9 +99,8 @@ def _file_sum(
         _sums[key] = h.hexdigest()
     return [s.st_size, _sums[key]]
 
-def _record_sum(
-    r:dict # a record, as JSON holds it
-) -> str:  # checksum
+def _record_sum(r:dict # a record, as JSON holds it
+               ) -> str: # checksum
     "Return the checksum of a record, without its key `checksum`"
     text = json.dumps({k: v for k,v in r.items() if k != 'checksum'}, sort_keys=True)
     return xxhash.xxh3_128_hexdigest(text.encode())
@@ -115,10 +109,9 @@ def _record_sum(
 def _damaged(file, what):
     raise BadInput(f"{file} {what}: --repair (repair=True) makes it and what depends on it again.")
 
-def read_record(
-    folder,   # of a stage, `runs/kind/hash`
-    files=()  # names of files to compare with the record; None: all
-) -> dict|None: # None if the stage is not finished
+def read_record(folder,   # of a stage, `runs/kind/hash`
+                files=()  # names of files to compare with the record; None: all
+               ) -> dict|None: # None if the stage is not finished
     "Read the record of a stage; raise `BadInput` if it or one of `files` is not what was written"
     folder = Path(folder)
     try: r = read_json(f := folder/'record.json')
@@ -165,9 +158,8 @@ def check(self:Stage) -> bool: # whether it is finished
     return done
 
 @patch
-def make(self:Stage,
-    repair=False   # make damaged stages, and what depends on them, again
-) -> Stage:        # itself, finished; `reused` is True if there was nothing to do
+def make(self:Stage, repair=False   # make damaged stages, and what depends on them, again
+        ) -> Stage:                 # itself, finished; `reused` is True if there was nothing to do
     "Find the finished stage, or make its inputs and then the stage, resuming what an earlier attempt left"
     if repair: discard_damaged(self.upstream())
     self.reused = self.check()
@@ -189,9 +181,7 @@ def _tidy(folder):
             print(f"{f} is damaged: it is kept as {f.name}.damaged and made again.", flush=True)
             f.replace(f'{f}.damaged')
 
-def discard_damaged(
-    stages # list of `Stage`, inputs before those that need them
-):
+def discard_damaged(stages): # list of `Stage`, inputs before those that need them
     "Delete the folders of damaged stages and of those that depend on them, so that they are made again"
     gone = set()
     for s in stages:

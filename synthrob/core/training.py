@@ -6,7 +6,6 @@
 from __future__ import annotations
 import json, time
 from pathlib import Path
-
 import torch
 from torch import Tensor
 from .basics import BadInput, generator, has_bf16, read_metadata, read_tensors, write_tensors
@@ -23,9 +22,8 @@ __all__ = ['SeedEpochs', 'optimizer_tensors', 'load_optimizer', 'History', 'Chec
 class SeedEpochs(Callback):
     "Seed the order, augmentation and dropout of every epoch from (`seed`, epoch)"
     order = 5                                                  # after TrainEvalCallback, before anything that draws
-    def __init__(self,
-                 seed=0 # of the run: an integer or text
-                ): self.seed = seed
+    def __init__(self, seed=0): # of the run: an integer or text
+        self.seed = seed
     def before_fit(self): self.states = torch.get_rng_state(), self._cuda()
     def before_train(self):
         self.dls.train.epoch = self.epoch
@@ -49,8 +47,7 @@ def optimizer_tensors(opt:torch.optim.Optimizer, # e.g. Adam
 def load_optimizer(opt:torch.optim.Optimizer, # of the same kind and the same parameters; its state is replaced
                    tensors:dict,              # tensors by name; those without the prefix are ignored
                    groups:list,               # parameter groups, possibly read from JSON
-                   prefix:str                 # as given to `optimizer_tensors`
-                  ):
+                   prefix:str):               # as given to `optimizer_tensors`
     "Load what `optimizer_tensors` returned into `opt`"
     params = [p for g in opt.param_groups for p in g['params']]
     state = {}
@@ -82,11 +79,10 @@ class History(Callback):
 class Checkpoint(Callback):
     "Save model, optimizers and history to `path` at the end of an epoch; resume from it when training starts again"
     order, run_valid = 70, False                               # after everything that an epoch's end changes
-    def __init__(self,
-                 path,       # a safetensors file
-                 every=20.,  # seconds between two checkpoints at least; the last epoch is always saved
-                 tag=''      # identifies the training: a checkpoint with another tag or length raises `BadInput`
-                ): self.path, self.every, self.tag = Path(path), every, tag
+    def __init__(self, path,       # a safetensors file
+                       every=20.,  # seconds between two checkpoints at least; the last epoch is always saved
+                       tag=''): # identifies the training: a checkpoint with another tag or length raises `BadInput`
+        self.path, self.every, self.tag = Path(path), every, tag
 
     def before_fit(self):
         self.start, self.saved = 0, time.monotonic()
@@ -146,9 +142,8 @@ def _load(self:Checkpoint):
 class Autocast(Callback):
     "Run the forward pass and the loss in bfloat16 where the chip has it (`has_bf16`), everything else in float32"
     order = 10
-    def __init__(self,
-                 enabled=None # True or False; None: if the chip has bfloat16
-                ): self.enabled = enabled
+    def __init__(self, enabled=None): # True or False; None: if the chip has bfloat16
+        self.enabled = enabled
     def before_batch(self):
         device = self.x.device
         on = has_bf16(device) if self.enabled is None else self.enabled

@@ -43,9 +43,8 @@ class Source:
 
 sources = {} # name -> function(path, size, channels, **options) -> Source
 
-def source(
-    f # f(path, size, channels, **options) returns a `Source`; None means the default
-):    # `f`
+def source(f # f(path, size, channels, **options) returns a `Source`; None means the default
+          ): # `f`
     "Decorator: register the function `f` in `sources` under its name"
     sources[f.__name__] = f
     return f
@@ -75,15 +74,14 @@ def content_key(
 
 # %% ../../nbs/00_data.ipynb #7150d7d2
 @source
-def faces(
-    path=None,       # must be None
-    size=None,       # height and width in pixels; None: 48
-    channels=None,   # 1 grey, 3 colour; None: 1
-    n:int=1000,      # training faces of each class
-    n_test:int=200,  # test faces of each class
-    seed:int=0,      # of the faces; training and test never share one
-    nuisance:float=1.# how much pose, light, hair and noise vary
-) -> Source:
+def faces(path=None,       # must be None
+          size=None,       # height and width in pixels; None: 48
+          channels=None,   # 1 grey, 3 colour; None: 1
+          n:int=1000,      # training faces of each class
+          n_test:int=200,  # test faces of each class
+          seed:int=0,      # of the faces; training and test never share one
+          nuisance:float=1.# how much pose, light, hair and noise vary
+         ) -> Source:
     "Draw the embedded faces, five expressions; raises `BadInput` for a path"
     if path is not None:
         raise BadInput(f"data='faces' needs no path: leave out path={str(path)!r}, or choose another source.")
@@ -117,12 +115,11 @@ def _found(files, **more):
     return dict(ignored=files.ignored, notes=files.notes) | more
 
 @source
-def fer2013(
-    path=None,            # the zip or folder of images, the CSV, or an archive of it; required
-    size=None,            # height and width in pixels; None: 48, as they are
-    channels=None,        # 1 grey, 3 three times the same; None: 1
-    test:str='PublicTest' # the official part for the test; the other one is left out
-) -> Source:
+def fer2013(path=None,            # the zip or folder of images, the CSV, or an archive of it; required
+            size=None,            # height and width in pixels; None: 48, as they are
+            channels=None,        # 1 grey, 3 three times the same; None: 1
+            test:str='PublicTest' # the official part for the test; the other one is left out
+           ) -> Source:
     "Read FER-2013 (Goodfellow et al. 2013, arXiv 1307.0414) from images or its CSV; raises `BadInput` if it is neither"
     if path is None:
         raise BadInput("data='fer2013' needs a path: give the zip, the folder, the CSV or the tar.gz of FER-2013.")
@@ -145,12 +142,11 @@ def fer2013(
 
 # %% ../../nbs/00_data.ipynb #72f61b9f
 @source
-def folder(
-    path=None,    # folder, zip or tar; required
-    size=None,    # height and width in pixels; None: `own_size`, or 48
-    channels=None,# 1 grey, 3 colour; None: colour if there is any
-    name:str=None # 'links': follow links
-) -> Source:
+def folder(path=None,    # folder, zip or tar; required
+           size=None,    # height and width in pixels; None: `own_size`, or 48
+           channels=None,# 1 grey, 3 colour; None: colour if there is any
+           name:str=None # 'links': follow links
+          ) -> Source:
     "Read images from a folder or archive, `[part/]class/image`; raises `BadInput` without a path"
     if path is None:
         raise BadInput("data='folder' needs a path: give a folder or zip with one folder of images per class.")
@@ -197,24 +193,22 @@ def _list(data, path, name):
     return _listed[key][1:]
 
 # %% ../../nbs/00_data.ipynb #dd51824c
-def own_size(
-    data:str, # name of a source
-    path,     # its path
-    name=None # its option: 'links', or a column
-) -> int|None: # a multiple of 16 from 32 to 64
+def own_size(data:str, # name of a source
+             path,     # its path
+             name=None # its option: 'links', or a column
+            ) -> int|None: # a multiple of 16 from 32 to 64
     "Return the usual size of the images; None above 64 pixels, or if the source has a size of its own"
     if data not in ('folder', 'parquet') or path is None: return None
     _, sides, _ = _list(data, path, name)
     return max(32, sides[1]//16*16) if sides and sides[1] <= 64 else None
 
-def preview(
-    data:str,      # name of a source
-    path=None,     # its path
-    name=None,     # its option: 'links', or a column
-    vocab=None,    # classes; None: all
-    groups=None,   # see `subjects`
-    metric=None    # see `check_metric`
-) -> tuple: # number of folds by default; whether there is an official test part
+def preview(data:str,      # name of a source
+            path=None,     # its path
+            name=None,     # its option: 'links', or a column
+            vocab=None,    # classes; None: all
+            groups=None,   # see `subjects`
+            metric=None    # see `check_metric`
+           ) -> tuple:     # number of folds by default; whether there is an official test part
     "Foresee a split before images are decoded; raises `BadInput` for classes, groups or a metric that do not fit"
     check_name(data, sources, f"there is no data {data!r}")
     if groups and groups != 'folder' and not groups.startswith('column:'): _subject_keys([], [], groups)
@@ -236,13 +230,12 @@ def preview(
 
 # %% ../../nbs/00_data.ipynb #8a4ff6e4
 @source
-def lsun(
-    path=None,       # the folder of the databases; required
-    size=None,       # height and width in pixels; None: 64
-    channels=None,   # 1 grey, 3 colour; None: 3
-    categories=None, # class names; None: those of `vocab`, or all
-    n:int=None       # at most so many images of each category for training; None: all
-) -> Source:
+def lsun(path=None,       # the folder of the databases; required
+         size=None,       # height and width in pixels; None: 64
+         channels=None,   # 1 grey, 3 colour; None: 3
+         categories=None, # class names; None: those of `vocab`, or all
+         n:int=None       # at most so many images of each category for training; None: all
+        ) -> Source:
     "Read LSUN's LMDB databases (Yu et al. 2015, arXiv 1506.03365), `path/bedroom_train_lmdb` etc.; raises `BadInput`"
     if path is None:
         raise BadInput("data='lsun' needs a path: give the folder that holds bedroom_train_lmdb and so on.")
@@ -252,14 +245,12 @@ def lsun(
     read = partial(lsun_images, path, categories=categories, size=size, channels=channels, n=n)
     return Source(dict(source='lsun', size=size, channels=channels, n=n), read, content=[f/'data.mdb' for _,_,f in dbs])
 
-# %% ../../nbs/00_data.ipynb #0113c962
 @source
-def parquet(
-    path=None,    # a parquet file, or the folder of its shards; required
-    size=None,    # height and width in pixels; None: `own_size`, or 48
-    channels=None,# 1 grey, 3 colour; None: colour if there is any
-    name:str=None # the column of labels; None: found
-) -> Source:
+def parquet(path=None,    # a parquet file, or the folder of its shards; required
+            size=None,    # height and width in pixels; None: `own_size`, or 48
+            channels=None,# 1 grey, 3 colour; None: colour if there is any
+            name:str=None # the column of labels; None: found
+           ) -> Source:
     "Read a parquet data set of images, as on Hugging Face; raises `BadInput` if there are none"
     if path is None: raise BadInput("data='parquet' needs a path: give a parquet file, or the folder of its shards.")
     for f in list_shards(path): parquet_columns(f, name)
@@ -268,13 +259,12 @@ def parquet(
     return Source(dict(source='parquet', name=name, size=size, channels=channels), read, content=[path])
 
 @source
-def torchvision(
-    path=None,               # folder of the data set; None: 'data'
-    size=None,               # height and width in pixels; None: 32
-    channels=None,           # 1 grey, 3 colour; None: as the data set has it
-    name:str='FashionMNIST', # see `torchvision_sets`
-    download:bool=False      # download it if it is missing
-) -> Source:
+def torchvision(path=None,               # folder of the data set; None: 'data'
+                size=None,               # height and width in pixels; None: 32
+                channels=None,           # 1 grey, 3 colour; None: as the data set has it
+                name:str='FashionMNIST', # see `torchvision_sets`
+                download:bool=False      # download it if it is missing
+               ) -> Source:
     "Read a data set of torchvision"
     path = Path(path or 'data').expanduser()
     read = partial(torchvision_images, name, path, size=size or 32, channels=channels, download=download)
@@ -331,15 +321,14 @@ def _source(data, path, size, channels, options):
     return sources[data](path, size, channels, **options)
 
 # %% ../../nbs/00_data.ipynb #681438a1
-def data_stage(
-    data:str='faces',  # name of a source: 'faces', 'fer2013', 'folder', 'lsun', 'parquet', 'torchvision'
-    path=None,         # file or folder of the source
-    vocab=None,        # classes, in the order of their labels; None: the source's default; 'all': all
-    size:int=None,     # height and width; None: 48, torchvision 32, LSUN 64, folder and parquet `own_size`
-    channels:int=None, # 1 grey, 3 colour; None: as in the source
-    root='runs',       # folder of all stages
-    **options          # of the source
-) -> tuple:            # the `Stage`; open() reads it as a `Dataset` once it is made
+def data_stage(data:str='faces',  # name of a source: 'faces', 'fer2013', 'folder', 'lsun', 'parquet', 'torchvision'
+               path=None,         # file or folder of the source
+               vocab=None,        # classes, in the order of their labels; None: the source's default; 'all': all
+               size:int=None,     # height and width; None: 48, torchvision 32, LSUN 64, folder and parquet `own_size`
+               channels:int=None, # 1 grey, 3 colour; None: as in the source
+               root='runs',       # folder of all stages
+               **options          # of the source
+              ) -> tuple:         # the `Stage`; open() reads it as a `Dataset` once it is made
     "Return the stage that decodes a source, and a function that reads it; raises `BadInput`"
     if data == 'lsun' and vocab not in (None, 'all'):                # the other categories are not even read
         options = dict(categories=[vocab] if isinstance(vocab, str) else list(vocab)) | options
@@ -364,11 +353,10 @@ def _open(source, stage, data, vocab):
     if vocab is None: vocab = source.vocab or every
     return images.select(every if isinstance(vocab, str) and vocab == 'all' else vocab)
 
-def prepare(
-    data:str='faces', # name of a source: 'faces', 'fer2013', 'folder', 'lsun', 'parquet', 'torchvision'
-    path=None,        # file or folder of the source
-    **kwargs          # for `data_stage`: `vocab`, `size`, `channels`, `root` and options of the source
-) -> Dataset: # `DiskImages` above `memory_budget`; `about` names the folder and broken files
+def prepare(data:str='faces', # name of a source: 'faces', 'fer2013', 'folder', 'lsun', 'parquet', 'torchvision'
+            path=None,        # file or folder of the source
+            **kwargs          # for `data_stage`: `vocab`, `size`, `channels`, `root` and options of the source
+           ) -> Dataset:      # `DiskImages` above `memory_budget`; `about` names the folder and broken files
     "Decode the images of a source, or find them decoded; raises `BadInput`"
     stage, read = data_stage(data, path, **kwargs)
     if not stage.make().reused:
@@ -376,12 +364,11 @@ def prepare(
     return read()
 
 # %% ../../nbs/00_data.ipynb #c0b1e502
-def near_stage(
-    stage:Stage, # of the data, from `data_stage`
-    read,        # reads them, from `data_stage`
-    vocab=None,  # as in `data_stage`
-    root='runs'  # folder of all stages
-) -> tuple:      # the `Stage`; a function that reads the pairs of `near_duplicates` once it is made
+def near_stage(stage:Stage, # of the data, from `data_stage`
+               read,        # reads them, from `data_stage`
+               vocab=None,  # as in `data_stage`
+               root='runs'  # folder of all stages
+              ) -> tuple:   # the `Stage`; a function that reads the pairs of `near_duplicates` once it is made
     "Return the stage that looks for near copies among the images of a source, and a function that reads its pairs"
     def work(s):
         images = read()
@@ -421,12 +408,11 @@ def _near_line(r, n):
             f"them with more than one label, with {classes(o['images_by_class'])} of {n.sum():,} images; "
             f"{o['test_with_near_outside']:,} of {r['test']:,} test images have one outside the test part")
 
-def describe(
-    images:Dataset,     # as returned by `prepare`
-    splits:Splits=None, # from `splits`; None: made with the defaults
-    plot:bool=True,     # a figure: counts, and a sheet of images
-    near=None           # pairs from `prepare_near`, for the splits of the defaults
-) -> pd.DataFrame: # images of each class in each part
+def describe(images:Dataset,     # as returned by `prepare`
+             splits:Splits=None, # from `splits`; None: made with the defaults
+             plot:bool=True,     # a figure: counts, and a sheet of images
+             near=None           # pairs from `prepare_near`, for the splits of the defaults
+            ) -> pd.DataFrame:   # images of each class in each part
     "Print what is in `images`, what was found, and what a split removes; return the counts"
     s = splits if splits is not None else globals()['splits'](images, near=near)
     n, r = images.y.bincount(minlength=len(images.vocab)), s.report
@@ -465,19 +451,17 @@ def _describe_plot(images, table):
 Dataset.describe = describe
 
 # %% ../../nbs/00_data.ipynb #4735b1b0
-def decisions(
-    images:Dataset, # from `prepare`
-    s:Splits        # from `splits`
-) -> pd.DataFrame: # columns: name, label, part, group, conflict, flat, leaked
+def decisions(images:Dataset, # from `prepare`
+              s:Splits        # from `splits`
+             ) -> pd.DataFrame: # columns: name, label, part, group, conflict, flat, leaked
     "Return one row per image with its part ('train', 'valid', 'test' or 'removed: REASON') and the faults found in it"
     part = s.table.part.where(s.table.removed == '', 'removed: ' + s.table.removed)
     faults = s.table[['conflict', 'flat', 'leaked']]
     return images.items[['name', 'label']].assign(part=part, group=images.group.numpy(), **faults)
 
-def named_pairs(
-    images:Dataset, # from `prepare`
-    near            # pairs from `prepare_near`
-) -> pd.DataFrame:  # `near` with name_a, label_a, part_a, the same of b, and same_label
+def named_pairs(images:Dataset, # from `prepare`
+                near            # pairs from `prepare_near`
+               ) -> pd.DataFrame: # `near` with name_a, label_a, part_a, the same of b, and same_label
     "Return pairs of copies with the names and labels of both images, to inspect them"
     t = images.items[['name', 'label', 'part']]
     a, b = (t.iloc[near[k]].add_suffix(f'_{k}').reset_index(drop=True) for k in 'ab')
@@ -514,11 +498,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument('--out', default='runs', metavar='FOLDER', help="folder of all stages (runs)")
     return p
 
-# %% ../../nbs/00_data.ipynb #1890cc01
 @command('synthrob_data')
-def main(
-    args=None # list of arguments; None: those of the command line
-) -> int:     # 0; 2 for bad input
+def main(args=None # list of arguments; None: those of the command line
+        ) -> int:  # 0; 2 for bad input
     "Run the command `synthrob_data`"
     _run(parser().parse_args(args))
 

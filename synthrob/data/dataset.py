@@ -18,7 +18,6 @@ __all__ = ['Dataset', 'concat']
 # %% ../../nbs/data/01_dataset.ipynb #d96a6685
 _defaults = dict(name='', part='', group=-1, origin='authentic', weight=1., soft=None)   # the columns of `items`
 
-# %% ../../nbs/data/01_dataset.ipynb #68bbe356
 class Dataset:
     "Labelled images or vectors with class names and a table of items; raises `BadInput` for what does not fit together"
     def __init__(self,
@@ -119,10 +118,9 @@ def targets(self:Dataset) -> torch.Tensor|None: # float32 (n,k); None if `y` and
 
 # %% ../../nbs/data/01_dataset.ipynb #d6a25047
 @patch
-def subset(self:Dataset,
-    idx,   # indices or a boolean mask, as tensor, array or list, or a slice
-    **more # what to add to `about`
-) -> Dataset:
+def subset(self:Dataset, idx,   # indices or a boolean mask, as tensor, array or list, or a slice
+                         **more # what to add to `about`
+          ) -> Dataset:
     "Return the items at `idx`, with their rows of the table"
     if not isinstance(idx, slice): idx = i if (i := torch.as_tensor(idx).cpu()).dtype == torch.bool else i.long()
     idx = torch.arange(len(self))[idx]
@@ -131,9 +129,8 @@ def subset(self:Dataset,
     return Dataset(take(self.x, idx), self.y[idx], self.vocab, cols, {**self.about, **more})
 
 @patch
-def select(self:Dataset,
-    classes # names of classes, in the order of the new labels
-) -> Dataset:
+def select(self:Dataset, classes # names of classes, in the order of the new labels
+          ) -> Dataset:
     "Return the items of `classes`; raises `BadInput` for a class that is unknown, empty or named twice"
     n = self.y.bincount(minlength=self.c).tolist()
     have = ', '.join(f'{c} ({k:,})' for c,k in zip(self.vocab, n))
@@ -148,9 +145,8 @@ def select(self:Dataset,
     if (y < 0).any(): return Dataset((s := self.subset(y >= 0)).x, y[y >= 0], classes, s.cols, self.about)
     return Dataset(self.x, y, classes, self.cols, self.about, self.epoch_len)
 
-def concat(
-    *sets:Dataset # with the same classes and the same shape of item
-) -> Dataset:
+def concat(*sets:Dataset # with the same classes and the same shape of item
+          ) -> Dataset:
     "Join `sets`; `about` is that of the first. Raises `BadInput` for other classes or shapes"
     a = sets[0]
     for b in sets[1:]:
@@ -176,12 +172,11 @@ def counts(self:Dataset) -> pd.DataFrame: # a row a class
     return df.assign(all=df.sum(axis=1)) if len(order) > 1 else df
 
 @patch
-def show(self:Dataset,
-    n:int=None,         # items of each class (images: 8, vectors: 300), or in all
-    by_class:bool=True, # images: a row for each class
-    seed:int=0,         # of the choice
-    ax=None             # matplotlib axes; None: new ones
-):                      # the axes
+def show(self:Dataset, n:int=None,         # items of each class (images: 8, vectors: 300), or in all
+                       by_class:bool=True, # images: a row for each class
+                       seed:int=0,         # of the choice
+                       ax=None             # matplotlib axes; None: new ones
+        ): # the axes
     "Draw a sheet of images, or the first two principal components of vectors"
     pick = lambda i: i[torch.randperm(len(i), generator=generator('show', seed))[:n or (8 if self.is_images else 300)]]
     rows = [pick((self.y == k).nonzero()[:,0].cpu()) for k in range(self.c)]
@@ -221,9 +216,7 @@ def hash(self:Dataset) -> str: # 16 hexadecimal characters
     return self._hash
 
 @patch
-def save(self:Dataset,
-    folder # made if it is not there
-):
+def save(self:Dataset, folder): # made if it is not there
     "Write the set to `folder`: x.npy, y.npy, items.parquet, and dataset.json last"
     folder = Path(folder)
     write_array(folder/'x.npy', self.x)
@@ -234,9 +227,8 @@ def save(self:Dataset,
     write_json(folder/'dataset.json', about)
 
 @patch(cls_method=True)
-def load(cls:Dataset,
-    folder # what `save` wrote
-) -> Dataset: # `x` mapped from the disk
+def load(cls:Dataset, folder # what `save` wrote
+        ) -> Dataset:        # `x` mapped from the disk
     "Read a set; raises `BadInput` if there is none, or if its arrays are not those that were saved"
     folder = Path(folder)
     if not (folder/'dataset.json').is_file():
@@ -251,8 +243,7 @@ def load(cls:Dataset,
     return ds
 
 @patch
-def to(self:Dataset,
-    device # name or `torch.device`
-) -> Dataset:
+def to(self:Dataset, device # name or `torch.device`
+      ) -> Dataset:
     "Return the set with `x` (unless it is `DiskImages`) and `y` on `device`"
     return Dataset(self.x.to(device), self.y.to(device), self.vocab, self.cols, self.about, self.epoch_len)

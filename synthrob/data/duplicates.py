@@ -12,9 +12,8 @@ from .rows import blocks
 __all__ = ['duplicate_groups', 'flat']
 
 # %% ../../nbs/data/05_duplicates.ipynb #8cc85ab9
-def duplicate_groups(
-    x # images, uint8 (n,c,h,w)
-) -> torch.Tensor: # int64 (n,), numbered in the order of first appearance
+def duplicate_groups(x # images, uint8 (n,c,h,w)
+                    ) -> torch.Tensor: # int64 (n,), numbered in the order of first appearance
     "Return the group of each image: two images share a group if all their pixels are equal"
     digest = lambda o: hashlib.blake2b(o, digest_size=16).digest()
     h, a = np.empty((len(x), 2), np.uint64), 0
@@ -28,11 +27,10 @@ def duplicate_groups(
     group[order] = rank[new.cumsum() - 1]
     return torch.from_numpy(group)
 
-def flat(
-    x,                  # images, uint8 (n,c,h,w)
-    threshold:float=5., # grey levels
-    size:int=1<<20      # bytes processed at a time
-) -> torch.Tensor: # bool (n,)
+def flat(x,                  # images, uint8 (n,c,h,w)
+         threshold:float=5., # grey levels
+         size:int=1<<20      # bytes processed at a time
+        ) -> torch.Tensor:   # bool (n,)
     "Return whether each image is nearly flat: its pixels deviate by less than `threshold` (SD) in every channel"
     out, a = torch.zeros(len(x), dtype=torch.bool), 0
     for b in map(torch.from_numpy, blocks(x, size)):

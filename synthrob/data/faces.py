@@ -121,11 +121,10 @@ def _level(nuisance):
     raise BadInput(f"nuisance={nuisance!r} is out of range: use 0 (clean), 1 (the default difficulty) or more.")
 
 # %% ../../nbs/data/07_faces.ipynb #353e71be
-def sample_params(
-    y,             # labels (n,), whole numbers 0..4 in the order of `emotions`
-    seed=0,        # face i of a seed is the same for any number of faces
-    nuisance=1.,   # 0: frontal, clean, full expressions; 1: the default difficulty; more is harder
-    ) -> dict:     # name -> float tensor (n,)
+def sample_params(y,             # labels (n,), whole numbers 0..4 in the order of `emotions`
+                  seed=0,        # face i of a seed is the same for any number of faces
+                  nuisance=1.,   # 0: frontal, clean, full expressions; 1: the default difficulty; more is harder
+                 ) -> dict:      # name -> float tensor (n,)
     "Sample the parameters of one face for each label; raise `BadInput` for a bad argument"
     return _sample(_labels(y), _streams(seed), _level(nuisance))
 
@@ -430,11 +429,10 @@ def _check(size, channels):
     if channels not in (1,3): raise BadInput(f"channels={channels!r} is unknown: use 1 for grey or 3 for colour.")
 
 # %% ../../nbs/data/07_faces.ipynb #69bee5d5
-def render(
-    P:dict,       # parameters, name -> float tensor (n,), from `sample_params`, possibly edited
-    size=48,      # side in pixels, 32..128
-    channels=1,   # 1 grey, 3 colour
-    ) -> Tensor:  # float (n,channels,size,size), about 0..1, not clipped, without sensor noise
+def render(P:dict,       # parameters, name -> float tensor (n,), from `sample_params`, possibly edited
+           size=48,      # side in pixels, 32..128
+           channels=1,   # 1 grey, 3 colour
+          ) -> Tensor:   # float (n,channels,size,size), about 0..1, not clipped, without sensor noise
     "Render the faces `P`, each independent of the others; raise `BadInput` for a bad argument"
     _check(size, channels)
     cv = _canvas(P, size, channels)
@@ -443,15 +441,14 @@ def render(
     return _lens(cv.img, *(P[k][:,None,None,None] for k in ('blur','contrast','bright')))
 
 # %% ../../nbs/data/07_faces.ipynb #3fc3f454
-def draw_faces(
-    y,             # labels (n,), whole numbers 0..4 in the order of `emotions`; tensor, array or list
-    size=48,       # side in pixels, 32..128
-    channels=1,    # 1 grey, 3 colour
-    seed=0,        # same seed and index, same face, for any n and `bs`
-    nuisance=1.,   # 0: frontal, clean, full expressions; 1: the default difficulty; more is harder
-    bs=64,         # faces drawn at once
-    progress=True, # show a progress bar for large sets
-    ) -> Tensor:   # uint8 (n,channels,size,size)
+def draw_faces(y,             # labels (n,), whole numbers 0..4 in the order of `emotions`; tensor, array or list
+               size=48,       # side in pixels, 32..128
+               channels=1,    # 1 grey, 3 colour
+               seed=0,        # same seed and index, same face, for any n and `bs`
+               nuisance=1.,   # 0: frontal, clean, full expressions; 1: the default difficulty; more is harder
+               bs=64,         # faces drawn at once
+               progress=True, # show a progress bar for large sets
+              ) -> Tensor:    # uint8 (n,channels,size,size)
     "Draw one face for each label; raise `BadInput` for a bad argument"
     y, nuisance, streams = _labels(y), _level(nuisance), _streams(seed)
     _check(size, channels)

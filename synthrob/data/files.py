@@ -36,9 +36,8 @@ def _check_entry(path, name):
 
 def _hidden(name): return any(o.startswith('.') or o == '__MACOSX' for o in name.split('/'))
 
-def shown(
-    name # of a file, as the system has it
-) -> str:
+def shown(name # of a file, as the system has it
+         ) -> str:
     "Return `name` as text that can be printed and stored: bytes that are not UTF-8 as `\\xe9`"
     return os.fsencode(name).decode('utf-8', 'backslashreplace')
 
@@ -113,16 +112,14 @@ class _TarInfo(tarfile.TarInfo):
             raise BadInput(f"{tar.name} holds a name or header of {self.size:,} bytes: do not trust this file.")
         return super()._proc_member(tar)
 
-def open_tar(
-    path # of a tar
-) -> tarfile.TarFile:
+def open_tar(path # of a tar
+            ) -> tarfile.TarFile:
     "Open a tar, however compressed, as a stream; its members come in the order of the file"
     try: return tarfile.open(path, 'r|*', tarinfo=_TarInfo)
     except TypeError: raise tarfile.ReadError('its gzip header ends early') from None
 
-def is_tar(
-    path # of a file, which need not exist
-) -> bool:
+def is_tar(path # of a file, which need not exist
+          ) -> bool:
     "Return whether the name is that of a tar, such as x.tar, x.tar.gz or x.tgz"
     return bool(re.search(r'\.(tar(\.\w+)?|tgz|tbz2?|txz)$', Path(path).name.lower()))
 
@@ -155,10 +152,9 @@ def _list_tar(path):
     s = path.stat()
     return _list_zip(path, _tar_images(path, (s.st_size, s.st_mtime_ns)))
 
-def list_files(
-    path,       # a folder, zip or tar, a `Path`
-    links=False # follow links in a folder
-) -> tuple: # {name: size}, folders, {name: stored name}, the open zip or None
+def list_files(path,       # a folder, zip or tar, a `Path`
+               links=False # follow links in a folder
+              ) -> tuple:  # {name: size}, folders, {name: stored name}, the open zip or None
     "List what is there, hidden files left out; raise `BadInput` for what cannot be read or points out of it"
     if path.is_dir(): return _list_folder(path, links)
     return (_list_tar if is_tar(path) else _list_zip)(path)
@@ -212,9 +208,8 @@ def _ignored(files, same):
 # %% ../../nbs/data/03_files.ipynb #d1215d1e
 _filler = {'', 'set', 'data', 'dataset', 'images', 'image', 'imgs', 'img', 'split', 'seg', 'part', 'folder'}
 
-def part_of(
-    name # of a folder, such as 'train', 'Test2', 'training_set', 'dev' or 'PublicTest'
-) -> str|None:
+def part_of(name # of a folder, such as 'train', 'Test2', 'training_set', 'dev' or 'PublicTest'
+           ) -> str|None:
     "Return the part that a folder names; None if it names none"
     words = [o for o in re.split(r'[\s_.\-\d]+', name.lower()) if o not in _filler]
     return PARTS.get(words[0]) if len(words) == 1 else None
@@ -298,22 +293,20 @@ def _same_labels(path, keys):
 # %% ../../nbs/data/03_files.ipynb #2c1fcbee
 class ImageFiles:
     "Images in a folder, a zip or a tar"
-    def __init__(self,
-        path,      # the folder or archive, a `Path`
-        table,     # name (relative to `path`), label and part of each image, a DataFrame
-        zf,        # the open `ZipFile`; None: a folder
-        raw,       # name -> name in the zip, or path in the folder
-        ignored,  # what is no sample: [{label, reason, n, name of the first}]
-        notes      # sentences on what was put right
-    ): self.path,self.table,self.zf,self.raw,self.ignored,self.notes = path,table,zf,raw,ignored,notes
+    def __init__(self, path,      # the folder or archive, a `Path`
+                       table,     # name (relative to `path`), label and part of each image, a DataFrame
+                       zf,        # the open `ZipFile`; None: a folder
+                       raw,       # name -> name in the zip, or path in the folder
+                       ignored,  # what is no sample: [{label, reason, n, name of the first}]
+                       notes):    # sentences on what was put right
+        self.path,self.table,self.zf,self.raw,self.ignored,self.notes = path,table,zf,raw,ignored,notes
 
     def __len__(self): return len(self.table)
     def __repr__(self): return f"ImageFiles({self.path}, {len(self)} images, {self.table.label.nunique()} classes)"
 
-    def read(self,
-        name,          # as in `table`
-        head:bool=False# in a folder, only the first 64 kB
-    ) -> bytes:
+    def read(self, name,          # as in `table`
+                   head:bool=False# in a folder, only the first 64 kB
+            ) -> bytes:
         "Return the content of a file; thread-safe. Raises `OSError` above `MAX_BYTES`"
         f = self.raw[name]
         size = self.zf.getinfo(f).file_size if self.zf else os.stat(f).st_size
@@ -322,19 +315,17 @@ class ImageFiles:
         with open(f, 'rb') as o: return o.read(1<<16 if head else MAX_BYTES)
 
 # %% ../../nbs/data/03_files.ipynb #fe1d6ef1
-def existing(
-    path # file or folder; `~` is the home folder
-) -> Path:
+def existing(path # file or folder; `~` is the home folder
+            ) -> Path:
     "Return `path`; raise `BadInput` if it does not exist, or is a pipe or device"
     path = Path(path).expanduser()
     if not path.exists(): raise BadInput(f"there is no file or folder {path} (seen from {Path.cwd()}): check the path.")
     if not (path.is_file() or path.is_dir()): raise BadInput(f"{path} is a pipe or device: give a file or folder.")
     return path
 
-def list_images(
-    path,       # folder, zip or tar of `[part/]class/image`, inside any folders
-    links=False # follow links in a folder
-) -> ImageFiles: # sorted by name; part is 'train', 'valid', 'test' or ''
+def list_images(path,       # folder, zip or tar of `[part/]class/image`, inside any folders
+                links=False # follow links in a folder
+               ) -> ImageFiles: # sorted by name; part is 'train', 'valid', 'test' or ''
     "List images without decoding any; raise `BadInput` if `path` cannot be used"
     path = existing(path)
     files, folders, raw, zf = list_files(path, links)
@@ -383,12 +374,11 @@ def _flatten(im, mode, bits=16):
         im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
     return im.convert(mode)
 
-def fit_image(
-    im,            # PIL image
-    size:int,      # height and width of the result
-    channels:int=1,# 1 grey, 3 colour
-    bits:int=16    # of deep grey images: their brightest value is 2**bits - 1
-) -> np.ndarray:   # uint8, (channels,size,size)
+def fit_image(im,            # PIL image
+              size:int,      # height and width of the result
+              channels:int=1,# 1 grey, 3 colour
+              bits:int=16    # of deep grey images: their brightest value is 2**bits - 1
+             ) -> np.ndarray: # uint8, (channels,size,size)
     "Turn `im` upright, resize it to cover the square (antialiased) and crop the centre"
     im = _flatten(ImageOps.exif_transpose(im), {1: 'L', 3: 'RGB'}[channels], bits)
     if im.size != (size, size): im = ImageOps.fit(im, (size, size), Image.Resampling.BILINEAR)
@@ -405,13 +395,12 @@ def _open_image(b):
         raise BrokenImage(f"is too large ({im.width}x{im.height}, more than {MAX_PIXELS/1e6:.0f} million pixels)")
     return im
 
-def decode_image(
-    b:bytes,          # the content of an image file
-    size:int=48,      # height and width of the result
-    channels:int=1,   # 1 grey, 3 colour
-    strict:tuple=None,# required (width, height, mode); None: any
-    bits:int=16       # see `fit_image`
-) -> np.ndarray:      # uint8, (channels,size,size)
+def decode_image(b:bytes,          # the content of an image file
+                 size:int=48,      # height and width of the result
+                 channels:int=1,   # 1 grey, 3 colour
+                 strict:tuple=None,# required (width, height, mode); None: any
+                 bits:int=16       # see `fit_image`
+                ) -> np.ndarray:   # uint8, (channels,size,size)
     "Decode one image and fit it to `size`; raise `BrokenImage` if it cannot be used"
     im = _open_image(b)
     if strict and (*im.size, im.mode) != tuple(strict):
@@ -425,9 +414,8 @@ def decode_image(
         return fit_image(im, size, channels, bits)
 
 # %% ../../nbs/data/03_files.ipynb #e0d2a96b
-def is_colour(
-    read # function that returns the content of an image file
-) -> bool:
+def is_colour(read # function that returns the content of an image file
+             ) -> bool:
     "Return whether an image shows colour, not only has three channels; False if it cannot be opened"
     try:
         b = read()
@@ -438,10 +426,9 @@ def is_colour(
 
 def _spread(names, n): return names[::max(1, len(names)//n)]
 
-def has_colour(
-    files:ImageFiles, # from `list_images`
-    n:int=1000        # images to check, spread over all
-) -> bool:
+def has_colour(files:ImageFiles, # from `list_images`
+               n:int=1000        # images to check, spread over all
+              ) -> bool:
     "Return whether any of `n` images is in colour"
     return any(is_colour(partial(files.read, o)) for o in _spread(files.table.name, n))
 
@@ -471,10 +458,9 @@ def _summarise(
     notes = [f"deep grey images are read as {deep} bits, the same for all classes{more}."] if deep else []
     return dict(sides=sides, bits=deep, notes=notes)
 
-def survey(
-    files:ImageFiles, # from `list_images`
-    n:int=None        # images to look at, spread over all; None: all
-) -> dict: # see `_summarise`
+def survey(files:ImageFiles, # from `list_images`
+           n:int=None        # images to look at, spread over all; None: all
+          ) -> dict:         # see `_summarise`
     "Look at images: how large are they, and how deep?"
     names, labels = (_spread(files.table[k], n or len(files)) for k in ('name', 'label'))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as ex:
@@ -534,7 +520,6 @@ def _sized_bar(it, size):
             yield o[1:]
     for o in it: yield o[1:]
 
-# %% ../../nbs/data/03_files.ipynb #07c514cb
 def _decode_item(item, size, channels, strict, bits):
     "Decode the image of an item, see `decode_blocks`; return what is wrong with it if it is broken"
     try:
@@ -655,9 +640,8 @@ def _kind(head):
     if {'emotion', 'pixels'} <= {*head}: return 'pixels'
     return 'votes' if {'usage', 'unknown', 'nf', *_plus} <= {*head} else None
 
-def fer_tables(
-    path # of FER-2013: a CSV, or a folder or archive
-) -> tuple: # path of the pixels, path of the labels of FER+ or None
+def fer_tables(path # of FER-2013: a CSV, or a folder or archive
+              ) -> tuple: # path of the pixels, path of the labels of FER+ or None
     "Find the pixels beside the labels of FER+ (`fer2013new.csv`); raise `BadInput` if there are none"
     def kind(f):
         with contextlib.suppress(*DAMAGE): return next((_kind(_head(s)) for s in _csv_streams(f)), None)

@@ -5,7 +5,6 @@
 # %% ../../nbs/data/06_loaders.ipynb #487b80a2
 from __future__ import annotations
 import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -64,14 +63,12 @@ def balanced_stream(y:Tensor,   # labels (n,), int64
 # %% ../../nbs/data/06_loaders.ipynb #24993ee7
 class Augment:
     "Random flip, affine map, lighting and erasing of a batch: `augment(x, generator)`; raises `BadInput`"
-    def __init__(self,
-                 flip=True,       # mirror half of the images left-right?
-                 degrees=12.,     # rotation drawn from ±`degrees`
-                 scale=.1,        # log-scale drawn from ±`scale`
-                 translate=.08,   # shift drawn from ± this share of the side, both axes
-                 light=.15,       # brightness and relative contrast drawn from ±`light`
-                 erase=.0         # probability that a rectangle of 2-20 % of an image is erased
-                ):
+    def __init__(self, flip=True,       # mirror half of the images left-right?
+                       degrees=12.,     # rotation drawn from ±`degrees`
+                       scale=.1,        # log-scale drawn from ±`scale`
+                       translate=.08,   # shift drawn from ± this share of the side, both axes
+                       light=.15,       # brightness and relative contrast drawn from ±`light`
+                       erase=.0):       # probability that a rectangle of 2-20 % of an image is erased
         if not 0 <= erase <= 1: raise BadInput(f"erase={erase} is out of range: choose a probability from 0 to 1.")
         for nm, v in dict(degrees=degrees, scale=scale, translate=translate, light=light).items():
             if v < 0: raise BadInput(f"{nm}={v} is negative: choose the half-width of a range, 0 or more.")
@@ -103,10 +100,9 @@ def affine_grid(theta:Tensor, # affine maps from output to input coordinates, bo
 
 # %% ../../nbs/data/06_loaders.ipynb #d6d5badf
 @patch
-def affine(self:Augment,
-           x:Tensor,  # images, float, (n,c,h,w)
-           u:Tensor   # uniform random numbers (n,5): flip, angle, scale, dx, dy
-          ) -> Tensor: # images, (n,c,h,w)
+def affine(self:Augment, x:Tensor,  # images, float, (n,c,h,w)
+                         u:Tensor   # uniform random numbers (n,5): flip, angle, scale, dx, dy
+          ) -> Tensor:              # images, (n,c,h,w)
     "Apply one random affine map per image"
     sign = torch.where(u[:, 0] < .5, -1., 1.) if self.flip else torch.ones_like(u[:, 0])
     angle, size, dx, dy = (u[:, 1:]*2 - 1).unbind(1)
@@ -127,10 +123,9 @@ def relight(x:Tensor, # images (n,c,h,w)
 
 # %% ../../nbs/data/06_loaders.ipynb #639ec6a9
 @patch
-def erased(self:Augment,
-           x:Tensor,  # images, float, (n,c,h,w)
-           u:Tensor   # uniform random numbers (n,5): whether, area, aspect, top, left
-          ) -> Tensor: # images, (n,c,h,w)
+def erased(self:Augment, x:Tensor,  # images, float, (n,c,h,w)
+                         u:Tensor   # uniform random numbers (n,5): whether, area, aspect, top, left
+          ) -> Tensor:              # images, (n,c,h,w)
     "Replace a random rectangle (2-20 % of the area, aspect 1:3 to 3:1) by the image's mean"
     h, w = x.shape[-2:]
     area, aspect = .02 + .18*u[:, 1], ((u[:, 2]*2 - 1)*math.log(3)).exp()
@@ -145,27 +140,23 @@ def erased(self:Augment,
 # %% ../../nbs/data/06_loaders.ipynb #fd813206
 class DeviceDL(DataLoader):
     "A fastai `DataLoader` over a `Dataset` on `device`: a batch is an index look-up, then `augment`"
-    def __init__(self,
-                 dataset,        # a `Dataset`
-                 bs=256,         # items in a batch
-                 shuffle=False,  # a new order in every epoch? If not, that of the data
-                 drop_last=False,# drop a last batch that is not full?
-                 device=None,    # of the data and the batches; None: the GPU if there is one
-                 augment=None,   # called with images in [0,1] (n,c,h,w) and a generator, e.g. an `Augment`
-                 balanced=False, # draw every class equally often? Only with `shuffle`
-                 n_steps=None,   # batches in an epoch; None: one pass over the data
-                 seed=0,         # of order and augmentation
-                 **kwargs        # for fastai's `DataLoader`; `num_workers` is ignored
-                ):
+    def __init__(self, dataset,        # a `Dataset`
+                       bs=256,         # items in a batch
+                       shuffle=False,  # a new order in every epoch? If not, that of the data
+                       drop_last=False,# drop a last batch that is not full?
+                       device=None,    # of the data and the batches; None: the GPU if there is one
+                       augment=None,   # called with images in [0,1] (n,c,h,w) and a generator, e.g. an `Augment`
+                       balanced=False, # draw every class equally often? Only with `shuffle`
+                       n_steps=None,   # batches in an epoch; None: one pass over the data
+                       seed=0,         # of order and augmentation
+                       **kwargs):      # for fastai's `DataLoader`; `num_workers` is ignored
         kwargs.pop('num_workers', None)                  # nothing is left for a worker to do
         super().__init__(dataset, bs=bs, shuffle=shuffle, drop_last=drop_last, num_workers=0, **kwargs)
         self.augment, self.balanced, self.n_steps, self.seed, self.epoch = augment, balanced, n_steps, seed, 0
         self.targets = self.order = None                 # rows in place of classes; indices of one epoch
         self.to(default_device(device))
 
-    def to(self,
-           device # a name or a `torch.device`
-          ):
+    def to(self, device): # a name or a `torch.device`
         "Move the data (except `DiskImages`) to `device`"
         self.device = torch.device(device)
         self.dataset = self.dataset.to(self.device)
@@ -177,11 +168,9 @@ class DeviceDL(DataLoader):
 
     def __len__(self): return self.n_steps or super().__len__()
 
-    def new(self,
-            dataset=None, # a `Dataset`; None: the same
-            cls=None,     # class of the new loader; None: the same
-            **kwargs      # other settings to change, as for `DeviceDL`
-           ):
+    def new(self, dataset=None, # a `Dataset`; None: the same
+                  cls=None,     # class of the new loader; None: the same
+                  **kwargs):    # other settings to change, as for `DeviceDL`
         "Return a loader like this one; without `shuffle` also without augmentation, balance and `n_steps`"
         own = dict(augment=self.augment, balanced=self.balanced, n_steps=self.n_steps, seed=self.seed)
         if not kwargs.get('shuffle', self.shuffle): own.update(augment=None, balanced=False, n_steps=None)
@@ -238,14 +227,13 @@ def device_dls(train:Dataset,     # training data
 
 # %% ../../nbs/data/06_loaders.ipynb #30d768bd
 @patch
-def show_batch(self:DeviceDL,
-               b=None,         # a batch `(x, y)`; None: the next one
-               max_n:int=10,   # images at most
-               ncols:int=10,   # images in a row
-               figsize=None,   # inches; None: 0.9 an image
-               titles=None,    # one per image; None: the class names
-               axs=None        # axes to draw on
-              ):               # the axes
+def show_batch(self:DeviceDL, b=None,         # a batch `(x, y)`; None: the next one
+                              max_n:int=10,   # images at most
+                              ncols:int=10,   # images in a row
+                              figsize=None,   # inches; None: 0.9 an image
+                              titles=None,    # one per image; None: the class names
+                              axs=None        # axes to draw on
+              ):                              # the axes
     "Draw a sheet of images with their classes"
     import matplotlib.pyplot as plt
     xb, yb = (self.one_batch() if b is None else b)[:2]
@@ -264,12 +252,11 @@ def show_batch(self:DeviceDL,
     return axs
 
 @patch
-def show_results(self:DeviceDL,
-                 b,       # a batch: images in [0,1] (n,c,h,w) and their classes (n,)
-                 out,     # predicted classes (n,)
-                 max_n=10,# images at most
-                 **kwargs # for `show_batch`
-                ):        # the axes
+def show_results(self:DeviceDL, b,       # a batch: images in [0,1] (n,c,h,w) and their classes (n,)
+                                out,     # predicted classes (n,)
+                                max_n=10,# images at most
+                                **kwargs # for `show_batch`
+                ):                       # the axes
     "Draw a sheet of images titled 'truth / prediction', for `learn.show_results`"
     name = lambda k: self.dataset.vocab[int(k)]
     return self.show_batch(b, max_n, titles=[f'{name(t)} /\n{name(p)}' for t, p in zip(b[1], out)], **kwargs)

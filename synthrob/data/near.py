@@ -42,10 +42,8 @@ _windows = [(s, y*d, x*d) for s in (1, .86, .74, .66) for d in (_step*_base*s,) 
 # %% ../../nbs/data/09_near.ipynb #e0ea0006
 class _Descriptors:
     "Linear descriptors of windows: what stays under small shifts and zooms, and differs between images"
-    def __init__(self,
-        grey,   # pictures, from `_grey`
-        dim=64  # numbers that describe a window; half of them change their sign under mirroring
-    ):
+    def __init__(self, grey,   # pictures, from `_grey`
+                       dim=64): # numbers that describe a window; half of them change their sign under mirroring
         n = _small**2
         flip = torch.arange(n).view(_small, _small).flip(1).flatten()
         v = self._flat(grey[torch.randperm(len(grey), generator=generator('descriptors', 0))[:20_000]])
@@ -148,9 +146,7 @@ def _covered(rows, sign):
 # %% ../../nbs/data/09_near.ipynb #b23eac50
 class _Register:
     "Registration of pairs by the correlation of their gradients, less the mean gradients of the whole set"
-    def __init__(self,
-        grey # pictures, from `_grey`
-    ):
+    def __init__(self, grey): # pictures, from `_grey`
         some = grey[torch.randperm(len(grey), generator=generator('mean gradients', 0))[:500]].float()
         self.some, self.share, self.means = torch.cat([some, some.flip(-1)]), len(some)/(len(some) + 50), {}
 
@@ -283,13 +279,12 @@ def near_duplicates(
     return out.sort_values(['score', 'a', 'b'], ascending=[False, True, True], ignore_index=True)
 
 # %% ../../nbs/data/09_near.ipynb #e0ea0012
-def plot_pairs(
-    images,        # uint8 (n,c,h,w), or a `Dataset`: its labels are shown
-    pairs,         # from `near_duplicates`
-    others=None,   # those that `b` counts; None: `images`
-    n:int=12,      # pairs to show, from the best to the weakest
-    per_row:int=12 # pairs in a row
-):                 # the axes
+def plot_pairs(images,        # uint8 (n,c,h,w), or a `Dataset`: its labels are shown
+               pairs,         # from `near_duplicates`
+               others=None,   # those that `b` counts; None: `images`
+               n:int=12,      # pairs to show, from the best to the weakest
+               per_row:int=12 # pairs in a row
+              ):              # the axes
     "Show `n` pairs one above the other, spread over the scores"
     t = pairs.iloc[np.unique(np.linspace(0, len(pairs) - 1, min(n, len(pairs))).round().astype(int))]
     rows, cols = max(1, -(-len(t)//per_row)), max(1, min(len(t), per_row))

@@ -70,10 +70,8 @@ def _index(key):
 
 class DiskImages:
     "Images on the disk with the interface of a uint8 tensor (n,c,h,w); indexing reads them"
-    def __init__(self,
-        stores, # files whose rows count on from one to the next; see `DiskImages.open`
-        idx     # row of each image, int64 (n,)
-    ):
+    def __init__(self, stores, # files whose rows count on from one to the next; see `DiskImages.open`
+                       idx):   # row of each image, int64 (n,)
         self.stores,self.idx = list(stores),idx
         self.ends = np.cumsum([len(s) for s in self.stores])
         self.shape = torch.Size((len(idx), *self.stores[0].shape))
@@ -81,9 +79,8 @@ class DiskImages:
     dtype,device,ndim,is_cuda = torch.uint8,torch.device('cpu'),4,False
 
     @classmethod
-    def open(cls,
-        path # a `.npy` of uint8 (n,c,h,w), as written by `prepare`
-    ) -> DiskImages:
+    def open(cls, path # a `.npy` of uint8 (n,c,h,w), as written by `prepare`
+            ) -> DiskImages:
         "Open all images of a file"
         f = _File(path)
         return cls([f], torch.arange(len(f)))
@@ -124,16 +121,13 @@ def __getitem__(self:DiskImages, key):
     return self._read(at) if at.ndim else self._read(at[None])[0]
 
 @patch
-def subset(self:DiskImages,
-    idx # indices or a mask, as tensor, array or list, or a slice
-) -> DiskImages:
+def subset(self:DiskImages, idx # indices or a mask, as tensor, array or list, or a slice
+          ) -> DiskImages:
     "Return the images at `idx` without reading them"
     return DiskImages(self.stores, self.idx[_index(idx)])
 
 @patch
-def split(self:DiskImages,
-    bs # images at a time
-):
+def split(self:DiskImages, bs): # images at a time
     "Yield tensors of `bs` images"
     for a in range(0, len(self), bs): yield self[a:a+bs]
 
@@ -169,17 +163,14 @@ def __dlpack__(self:DiskImages, **kwargs): return self.clone().__dlpack__(**kwar
 def __dlpack_device__(self:DiskImages): return torch.empty(0).__dlpack_device__()
 
 # %% ../../nbs/data/02_rows.ipynb #b5c906ba
-def blocks(
-    x,          # uint8 images (n,c,h,w): `DiskImages`, tensor or array
-    size=1<<22  # bytes at a time
-):
+def blocks(x,          # uint8 images (n,c,h,w): `DiskImages`, tensor or array
+           size=1<<22): # bytes at a time
     "Yield `x` in parts, as arrays"
     n = max(1, size//max(1, math.prod(x.shape[1:])))
     for a in range(0, len(x), n): yield np.ascontiguousarray(o.cpu() if isinstance(o := x[a:a+n], torch.Tensor) else o)
 
-def hash_images(
-    x # uint8 images: `DiskImages`, tensor or array
-) -> str: # 16 hexadecimal characters
+def hash_images(x # uint8 images: `DiskImages`, tensor or array
+               ) -> str: # 16 hexadecimal characters
     "Return `hash_array(x)`, reading `DiskImages` in parts"
     if not isinstance(x, DiskImages): return hash_array(x)
     h = hashlib.sha256(f'uint8{tuple(x.shape)}'.encode())
@@ -187,29 +178,25 @@ def hash_images(
     return h.hexdigest()[:16]
 
 # %% ../../nbs/data/02_rows.ipynb #a8f2297c
-def read_images(
-    path,           # a `.npy` of uint8 (n,c,h,w), as written by `prepare`
-    budget:int=None # bytes a set may take; None: `memory_budget()`
-):                  # tensor or `DiskImages`
+def read_images(path,           # a `.npy` of uint8 (n,c,h,w), as written by `prepare`
+                budget:int=None # bytes a set may take; None: `memory_budget()`
+               ):               # tensor or `DiskImages`
     "Read the images of a file: as a tensor mapped from it if they fit into `budget`, else as `DiskImages`"
     images = DiskImages.open(path)
     if images.nbytes > (memory_budget() if budget is None else budget): return images
     return torch.from_numpy(np.load(path, mmap_mode='c', allow_pickle=False))
 
-def take(
-    x,  # images: tensor or `DiskImages`
-    idx # indices, mask or slice
-):      # as `x`
+def take(x,  # images: tensor or `DiskImages`
+         idx # indices, mask or slice
+        ):   # as `x`
     "Return the images at `idx`: a tensor is copied, `DiskImages` are not read"
     return x.subset(idx) if isinstance(x, DiskImages) else x[idx]
 
 # %% ../../nbs/data/02_rows.ipynb #3800a372
-def read_ahead(
-    images:DiskImages, # uint8 (n,c,h,w)
-    idxs,              # an iterable of index tensors, int64, one a batch
-    device='cpu',      # device of the batches
-    depth:int=2        # batches read ahead, at most
-):
+def read_ahead(images:DiskImages, # uint8 (n,c,h,w)
+               idxs,              # an iterable of index tensors, int64, one a batch
+               device='cpu',      # device of the batches
+               depth:int=2):      # batches read ahead, at most
     "Yield the images of each batch, uint8, on `device`, while a thread reads the next ones"
     pin = torch.device(device).type == 'cuda'
     ex, todo, ready = ThreadPoolExecutor(1, thread_name_prefix='read_ahead'), iter(idxs), deque()

@@ -71,17 +71,15 @@ def _read_lmdb(folder, first=b'', n=0):
         try: yield struct.unpack('<Q', take(8))[0], rows()
         finally: p.kill(); p.wait(); p.stdout.close()
 
-def lmdb_size(
-    folder # an LMDB database, the folder of `data.mdb`
-) -> int:
+def lmdb_size(folder # an LMDB database, the folder of `data.mdb`
+             ) -> int:
     "Return the number of entries of a database; raise `BadInput` if it is damaged"
     with _read_lmdb(folder) as (n, _): return n
 
 # %% ../../nbs/data/04_sources.ipynb #8c7f620f
-def lsun_databases(
-    path,           # the folder of `bedroom_train_lmdb` and others
-    categories=None # such as ['bedroom', 'kitchen']; None: all in `path`
-) -> list[tuple[str, str, Path]]: # category, part and folder of each database
+def lsun_databases(path,           # the folder of `bedroom_train_lmdb` and others
+                   categories=None # such as ['bedroom', 'kitchen']; None: all in `path`
+                  ) -> list[tuple[str, str, Path]]: # category, part and folder of each database
     "Return the LSUN databases in a folder; raise `BadInput` for a missing category"
     path = existing(path)
     if path.is_file():
@@ -130,9 +128,8 @@ def _part_of(file, path):
     inside = [] if file.parent in (path, *path.parents) else [file.parent.name]
     return next((p for s in (file.stem, *inside) for w in re.split(r'[-_.]', s) if (p := part_of(w))), '')
 
-def list_shards(
-    path # a parquet file, or a folder of some
-) -> list[Path]:
+def list_shards(path # a parquet file, or a folder of some
+               ) -> list[Path]:
     "Return the shards of a data set; raise `BadInput` if there are none or one is missing"
     path = existing(path)
     hidden = lambda f: any(o.startswith('.') for o in f.relative_to(path).parts)
@@ -146,7 +143,6 @@ def list_shards(
                 raise BadInput(f"{f} is one of {int(m[3])} shards, and {other.name} is missing: download it.")
     return files
 
-# %% ../../nbs/data/04_sources.ipynb #c9146a33
 @contextmanager
 def _open_shard(file):
     "Open a parquet file; raise `BadInput` if it is not one, or is found damaged while it is read"
@@ -224,10 +220,9 @@ def _text(k, names):
     "The class of a label; None if it is none"
     return None if k is None or names and not 0 <= int(k) < len(names) else names[int(k)] if names else str(k)
 
-def parquet_rows(
-    path,          # a parquet file, or a folder of shards
-    label:str=None # the column of labels; None: found by type and name
-) -> pd.DataFrame: # label and part of each image
+def parquet_rows(path,          # a parquet file, or a folder of shards
+                 label:str=None # the column of labels; None: found by type and name
+                ) -> pd.DataFrame: # label and part of each image
     "List a data set without reading an image"
     def rows(f):
         _, column, names = parquet_columns(f, label)
@@ -236,11 +231,10 @@ def parquet_rows(
     path = existing(path)
     return pd.concat(map(rows, list_shards(path))).dropna()
 
-def survey_parquet(
-    path,          # a parquet file, or a folder of shards
-    label:str=None,# the column of labels; None: found by type and name
-    n:int=1000     # images to look at, spread over the shards; all if one of them is deep
-) -> dict: # see `_summarise`; colour: whether one is in colour
+def survey_parquet(path,          # a parquet file, or a folder of shards
+                   label:str=None,# the column of labels; None: found by type and name
+                   n:int=1000     # images to look at, spread over the shards; all if one of them is deep
+                  ) -> dict:      # see `_summarise`; colour: whether one is in colour
     "Look at images: how large are they, how deep, and are they in colour?"
     files, looks, labels, colour, k = list_shards(path), [], [], False, 0
     image, label, names = parquet_columns(files[0], label)

@@ -102,10 +102,9 @@ def _conflicts(images):
     return np.isin(g, np.flatnonzero(np.bincount(pairs, minlength=1) > 1))
 
 # %% ../../nbs/data/08_splits.ipynb #6b5ca532
-def join_groups(
-    group,  # of each item: numbers (n,)
-    *others # more groups (n,), or pairs of items that belong together: indices (m,2)
-) -> torch.Tensor: # int64 (n,), numbered in the order of first appearance
+def join_groups(group,  # of each item: numbers (n,)
+                *others # more groups (n,), or pairs of items that belong together: indices (m,2)
+               ) -> torch.Tensor: # int64 (n,), numbered in the order of first appearance
     "Return the groups of items that are connected by shared groups or pairs"
     n, edges = len(group), []
     for o in map(np.asarray, (group, *others)):
@@ -128,21 +127,19 @@ def _column(path, name):
     return out
 
 # %% ../../nbs/data/08_splits.ipynb #7027df7f
-def subjects(
-    images:Dataset, # with names
-    groups:str,     # regular expression on file names, its first (...) is the subject; 'folder'; 'column:NAME'
-    path=None       # of the parquet data set, for a column
-) -> torch.Tensor:  # int64 (n,)
+def subjects(images:Dataset, # with names
+             groups:str, # regular expression on file names, its first (...) is the subject; 'folder'; 'column:NAME'
+             path=None       # of the parquet data set, for a column
+            ) -> torch.Tensor: # int64 (n,)
     "Return the subject of each image; raises `BadInput` if `groups` leaves an image without one"
     keys = _subject_keys(map(str, images.names), np.asarray(images.vocab, dtype=object)[images.y.cpu()], groups, path)
     return torch.from_numpy(pd.factorize(np.asarray(keys, dtype=object))[0].astype(np.int64))
 
-def _subject_keys(
-    names,     # of images, as their source gives them
-    labels,    # their classes
-    groups,    # as for `subjects`
-    path=None  # of the parquet data set, for a column
-) -> list:     # of text
+def _subject_keys(names,     # of images, as their source gives them
+                  labels,    # their classes
+                  groups,    # as for `subjects`
+                  path=None  # of the parquet data set, for a column
+                 ) -> list:  # of text
     "Name the subject of each image; raises `BadInput` as `subjects` does"
     names = list(names); n = len(names)
     if groups.startswith('column:'):
@@ -167,9 +164,8 @@ def _subject_keys(
     return key
 
 # %% ../../nbs/data/08_splits.ipynb #64c8fbb6
-def subjects_hint(
-    images:Dataset # with names
-) -> str: # '' if nothing looks like it
+def subjects_hint(images:Dataset # with names
+                 ) -> str:       # '' if nothing looks like it
     "Point out names that look like several images of one subject, such as p01_1.png and p01_2.png"
     names = pd.Series([PurePosixPath(str(o)).name for o in images.names])
     stem = names.str.extract(r'^(.*\d.*)[-_ ][a-zA-Z]*\d+\.\w+$')[0]
@@ -234,17 +230,16 @@ def _check_classes(images, needed, folds, fold):
                        f"vocab={','.join(rest)!r}.")
 
 # %% ../../nbs/data/08_splits.ipynb #721ed74a
-def splits(
-    images:Dataset,  # with official parts or without
-    valid:float=.1,  # share of the training images for validation, if there is no official validation part
-    test:float=.2,   # share of all images for the test, if there is no official test part
-    seed:int=42,     # of the parts that are drawn; official ones do not depend on it
-    leak:bool=False, # the source study's protocol: nothing removed, parts drawn at random
-    subject=None,    # of each image (n,), see `subjects`: images of a subject stay in one part
-    near=None,       # pairs from `near_duplicates`: near copies stay in one part
-    folds:int=1,     # of a cross-validation: each image is tested in one of them; 1: one test part
-    fold:int=0       # which of them, 0 to folds-1
-) -> Splits:
+def splits(images:Dataset,  # with official parts or without
+           valid:float=.1,  # share of the training images for validation, if there is no official validation part
+           test:float=.2,   # share of all images for the test, if there is no official test part
+           seed:int=42,     # of the parts that are drawn; official ones do not depend on it
+           leak:bool=False, # the source study's protocol: nothing removed, parts drawn at random
+           subject=None,    # of each image (n,), see `subjects`: images of a subject stay in one part
+           near=None,       # pairs from `near_duplicates`: near copies stay in one part
+           folds:int=1,     # of a cross-validation: each image is tested in one of them; 1: one test part
+           fold:int=0       # which of them, 0 to folds-1
+          ) -> Splits:
     "Split `images` so that no copy of a held-out image is in training; raises `BadInput` if a part lacks a class"
     for k,v in dict(valid=valid, test=test).items():
         if not 0 < v < 1: raise BadInput(f"{k}={v} is out of range: choose a share between 0 and 1, for example 0.1.")
@@ -278,18 +273,15 @@ def splits(
 
 # %% ../../nbs/data/08_splits.ipynb #78000aac
 @patch
-def split(self:Dataset,
-    **kwargs # for `splits`: `valid`, `test`, `seed`, `leak`, `subject`, `folds`, `fold`
-) -> tuple:  # of three `Dataset`s
+def split(self:Dataset, **kwargs # for `splits`: `valid`, `test`, `seed`, `leak`, `subject`, `folds`, `fold`
+         ) -> tuple:             # of three `Dataset`s
     "Split into training, validation and test; see `splits`"
     s = splits(self, **kwargs)
     return tuple(self.subset(getattr(s, k)) for k in ('train', 'valid', 'test'))
 
 # %% ../../nbs/data/08_splits.ipynb #8fa3f509
-def check_no_leak(
-    images:Dataset, # as given to `splits`
-    splits:Splits   # the split to check
-):
+def check_no_leak(images:Dataset, # as given to `splits`
+                  splits:Splits): # the split to check
     "Raise `RuntimeError` if an image of one part, a copy of it or its subject, is in another"
     found = dict(images=duplicate_groups(images.x))
     for what, col in (('near copies', 'near'), ('subjects', 'subject')):
@@ -300,11 +292,9 @@ def check_no_leak(
             n = int(torch.isin(of[a], of[b]).sum())
             if n: raise RuntimeError(f"{n} {what} are both in {a} and in {b}: the split leaks.")
 
-def check_held_out(
-    trained, # images to be trained on, uint8 (n,c,h,w)
-    holdout, # validation and test images, uint8 (m,c,h,w)
-    near=0   # how many of `trained`, drawn at random, to compare for near copies as well
-):
+def check_held_out(trained, # images to be trained on, uint8 (n,c,h,w)
+                   holdout, # validation and test images, uint8 (m,c,h,w)
+                   near=0): # how many of `trained`, drawn at random, to compare for near copies as well
     "Raise `RuntimeError` if a training image is an exact copy of a held-out one, or one in ten is a near copy"
     g = duplicate_groups(torch.cat([holdout, trained]))
     if n := int(torch.isin(g[len(holdout):], g[:len(holdout)]).sum()):
@@ -318,30 +308,25 @@ def check_held_out(
                            "split leaks.")
 
 # %% ../../nbs/data/08_splits.ipynb #f3fffcfa
-def default_folds(
-    n,             # images of each class
-    has_test=False # there is an official test part
-) -> int: # 1: one test part
+def default_folds(n,             # images of each class
+                  has_test=False # there is an official test part
+                 ) -> int:       # 1: one test part
     "Return 5 (or the smallest class's images) if a drawn test part would have fewer than 50 of a class, else 1"
     return 1 if has_test or min(n) >= 250 else max(2, min(5, min(n)))
 
-def default_seeds(
-    folds:int # 1: one test part
-) -> int: # in each fold
+def default_seeds(folds:int # 1: one test part
+                 ) -> int:  # in each fold
     "Return the number of classifier seeds that a sweep takes by default"
     return 6 if folds == 1 else 2
 
 # %% ../../nbs/data/08_splits.ipynb #ef2df3c2
-def default_metric(
-    n # images of each class in training (k,)
-) -> str:
+def default_metric(n # images of each class in training (k,)
+                  ) -> str:
     "Return 'balanced_accuracy' if the largest class has over 1.5 times the images of the smallest, else 'accuracy'"
     return 'balanced_accuracy' if max(n) > 1.5*min(n) else 'accuracy'
 
-def check_metric(
-    metric, # 'accuracy', 'balanced_accuracy', 'macro_f1' or 'recall:CLASS'
-    vocab   # class names
-):
+def check_metric(metric, # 'accuracy', 'balanced_accuracy', 'macro_f1' or 'recall:CLASS'
+                 vocab): # class names
     "Raise `BadInput` if `metric` is the recall of an unknown class"
     kind, _, c = metric.partition(':')
     if kind == 'recall' and c not in vocab:
@@ -364,11 +349,10 @@ def _tested(images, splits, metric):
     return n, [sum(o) for o in zip(*n.values())] if splits.report.get('folds', 1) > 1 else n['test'], metric
 
 # %% ../../nbs/data/08_splits.ipynb #f6003b27
-def difference_limit(
-    images:Dataset, # as given to `splits`
-    splits:Splits,  # one fold stands for all
-    metric:str=None # see `check_metric`; None: see `default_metric`
-) -> float: # a fraction of 1
+def difference_limit(images:Dataset, # as given to `splits`
+                     splits:Splits,  # one fold stands for all
+                     metric:str=None # see `check_metric`; None: see `default_metric`
+                    ) -> float:      # a fraction of 1
     "Return the difference that the test images show with any number of seeds, at best (see `detectable`)"
     _, tested, metric = _tested(images, splits, metric)
     return 2.8*_se(tested, metric, images.vocab, 1, 0)[1]

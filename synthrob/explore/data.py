@@ -5,19 +5,17 @@
 # %% ../../nbs/explore/02_explore_data.ipynb #a54a5385
 from __future__ import annotations
 from contextlib import suppress
-from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
 
 import ipywidgets as W, numpy as np, pandas as pd, torch
-from fastcore.basics import patch
 from ..cnn.corruptions import common, corrupt, extra
 from ..cnn.learner import predict
 from ..core.basics import BadInput, generator
 from ..core.stages import read_record
 from ..data.core import prepare
 from ..data.splits import splits
-from .panels import Explorer, View, chart, control, tile, tiles
+from .panels import Explorer, View, chart, picture, tiles
 from ..split.params import check_params
 from ..split.run import SplitRun
 
@@ -28,34 +26,33 @@ __all__ = ['HEADINGS', 'image_groups', 'DataExplorer', 'newest', 'finished_run',
 HEADINGS = {
     'classes': 'Images of each class, in random order.',
     'copies': 'Images whose pixels are all equal, the largest groups first.',
+    'near copies': 'The same picture cropped, scaled, mirrored or compressed again, the largest groups first.',
     'conflicting labels': 'Copies with different labels: no classifier can predict all of them.',
     'leaks': 'Test images with a copy outside the test part: a classifier can learn them by heart.',
-    'removed: leak': 'Removed because a copy is in the test part, or in the validation part.',
-    'removed: conflict': 'Removed from training and validation because copies have different labels.',
-    'removed: repeated': 'Removed because a copy is in the training part: one of each group remains.',
-    'removed: flat': 'Removed because the pixels hardly differ.'}
+    'flat': 'Images whose pixels hardly differ.'}
 
 def image_groups(images, # `Dataset` of all parts
                  splits, # `Splits` of `images`
                  row=6   # images in a row where they are no copies
                 ) -> dict: # heading -> list of arrays of indices that are shown together
-    "Group images by class, as copies, conflicting labels and leaks, and by the reason of removal"
-    t, y, rows = splits.table, images.y.numpy(), lambda i: [i[j:j+row] for j in range(0, len(i), row)]
+    "Group images by class, as copies, conflicting labels and leaks; near copies only if the split looked for them"
+    t, y, exact = splits.table, images.y.numpy(), images.group.numpy()
+    rows = lambda i: [i[j:j+row] for j in range(0, len(i), row)]
     shuffled = lambda c, i: i[torch.randperm(len(i), generator=generator('explore', c)).numpy()]
-    by_class = [rows(shuffled(c, np.flatnonzero(y == c))) for c in range(images.c)]
-    copies = sorted(pd.Series(y).groupby(images.group.numpy()).indices.values(), key=len, reverse=True)
-    having = lambda mask, least=1: [g for g in copies if len(g) >= least and mask[g].any()]
-    removed = {f'removed: {k}': having((t.removed == k).to_numpy()) for k in ('leak', 'conflict', 'repeated')}
-    return {'classes': [r for rs in zip_longest(*by_class) for r in rs if r is not None],
-            'copies': having(np.ones(len(y), bool), 2), 'conflicting labels': having(t.conflict.to_numpy()),
-            'leaks': having(((t.removed == 'leak') | t.leaked).to_numpy()), **removed,
-            'removed: flat': rows(np.flatnonzero(t.removed == 'flat'))}
+    by_class = zip_longest(*(rows(shuffled(c, np.flatnonzero(y == c))) for c in range(images.c)))
+    def groups(by): return sorted(pd.Series(y).groupby(np.asarray(by)).indices.values(), key=len, reverse=True)
+    copies = [g for g in groups(exact) if len(g) > 1]
+    near = [g for g in groups(t.near) if len(set(exact[g])) > 1] if 'near' in t else []
+    having = lambda mask: [g for g in copies if mask[g].any()]
+    return {'classes': [r for rs in by_class for r in rs if r is not None], 'copies': copies, 'near copies': near,
+            'conflicting labels': having(t.conflict.to_numpy()),
+            'leaks': having(((t.removed == 'leak') | t.leaked).to_numpy()), 'flat': rows(np.flatnonzero(t.flat))}
 
 # %% ../../nbs/explore/02_explore_data.ipynb #397cdd31
 class DataExplorer(Explorer):
     "See the images of a data set by class, as copies, conflicting labels and leaks, and what a split removes and why."
     title = 'Explore images'
-    most = 30 # images on a page
+    page_size, most = 6, 12     # groups on a page, images shown of each
     def __init__(self,
                  images=None, # `Dataset`; None: some of the embedded faces
                  split=None,  # `Splits` of `images`; None: with default settings
@@ -65,47 +62,35 @@ class DataExplorer(Explorer):
         if not (len(im) and im.is_images): raise BadInput("The data set holds no image: give one with images.")
         split = splits(im) if split is None else split
         self.status = np.where(split.table.part == '', 'removed: ' + split.table.removed, split.table.part)
-        self.groups, self.pages = image_groups(im, split), lru_cache(64)(self._pages)
-        n = lambda v: f'{len(v):,} group{"s"*(len(v) != 1)}'
-        what = [(k if k == 'classes' else f'{k} ({n(v)})', k) for k, v in self.groups.items()]
+        self.groups = image_groups(im, split)
+        what = [(k if k == 'classes' else f'{k} ({len(v):,})', k) for k, v in self.groups.items()]
         classes = [('all', -1), *((c, i) for i, c in enumerate(im.vocab))]
-        super().__init__(what=control(W.Dropdown, 'Show', 'which images', options=what),
-                         label=control(W.Dropdown, 'Class', 'only groups with an image of this class', options=classes),
-                         page=control(W.IntSlider, 'Page', min=1, max=1, value=1))
+        super().__init__(
+            what=W.Dropdown(description='Show', tooltip='which images', options=what),
+            label=W.Dropdown(description='Class', tooltip='only groups with an image of this class', options=classes),
+            page=W.IntSlider(description='Page', min=1, max=1, value=1))
 
-    def _pages(self, what, label):
-        "Groups of `what` with an image of class `label`, in pages of at most `most` images"
-        y, out, n = self.images.y.numpy(), [[]], 0
-        for g in self.groups[what]:
-            if label >= 0 and not (y[g] == label).any(): continue
-            k = min(len(g), self.most)
-            if n + k > self.most: out.append([]); n = 0
-            out[-1].append(g); n += k
-        return out
+    def _adjust(self):
+        v, y = self.values, self.images.y.numpy()
+        self.found = [g for g in self.groups[v['what']] if v['label'] < 0 or (y[g] == v['label']).any()]
+        self.controls['page'].max = max(1, -(-len(self.found)//self.page_size))
 
-    def _adjust(self): self.controls['page'].max = len(self.pages(self.values['what'], self.values['label']))
+    def _draw(self, what, label, page):
+        n, of = len(self.found), '' if label < 0 else f' of {self.images.vocab[label]}'
+        if not n: return View(f'{HEADINGS[what]} There are none{of} among these {len(self.images):,} images.', [])
+        unit, pages = 'row' if what == 'classes' else 'group', self.controls['page'].max
+        text = f"{HEADINGS[what]} Page {page} of {pages:,}; {n:,} {unit}{'s'*(n > 1)}{of}."
+        return View(text, [self._group(g, what) for g in self.found[self.page_size*(page - 1):][:self.page_size]])
 
-# %% ../../nbs/explore/02_explore_data.ipynb #21c92d81
-@patch
-def _draw(self:DataExplorer, what, label, page):
-    "One page of the groups of `what` with an image of class `label`, -1 for all"
-    pages, of = self.pages(what, label), '' if label < 0 else f' of {self.images.vocab[label]}'
-    if not pages[0]: return View(f'{HEADINGS[what]} There are none{of} among these {len(self.images):,} images.', [])
-    n, unit = sum(map(len, pages)), 'row' if what == 'classes' else 'group'
-    text = f"{HEADINGS[what]} Page {page} of {len(pages):,}; {n:,} {unit}{'s'*(n > 1)}{of}."
-    return View(text, [self._group(g, what) for g in pages[page - 1]])
-
-@patch
-def _group(self:DataExplorer, g, what):
-    "One group as a row of tiles"
-    im, rows = self.images, []
-    for i in g[:self.most]:
-        c, status = im.vocab[im.y[i]], self.status[i]
-        words = f'{c}, {status}'
-        rows.append(tile(im.x[i], status if what == 'classes' else words, f'{im.names[i] or i}: {words}'))
-    names = list(dict.fromkeys(im.vocab[k] for k in im.y[g]))
-    head = {'classes': names[0], 'removed: flat': ''}.get(what, f"{len(g)} copies, {' or '.join(names)}")
-    return tiles(head + f' (the first {self.most})'*(len(g) > self.most), *rows)
+    def _group(self, g, what):
+        "One group as a row of pictures"
+        im, row, words = self.images, [], {i: f'{self.images.vocab[self.images.y[i]]}, {self.status[i]}' for i in g}
+        for i in g[:self.most]:
+            below = self.status[i] if what == 'classes' else words[i]
+            row.append(picture(im.x[i], f'{im.names[i] or i}: {words[i]}', below))
+        names = list(dict.fromkeys(im.vocab[k] for k in im.y[g]))
+        head = {'classes': names[0], 'flat': ''}.get(what, f"{len(g)} copies, {' or '.join(names)}")
+        return tiles(head + f' (the first {self.most})'*(len(g) > self.most), *row)
 
 # %% ../../nbs/explore/02_explore_data.ipynb #b2a42983
 def newest(kind:str,  # of stage: 'split' or 'gan'
@@ -159,38 +144,25 @@ class CorruptionExplorer(Explorer):
         if not (len(images) and images.is_images): raise BadInput("The data set holds no image: give one with images.")
         self.images, self.model, self.flip, self.seed = images, model, flip, seed
         names = [(o.replace('_', ' ') + ' (extra)'*(o in extra), o) for o in common + extra]
-        super().__init__(name=control(W.Dropdown, 'Corruption', options=names),
-                         severity=control(W.IntSlider, 'Severity', '0: clean, 5: severe', min=0, max=5, value=3),
-                         image=control(W.IntSlider, 'Image', 'index of the image', min=0, max=len(images) - 1, value=0))
+        super().__init__(
+            name=W.Dropdown(description='Corruption', options=names),
+            severity=W.IntSlider(description='Severity', tooltip='0: clean, 5: severe', min=0, max=5, value=3),
+            image=W.IntSlider(description='Image', tooltip='index of the image', min=0, max=len(images) - 1))
 
-# %% ../../nbs/explore/02_explore_data.ipynb #3765352e
-@patch
-def _draw(self:CorruptionExplorer, name, severity, image):
-    "An image before and after a corruption, with the predictions"
-    im, i, words = self.images, image, name.replace('_', ' ')
-    true, x = im.vocab[im.y[i]], im.x[i:i+1]
-    now = f'{words}, severity {severity}' if severity else 'clean'
-    bad = corrupt(x, name, severity, self.seed, torch.tensor([i])) if severity else x
-    show = lambda k, o: tile(o[0], f'{k}: {true}', f'image {i}, {true}, {k}', 160)
-    panels = [tiles('', show('clean', x), show(now, bad))]
-    if self.model is None: return View(f'Image {i}, {true}; {now}.', panels, self.warning)
-    before, after = predict(self.model, torch.cat([x, bad]), self.flip).numpy()
-    named = lambda p: f'{im.vocab[p.argmax()]} ({p.max():.0%})'
-    text = (f"Image {i} is {true}. Prediction for the clean image: {named(before)}; {now}: {named(after)}, "
-            f"{'right' if after.argmax() == im.y[i] else 'wrong'}.")
-    return View(text, [*panels, self._bars(before, after, im.y[i])])
-
-@patch
-def _bars(self:CorruptionExplorer, before, after, true):
-    "Probabilities as bars: pale for the clean image, dark for the corrupted one"
-    vocab, at = self.images.vocab, np.arange(self.images.c)
-    def draw(ax):
-        ax.barh(at - .2, before, .36, color='#a9c7e0')
-        ax.barh(at + .2, after, .36, color=['#0173b2' if k == true else '#c0603a' for k in at])
-        names = [f'→ {c}' if k == true else c for k, c in enumerate(vocab)]
-        ax.set(yticks=at, yticklabels=names, xlim=(0, 1), xlabel='probability')
-        ax.invert_yaxis()
-        ax.set_title('pale: clean, dark: corrupted; →: true class', fontsize=8.5, loc='left')
-    values = ', '.join(f'{c} {q:.0%} and {p:.0%}' for c, p, q in zip(vocab, before, after))
-    size, left = (3.5, .9 + .32*len(vocab)), .35 + .075*max(map(len, vocab))
-    return chart(draw, f'Probabilities, corrupted and clean: {values}', size, left=left)
+    def _draw(self, name, severity, image):
+        im, i = self.images, image
+        true, x = im.vocab[im.y[i]], im.x[i:i+1]
+        now = f"{name.replace('_', ' ')}, severity {severity}" if severity else 'clean'
+        bad = corrupt(x, name, severity, self.seed, torch.tensor([i])) if severity else x
+        panels = [tiles('', *(picture(o[0], f'image {i}, {true}, {k}', f'{k}: {true}', 160)
+                              for k, o in (('clean', x), (now, bad))))]
+        if self.model is None: return View(f'Image {i}, {true}; {now}.', panels, self.warning)
+        before, after = predict(self.model, torch.cat([x, bad]), self.flip).numpy()
+        named = lambda p: f'{im.vocab[p.argmax()]} ({p.max():.0%})'
+        text = (f"Image {i} is {true}. Prediction for the clean image: {named(before)}; {now}: {named(after)}, "
+                f"{'right' if after.argmax() == im.y[i] else 'wrong'}.")
+        t = pd.DataFrame(dict(clean=before, corrupted=after), [f'→ {c}' if c == true else c for c in im.vocab])[::-1]
+        draw = lambda ax: t.plot.barh(ax=ax, xlim=(0, 1), color=['#a9c7e0', '#0173b2'], xlabel='probability')
+        alt = ', '.join(f'{c} {a:.0%} and {b:.0%}' for c, b, a in t.itertuples())
+        return View(text, [*panels, chart(draw, f'Probabilities, corrupted and clean: {alt}', 'Arrow: the true class.',
+                                          (3.5, .9 + .32*len(t)))])

@@ -8,14 +8,13 @@ import re
 from pathlib import Path
 
 import ipywidgets as W, torch
-from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
 from ..core.basics import BadInput
 from ..core.stages import read_record
 from ..data.faces import emotions
 from .data import newest
-from .panels import Explorer, View, control, picture, tile, tiles
+from .panels import Explorer, View, picture, tiles
 from ..gan.learner import class_noise, generate, load_gan, shape_noise
 from ..gan.nets import GAN
 
@@ -29,27 +28,31 @@ def interpolate(a:Tensor,         # noise (...,nz)
                 path='spherical'  # slerp (White 2016, arXiv 1609.04468), or 'linear'
                ) -> Tensor:       # noise, the same shape
     "Interpolate between two noises"
-    linear = torch.lerp(a, b, t)
-    if path == 'linear': return linear
     angle = torch.arccos(torch.cosine_similarity(a, b, dim=-1).clamp(-1, 1))[..., None]
     slerp = (torch.sin((1 - t)*angle)*a + torch.sin(t*angle)*b)/torch.sin(angle)
-    return torch.where(angle.sin().abs() < 1e-4, linear, slerp)      # parallel noises: the line is the only path
+    straight = (angle.sin().abs() < 1e-4) | (path == 'linear')       # parallel noises: the line is the only path
+    return torch.where(straight, torch.lerp(a, b, t), slerp)
 
 # %% ../../nbs/explore/03_explore_gan.ipynb #840a8dc2
 def read_gan(folder # `runs/gan/<hash>`
-            ) -> tuple: # the `GAN`, and a dict: vocab (None: unknown), failure, metric; sheets and quality by epoch
+            ) -> tuple: # the `GAN`, class names or None, why it failed or '', epoch -> (sheet, caption)
     "Read a trained GAN and what its training left; raises `BadInput` if there is none"
     folder = Path(folder)
     record = read_record(folder, None) or {}
     try: gan = load_gan(folder/'gan.safetensors')
     except (OSError, BadInput):
         raise BadInput(f"{folder} holds no trained GAN: give a folder of runs/gan.") from None
-    sheets = {int(re.search(r'epoch_(\d+)', f.name)[1]): f for f in sorted(folder.glob('samples/epoch_*.png'))}
-    curve = record.get('curve') or {}
+    found = {int(re.search(r'epoch_(\d+)', f.name)[1]): f for f in sorted(folder.glob('samples/epoch_*.png'))}
+    curve, sheets = record.get('curve') or {}, {}
     metric = next((k for k in curve if k not in ('epoch', 'images')), None)
-    quality = dict(zip(curve['epoch'], curve[metric])) if metric else {}
-    failure = (record.get('failure') or {}).get('sentence', '')
-    return gan, dict(vocab=record.get('vocab'), failure=failure, sheets=sheets, quality=quality, metric=metric)
+    quality = dict(zip(curve.get('epoch', ()), curve.get(metric, ())))
+    value = lambda e: f'{quality[e]:.3g} (epoch {e})'
+    for epoch, file in found.items():
+        sheets[epoch] = file, f"after epoch {epoch} of {max(found)}"
+        if quality:
+            near, best = min(quality, key=lambda e: abs(e - epoch)), min(quality, key=quality.get)
+            sheets[epoch] = file, f'{sheets[epoch][1]}; {metric} {value(near)}, best {value(best)}'
+    return gan, record.get('vocab'), (record.get('failure') or {}).get('sentence', ''), sheets
 
 # %% ../../nbs/explore/03_explore_gan.ipynb #3876e462
 class GANExplorer(Explorer):
@@ -61,60 +64,50 @@ class GANExplorer(Explorer):
                  vocab=None, # class names; None: those of the record, else numbers
                  out='runs'  # folder of all stages
                 ):
-        about = dict(sheets={}, quality={}, failure='')
+        known, self.warning, self.sheets = None, '', {}
         if not isinstance(gan, GAN):
-            try: gan, about = read_gan(newest('gan', out) if gan is None else gan)
+            try: gan, known, self.warning, self.sheets = read_gan(newest('gan', out) if gan is None else gan)
             except BadInput as e:
                 if gan is not None: raise
-                about['failure'], gan, vocab = f'This GAN is untrained. {e}', GAN(32, 1, len(emotions), nf=16), emotions
-        self.gan, self.about, self.k = gan.eval(), about, gan.params['n_classes']
+                self.warning, gan, vocab = f'This GAN is untrained. {e}', GAN(32, 1, len(emotions), nf=16), emotions
+        self.gan, self.k = gan.eval(), gan.params['n_classes']
         if len(gan.shape) != 3: raise BadInput("This GAN makes vectors: give one that makes images.")
-        self.vocab = list(vocab or about.get('vocab') or map(str, range(self.k)))
+        self.vocab = list(vocab or known or map(str, range(self.k)))
         if len(self.vocab) != self.k:
             raise BadInput(f"The GAN has {self.k} classes, but vocab names {len(self.vocab)}: give one name per class.")
         super().__init__(**self._controls())
 
     def _controls(self):
         "The controls by name; `epoch` only if there are sheets"
-        seed, std = dict(min=0, max=99), dict(min=.1, max=2., step=.05, value=1.)
-        cut = [('none', 0.), *((f'± {v:g}', v) for v in (3., 2.5, 2., 1.5, 1., .75, .5))]
-        c = dict(
-            label=control(W.Dropdown, 'Class', options=[(o, i) for i, o in enumerate(self.vocab)]),
-            a=control(W.IntSlider, 'From seed', 'the first face', **seed, value=0),
-            b=control(W.IntSlider, 'To seed', 'the second face', **seed, value=1),
-            t=control(W.FloatSlider, 'Position', '0: the first face, 1: the second', min=0., max=1., step=.05),
-            path=control(W.Dropdown, 'Path', 'on the sphere, or a straight line', options=['spherical', 'linear']),
-            noise_std=control(W.FloatSlider, 'Noise std', 'standard deviation of the noise', **std),
-            truncate=control(W.SelectionSlider, 'Truncate', 'largest noise in standard deviations', options=cut))
-        if epochs := list(self.about['sheets']):
-            c['epoch'] = control(W.SelectionSlider, 'Epoch', 'of the training', options=epochs, value=epochs[-1])
-        return c
+        cut, epochs = [('none', 0.), *((f'± {v:g}', v) for v in (3., 2.5, 2., 1.5, 1., .75, .5))], list(self.sheets)
+        def make(kind, name, about, **kw): return kind(description=name, tooltip=about, **kw)
+        return dict(
+            label=make(W.Dropdown, 'Class', 'of the faces', options=[(o, i) for i, o in enumerate(self.vocab)]),
+            a=make(W.IntSlider, 'From seed', 'the first face', max=99),
+            b=make(W.IntSlider, 'To seed', 'the second face', max=99, value=1),
+            t=make(W.FloatSlider, 'Position', '0: the first face, 1: the second', max=1., step=.05),
+            path=make(W.Dropdown, 'Path', 'on the sphere, or a straight line', options=['spherical', 'linear']),
+            noise_std=make(W.FloatSlider, 'Noise std', 'of the noise', min=.1, max=2., step=.05, value=1.),
+            truncate=make(W.SelectionSlider, 'Truncate', 'largest noise in standard deviations', options=cut),
+            **(dict(epoch=make(W.SelectionSlider, 'Epoch', 'of the training', options=epochs, value=epochs[-1]))
+               if epochs else {}))
 
-# %% ../../nbs/explore/03_explore_gan.ipynb #e4b3d70e
-@patch
-def _draw(self:GANExplorer, label, a, b, t, path, noise_std, truncate, epoch=None):
-    "Faces along the way, the face at position `t`, the same noise in each class, and a sample sheet"
-    ends = [shape_noise(class_noise(1, self.gan.params['nz'], label, s), noise_std, truncate or None) for s in (a, b)]
-    shares = [i/(self.steps - 1) for i in range(self.steps)]
-    z = torch.cat([interpolate(*ends, s, path) for s in [*shares, *[t]*self.k]])
-    x = generate(self.gan, z, torch.tensor([label]*self.steps + list(range(self.k)))).cpu()
-    c, way, nearest, now = self.vocab[label], f'from seed {a} to seed {b}', round(t*(self.steps - 1)), x[self.steps:]
-    along = [tile(o, f'{s:.2g}', f'synthetic face, {c}, {s:.0%} of the way', 72, i == nearest)
-             for i, (o, s) in enumerate(zip(x, shares))]
-    here = tile(now[label], f'{c}, {t:.2f}', f'synthetic face, {c}, {t:.0%} of the way {way}', 160)
-    alike = [tile(o, k, f'the same noise as {k}', 72) for o, k in zip(now, self.vocab)]
-    panels = [tiles(way, *along), tiles('this position', here), tiles('the same noise, each class', *alike)]
-    cut = f', truncated at ± {truncate:g}' if truncate else ''
-    text = f'{c}: {t:.0%} of the {path} way {way}; noise std {noise_std:g}{cut}.'
-    return View(text, panels + ([self._sheet(epoch)] if epoch else []), self.about['failure'])
-
-@patch
-def _sheet(self:GANExplorer, epoch):
-    "The sample sheet of an epoch, with the quality that was measured near it"
-    quality, caption = self.about['quality'], f"after epoch {epoch} of {max(self.about['sheets'])}"
-    if quality:
-        near, best = min(quality, key=lambda e: abs(e - epoch)), min(quality, key=quality.get)
-        value = lambda e: f'{quality[e]:.3g} (epoch {e})'
-        caption += f"; {self.about['metric']} {value(near)}, best {value(best)}"
-    with Image.open(self.about['sheets'][epoch]) as im:
-        return picture(im, f'synthetic faces {caption}, one row per class', caption)
+    def _draw(self, label, a, b, t, path, noise_std, truncate, epoch=None):
+        "Faces along the way, the face at position `t`, the same noise in each class, and a sample sheet"
+        nz, mark = self.gan.params['nz'], round(t*(self.steps - 1))
+        ends = [shape_noise(class_noise(1, nz, label, s), noise_std, truncate or None) for s in (a, b)]
+        shares = torch.linspace(0, 1, self.steps).tolist()
+        z = torch.cat([interpolate(*ends, s, path) for s in [*shares, *[t]*self.k]])
+        x = generate(self.gan, z, torch.tensor([label]*self.steps + list(range(self.k)))).cpu()
+        c, way, now = self.vocab[label], f'from seed {a} to seed {b}', x[self.steps:]
+        along = [picture(o, f'synthetic face, {c}, {s:.0%} of the way', f'{s:.2g}', 72, 'mark'*(i == mark))
+                 for i, (o, s) in enumerate(zip(x, shares))]
+        here = picture(now[label], f'synthetic face, {c}, {t:.0%} of the way {way}', f'{c}, {t:.2f}', 160)
+        alike = [picture(o, f'the same noise as {k}', k, 72) for o, k in zip(now, self.vocab)]
+        panels = [tiles(way, *along), tiles('this position', here), tiles('the same noise, each class', *alike)]
+        if epoch:
+            file, caption = self.sheets[epoch]
+            with Image.open(file) as im:
+                panels.append(picture(im, f'synthetic faces {caption}, one row per class', caption, im.size))
+        cut = f', truncated at ± {truncate:g}' if truncate else ''
+        return View(f'{c}: {t:.0%} of the {path} way {way}; noise std {noise_std:g}{cut}.', panels, self.warning)

@@ -9,77 +9,64 @@ from dataclasses import dataclass
 from io import BytesIO
 
 import ipywidgets as W, numpy as np
-from fastcore.basics import patch
 from fastcore.xml import Div, Figcaption, Figure, H3, H4, Img, P, Safe, Section, Style, to_xml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Drawing
 from PIL import Image
+from traitlets import TraitError
 from ..core.basics import BadInput, check_name
 from ..sweep.report import style
 
 # %% auto #0
-__all__ = ['CSS', 'picture', 'chart', 'tile', 'tiles', 'View', 'control', 'set_options', 'Explorer']
+__all__ = ['CSS', 'picture', 'tiles', 'chart', 'View', 'Explorer']
 
 # %% ../../nbs/explore/01_explore.ipynb #f1b8d865
-def picture(image,      # a PIL image
+def picture(image,      # a PIL image, or one of a data set, uint8 (c,h,w)
             alt:str,    # text alternative
             caption='', # below it
-            size=None,  # (width, height) on the page in pixels; None: those of the image
-            cls=''      # CSS class
+            size=88,    # side on the page in pixels, or (width, height)
+            cls=''      # CSS class: 'mark' draws a frame
            ):           # an HTML element
     "Return an image as a figure that needs no file beside the page"
+    if not isinstance(image, Image.Image):
+        a, cls = np.asarray(image), f'tile {cls}'
+        image = Image.fromarray(a[0] if len(a) == 1 else a.transpose(1, 2, 0))
     image.save(buf := BytesIO(), 'png')
-    w, h = size or image.size
+    w, h = size if isinstance(size, tuple) else (size, size)
     url = 'data:image/png;base64,' + base64.b64encode(buf.getvalue()).decode()
     img = Img(src=url, alt=alt.replace('%', ' percent'), width=w, height=h)      # Quarto takes % for an escape
     return Figure(img, Figcaption(caption) if caption else '', cls=cls, style=f'width:{w}px')
 
+def tiles(heading, # of the row; '' for none
+          *items   # from `picture`
+         ):        # an HTML element
+    "Return a row of pictures with a heading"
+    return Section(H4(heading) if heading else '', Div(*items, cls='row'), cls='group')
+
 def chart(draw,            # function of matplotlib axes
           alt:str,         # text alternative
-          size=(3.5, 2.5), # (width, height) in inches of 100 pixels
           caption='',      # below it
-          left=.85,        # margin in inches for the labels of the y-axis
-          bottom=.5        # margin in inches for the labels of the x-axis
+          size=(3.5, 2.5), # (width, height) in inches of 100 pixels
          ):                # an HTML element
     "Return a matplotlib drawing as a figure of a page"
-    w, h = size
     with style():
-        fig = Drawing(figsize=size, dpi=130, facecolor='w')
-        draw(fig.add_axes([left/w, bottom/h, 1 - (left + .12)/w, 1 - (bottom + .3)/h]))
+        fig = Drawing(figsize=size, dpi=130, facecolor='w', layout='constrained')
+        draw(fig.subplots())
         canvas = FigureCanvasAgg(fig)                          # unlike `savefig`, independent of rcParams['savefig.*']
         canvas.draw()
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert('RGB')
-    image = image.quantize(128, Image.Quantize.FASTOCTREE, dither=0)         # a third of the bytes
-    return picture(image, alt, caption, (round(100*w), round(100*h)))
-
-# %% ../../nbs/explore/01_explore.ipynb #f03c3744
-def tile(x,          # image, uint8 (c,h,w), 1 or 3 channels
-         label='',   # below it
-         alt='',     # text alternative; '': the label
-         side=88,    # pixels on the page
-         mark=False  # draw a frame around it
-        ):           # an HTML element
-    "Return an image of a data set as a figure of a page"
-    a = np.asarray(x)
-    image = Image.fromarray(a[0] if len(a) == 1 else a.transpose(1, 2, 0))
-    return picture(image, alt or label, label, (side, side), 'tile' + ' mark'*mark)
-
-def tiles(heading, # of the row; '' for none
-          *items   # from `tile`
-         ):        # an HTML element
-    "Return a row of tiles with a heading"
-    return Section(H4(heading) if heading else '', Div(*items, cls='row'), cls='group')
+    return picture(image.quantize(128, Image.Quantize.FASTOCTREE, dither=0), alt, caption, # a third of the bytes
+                   tuple(round(100*o) for o in size))
 
 # %% ../../nbs/explore/01_explore.ipynb #36b5e2c4
 CSS = """
 .synthrob-view{font:14px/1.45 system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',sans-serif}
-.synthrob-view p{margin:.3rem 0 .6rem;max-width:60rem;font-size:15px;line-height:1.45;white-space:normal}
+.synthrob-view p{margin:.3rem 0 .6rem;max-width:60rem;font-size:15px;white-space:normal}
 .synthrob-view .warning{border-left:.3rem solid #c0392b;padding-left:.6rem}
-.synthrob-view .row{display:flex;flex-wrap:wrap;gap:.6rem;align-items:flex-start}
-.synthrob-view>.row{gap:1rem 1.4rem}
+.synthrob-view .row{display:flex;flex-wrap:wrap;gap:.6rem 1rem;align-items:flex-start}
 .synthrob-view>.row:has(>figure:nth-of-type(4)){max-width:50rem}
 .synthrob-view .group{margin:0;max-width:100%}
-.synthrob-view h4{font-size:13px;font-weight:600;line-height:1.4;margin:.2rem 0 .3rem}
+.synthrob-view h4{font-size:13px;font-weight:600;margin:.2rem 0 .3rem}
 .synthrob-view figure{margin:0;max-width:100%;display:block;text-align:left}
 .synthrob-view img{display:block;max-width:100%;height:auto;margin:0}
 .synthrob-view .tile img{image-rendering:pixelated;border-radius:2px}
@@ -96,48 +83,23 @@ class View:
 
     def __repr__(self): return f"View({self.text!r}, {len(self.panels)} panels)"
     def _repr_html_(self):
-        head = [P(self.warning, cls='warning')] if self.warning else []
-        if self.text: head.append(P(self.text, role='status'))
+        head = [P(self.warning, cls='warning')]*bool(self.warning) + [P(self.text, role='status')]*bool(self.text)
         return to_xml(Div(Style(Safe(CSS)), *head, Div(*self.panels, cls='row'), cls='synthrob-view'), indent=False)
 
 # %% ../../nbs/explore/01_explore.ipynb #aa0af4af
-def control(widget,  # a class of ipywidgets: `IntSlider`, `FloatSlider`, `SelectionSlider` or `Dropdown`
-            label,   # in a word or two
-            hint='', # tooltip; '': the label
-            **kwargs # for `widget`: `min`, `max`, `options`, `value`, ...
-           ):
-    "Return a widget with a description, a tooltip and the width of all controls"
-    return widget(description=label, tooltip=hint or label, style=dict(description_width='7rem'),
-                  layout=W.Layout(width='25rem', max_width='100%'), **kwargs)
-
-def _values(options): return [o[1] if isinstance(o, tuple) else o for o in options]
-
-def set_options(c,      # a control with options
-                options # values, or pairs of a name and a value
-               ):
-    "Change the options of a control; it keeps its value, or takes the nearest number, else the first option"
-    old, new = c.value, _values(options)
-    if list(options) == list(c.options): return
-    near = new[0] if isinstance(old, str) else min(new, key=lambda v: abs(v - old))
-    c.options = list(options)
-    c.value = old if old in new else near
-
-# %% ../../nbs/explore/01_explore.ipynb #3484b6b4
 class Explorer:
-    "Controls with a view below them; subclasses define `title`, `_draw` and, by their first line, the purpose"
+    "Controls with a view below them; subclasses define `title`, `_draw(**values)` and, by their docstring, the purpose"
     title = 'Explore'
-    def __init__(self, **controls): # name -> control; one that depends on others comes after them
-        self.controls, self.busy = controls, False
-        self.page = W.HTML(layout=W.Layout(max_width='100%', overflow='auto'))
+    def __init__(self, **controls): # name -> widget with a description; one that depends on others comes after them
+        self.controls, self.busy, self.page = controls, False, W.HTML(layout=dict(max_width='100%', overflow='auto'))
+        for c in controls.values():
+            c.tooltip, c.style.description_width = c.tooltip or c.description, '7rem'
+            c.layout = W.Layout(width='25rem', max_width='100%')
+            c.observe(self._update, 'value')
         row = W.Box(list(controls.values()), layout=W.Layout(flex_flow='row wrap', width='100%'))
         head = W.HTML(to_xml((H3(self.title), P(type(self).__doc__ or '')), indent=False))
         self.box = W.VBox([head, row, self.page], layout=W.Layout(width='100%', margin='0 0 1.2rem 0'))
         self._update()
-        for c in controls.values(): c.observe(lambda _: self._update(), 'value')
-
-    def _draw(self, **values) -> View: # of all controls
-        "The view of `values`"
-        raise NotImplementedError
 
     def _adjust(self): "Adapt the range or the options of controls to the values of others"
 
@@ -149,37 +111,25 @@ class Explorer:
     def __repr__(self): return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.values.items())})"
     def _repr_mimebundle_(self, **kwargs): return self.box._repr_mimebundle_(**kwargs) | {'text/plain': repr(self)}
 
-# %% ../../nbs/explore/01_explore.ipynb #64cebc29
-@patch
-def _update(self:Explorer):
-    "Draw the view of the present values; a view that cannot be drawn is replaced by the reason"
-    if self.busy: return
-    self.busy = True
-    try:
-        self._adjust()
-        self.view = self._draw(**self.values)
-    except (BadInput, OSError) as e: self.view = View('', [], str(e))
-    finally: self.busy = False
-    self.page.value = self.view._repr_html_()
-
-@patch
-def show(self:Explorer, **values) -> View: # of some controls
-    "Move controls and return the view; raises `BadInput` for a control or value that does not exist"
-    for k in values: check_name(k, self.controls, f"There is no control {k!r}")
-    self.busy = True
-    try:
-        for k, c in self.controls.items():
-            if k not in values: continue
-            _check(k, values[k], c)
-            c.value = values[k]
+    def _update(self, _=None):
+        "Draw the view of the present values; a view that cannot be drawn is replaced by the reason"
+        if self.busy: return
+        self.busy = True
+        try:
             self._adjust()
-    finally:
-        self.busy = False
-        self._update()
-    return self.view
+            self.view = self._draw(**self.values)
+        except (BadInput, OSError) as e: self.view = View('', [], str(e))
+        finally: self.busy = False
+        self.page.value = self.view._repr_html_()
 
-def _check(name, v, c):
-    "Raise `BadInput` unless the control `c` has the value `v`"
-    if hasattr(c, 'options'): ok, remedy = v in (known := _values(c.options)), f"from {', '.join(map(repr, known))}"
-    else: ok, remedy = not isinstance(v, str) and c.min <= v <= c.max, f'a number from {c.min:g} to {c.max:g}'
-    if not ok: raise BadInput(f'{name}={v!r} is out of range: choose {remedy}.')
+    def show(self, **values) -> View: # of some controls
+        "Move controls and return the view; raises `BadInput` for a control or value that does not exist"
+        for k in values: check_name(k, self.controls, f"There is no control {k!r}")
+        for k, c in self.controls.items():
+            try: c.value = values.get(k, c.value)
+            except TraitError: pass
+            if c.value != values.get(k, c.value):
+                known = ', '.join(repr(o[1] if isinstance(o, tuple) else o) for o in getattr(c, 'options', ()))
+                remedy = f'from {known}' if known else f'a number from {c.min:g} to {c.max:g}'
+                raise BadInput(f'{k}={values[k]!r} is out of range: choose {remedy}.')
+        return self.view

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import ipywidgets as W, numpy as np, pandas as pd, seaborn as sns
 from fastcore.basics import patch
-from fastcore.xml import P
 from ..cnn.evaluation import Confusion
 from ..core.basics import BadInput
 from ..core.stages import read_record
 from .data import CorruptionExplorer, DataExplorer
 from .gan import GANExplorer
-from .panels import Explorer, View, chart, control, set_options
+from .panels import Explorer, View, chart
 from ..sweep.report import INK, _diff, _interval, _net_name, by_setting, headline, net_name, plot_ratio
 from ..sweep.results import (CLASSIFIER, RATIO_GROUP, conclude, declared_margin, differences, metric_name,
                                     paired_runs, results)
@@ -36,60 +35,48 @@ class SweepTables:
         self.metric = self.table.metric.iloc[0]                                        # as declared
         self.pairs = paired_runs(frame, self.metric)                                   # in the same order
         self.vocab = [str(c) for c in frame['class'].dropna().unique()]
-        self.left = .35 + .065*max(map(len, self.vocab))        # margin for class names, in inches
         self.recalls = {c: differences(frame, 'recall', class_=c) for c in self.vocab}
         arms = self.table.groupby(list(RATIO_GROUP), dropna=False, sort=False)
-        self.arms = {self._name(g.iloc[0]): g.index for _, g in arms}
+        first = lambda r: ', smallest classes first'*(r.classes == 'balance')
+        name = lambda r: f"{_net_name(r, self.table)}: {r.how}, {r.treatment}{first(r)}"
+        self.arms = {name(g.iloc[0]): g for _, g in arms}
         f = frame[frame.metric == 'corruption_accuracy'].astype(dict(severity='Int64'))
         self.corrupted = f.pivot_table(index='run', columns=['corruption', 'severity'], values='value', observed=True)
         self.confusion = lru_cache(256)(self._confusion)
-
-    def _name(self, row):
-        "An arm in words"
-        first = ', smallest classes first'*(row.classes == 'balance')
-        return f"{_net_name(row, self.table)}: {row.how}, {row.treatment}{first}"
 
     def _confusion(self, runs):
         "The sum of the confusion matrices of `runs`, a tuple of hashes"
         tests = [read_record(Path(self.root)/'split'/r)['test'] for r in runs]
         return Confusion(sum(np.array(t['confusion']) for t in tests), tests[0]['vocab'])
 
+    def _ratios(self, arm): return [0., *sorted(set(self.arms[arm].ratio.astype(float)))]
+
+    def _row(self, arm, ratio):
+        "The row of `table` for an arm at a ratio; at ratio 0 the first of the arm, for its baseline"
+        t = self.arms[arm]
+        return t[(t.ratio.astype(float) == ratio) | (ratio == 0)].iloc[0]
+
+    def _runs(self, arm, ratio, base=False):
+        "Hashes of the runs of an arm at a ratio, or of their baselines; at ratio 0 of all baselines of the arm"
+        at = [self.pairs[i] for i in ([self._row(arm, ratio).name] if ratio else self.arms[arm].index)]
+        return tuple(dict.fromkeys(str(r) for p in at for r in (p.base_runs if base or not ratio else p.runs).ravel()))
+
 # %% ../../nbs/explore/04_explore_split.ipynb #0a1b46c7
-@patch
-def _ratios(self:SweepTables, arm):
-    "The ratios of an arm, 0 first"
-    return [0., *sorted(set(self.table.ratio[self.arms[arm]].astype(float)))]
-
-@patch
-def _row(self:SweepTables, arm, ratio):
-    "The row of `table` for an arm at a ratio; at ratio 0 the first of the arm, for its baseline"
-    t = self.table.loc[self.arms[arm]]
-    return t.iloc[0] if not ratio else t[t.ratio.astype(float) == ratio].iloc[0]
-
-@patch
-def _runs(self:SweepTables, arm, ratio, base=False):
-    "Hashes of the runs of an arm at a ratio, or of their baselines; at ratio 0 of all baselines of the arm"
-    at = self.arms[arm] if not ratio else [self._row(arm, ratio).name]
-    own = [self.pairs[i].base_runs if base or not ratio else self.pairs[i].runs.ravel() for i in at]
-    return tuple(dict.fromkeys(map(str, np.concatenate(own))))
-
 @patch
 def _sentence(self:SweepTables, arm, ratio):
     "The verdict in the words of the report; at ratio 0 the metric of the baselines"
-    row, t = self._row(arm, ratio), self.table.loc[self.arms[arm]]
+    row, t, what = self._row(arm, ratio), self.arms[arm], metric_name(self.metric)
     if not ratio:
-        pairs = [self.pairs[i] for i in t.index]
-        zero = pd.Series({r: v for p in pairs for r, v in zip(p.base_runs, p.base)})
+        zero = pd.Series({r: v for i in t.index for r, v in zip(self.pairs[i].base_runs, self.pairs[i].base)})
         sd = f', SD {100*zero.std():.1f}' if len(zero) > 1 else ''
-        return (f'Ratio 0, real images only: the {metric_name(self.metric)} of the {net_name(row)} is '
-                f'{100*zero.mean():.1f} % ({len(zero)} runs{sd}).')
+        return (f'Ratio 0, real images only: the {what} of the {net_name(row)} is {100*zero.mean():.1f} % '
+                f'({len(zero)} runs{sd}).')
     chosen = f' Validation chose ratio {t[t.chosen].ratio.iloc[0]:g} of this arm.' if t.chosen.any() else ''
     if row.treatment == 'synthetic': return headline(row, self.margin) + chosen
     interval = f' (95 % interval {_interval(row)})'*bool(_interval(row))
     control = dict(oversample='oversampled real images', class_weights='class weights', noise='Gaussian noise')
     about = f'Control, {control[row.treatment]}, at ratio {ratio:g}'
-    return f"{about}: {_diff(row['diff'])} points of {metric_name(self.metric)}{interval}.{chosen}"
-
+    return f"{about}: {_diff(row['diff'])} points of {what}{interval}.{chosen}"
 
 # %% ../../nbs/explore/04_explore_split.ipynb #a1a1d96b
 BLUE = '#0173b2'    # the present ratio
@@ -97,63 +84,56 @@ BLUE = '#0173b2'    # the present ratio
 @patch
 def _plot_curve(self:SweepTables, arm, ratio):
     "Chart of the metric of an arm and its controls against the ratio"
-    t, row = self.table, self._row(arm, ratio)
-    same = (t[[*CLASSIFIER, 'how']].astype(object).fillna('') == row[[*CLASSIFIER, 'how']].fillna('')).all(axis=1)
-    own, metric = t.loc[self.arms[arm]], metric_name(self.metric)
-    t = t[t.index.isin(own.index) | (same & (t.treatment != 'synthetic'))]
+    own, row, metric = self.arms[arm], self._row(arm, ratio), metric_name(self.metric)
+    controls, cols = self.table[self.table.treatment != 'synthetic'], [*CLASSIFIER, 'how']
+    same = (controls[cols].astype(object).fillna('') == row[cols].fillna('')).all(axis=1)
+    t = self.table.loc[own.index.union(controls[same].index)]
     def draw(ax):
         plot_ratio(t, metric, self.margin, legend=False, ax=ax)
         ax.axvline(ratio, color=BLUE, lw=7, alpha=.3, zorder=0)
         ax.set_ylim(*np.clip(ax.get_ylim(), 0, 100))
         ax.legend(loc='best', fontsize=7)
-    alt = f'{metric.capitalize()} in per cent against the ratio: ' + ', '.join(
-        f'{100*v:.1f} at {r:g}' for r, v in [(0, row.baseline), *zip(own.ratio, own.value)])
-    caption = (f'{metric.capitalize()} against the ratio, intervals of the paired difference. Blue: this ratio; grey: '
-               f'within {100*self.margin:g} points of ratio 0.')
-    return chart(draw, alt, caption=caption, left=.6)
+    values = (f'{100*v:.1f} at {r:g}' for r, v in [(0, row.baseline), *zip(own.ratio, own.value)])
+    return chart(draw, f"{metric.capitalize()} in per cent against the ratio: {', '.join(values)}",
+                 f'{metric.capitalize()} against the ratio, intervals of the paired difference. Blue: this ratio; '
+                 f'grey: within {100*self.margin:g} points of ratio 0.')
 
 @patch
 def _plot_confusion(self:SweepTables, arm, ratio):
     "Chart of the confusion matrix of all runs, in per cent of the true class, with the difference to ratio 0 in points"
-    base, m = (self.confusion(self._runs(arm, ratio, o)) for o in (True, False))
-    share, zero = (100*o.confusion.to_numpy()/o.confusion.to_numpy().sum(1, keepdims=True).clip(1) for o in (m, base))
-    change = lambda d: f'\n{d:+.0f}'.replace('-', '−') if ratio and abs(d) >= .5 else ''
-    text = [[f'{s:.0f}{change(s - z)}' for s, z in zip(*rows)] for rows in zip(share, zero)]
-    k, turn = len(m.vocab), max(map(len, m.vocab)) > 7 or len(m.vocab) > 6
+    zero, m = (self.confusion(self._runs(arm, ratio, o)) for o in (True, False))
+    share, old = (100*o.confusion.div(o.confusion.sum(axis=1).clip(lower=1), axis=0) for o in (m, zero))
+    change = (share - old).map(lambda d: f'\n{d:+.0f}'.replace('-', '−') if abs(d) >= .5 else '')
     def draw(ax):
-        sns.heatmap(share, vmin=0, vmax=100, cmap='Blues', annot=text, fmt='', cbar=False, ax=ax,
-                    annot_kws=dict(fontsize=7.5 if k < 8 else 6, linespacing=1.1))
-        ax.set_xticklabels(m.vocab, rotation=40*turn, ha='right' if turn else 'center', fontsize=8)
-        ax.set_yticklabels(m.vocab, rotation=0, fontsize=8)
-        ax.set_xlabel('predicted')
-        ax.tick_params(length=0)
+        sns.heatmap(share, vmin=0, vmax=100, cmap='Blues', annot=share.map('{:.0f}'.format) + change, fmt='',
+                    cbar=False, ax=ax, annot_kws=dict(fontsize=7.5 if len(m.vocab) < 8 else 6, linespacing=1.1))
+        ax.tick_params(length=0, labelsize=8)
+        ax.tick_params('x', labelrotation=40 if len(m.vocab) > 6 or max(map(len, m.vocab)) > 7 else 0)
+        ax.tick_params('y', labelrotation=0)
+        ax.set(ylabel='')
     pairs = [f'{a} taken for {b} in {n/max(1, m.confusion.loc[a].sum()):.0%}' for a, b, n in m.most_confused()[:3]]
-    alt = f'Confusion matrix. Most often: {", ".join(pairs) or "nothing"}.'
-    below = '; below, the difference to ratio 0 in points'*bool(ratio)
-    caption = f'One row per true class, in per cent; {m.n:,} predictions{below}.'
-    return chart(draw, alt, (3.5, 2.7), caption, left=self.left, bottom=.55)
+    return chart(draw, f'Confusion matrix. Most often: {", ".join(pairs) or "nothing"}.',
+                 f'One row per true class, in per cent; {m.n:,} predictions' +
+                 '; below, the difference to ratio 0 in points.'*bool(ratio), (3.5, 2.7))
 
 # %% ../../nbs/explore/04_explore_split.ipynb #65575d48
 @patch
 def _plot_recall(self:SweepTables, arm, ratio):
     "Chart of the recall of each class at ratio 0, and at this ratio with intervals of the paired difference"
-    at = self._row(arm, ratio).name
-    t = pd.DataFrame({c: self.recalls[c].loc[at] for c in self.vocab}).T
+    t = pd.DataFrame({c: self.recalls[c].loc[self._row(arm, ratio).name] for c in self.vocab}).T
     base, now, low, high = (100*t[k].to_numpy(float) for k in ('baseline', 'value', 'low', 'high'))
-    enough = bool(t.cnn_seeds.min() >= min_seeds())                                    # else no interval
-    at = np.arange(len(base))
+    enough, at = bool(t.cnn_seeds.min() >= min_seeds()), np.arange(len(base))          # else no interval
     def draw(ax):
         ax.plot(base, at - .13*bool(ratio), 'o', mfc='w', mec=INK, ms=5)
-        if ratio:
-            ax.plot(now, at + .13, 'o', color=BLUE, ms=5)
-            if enough: ax.hlines(at + .13, (base + low).clip(0, 100), (base + high).clip(0, 100), color=BLUE, lw=1.6)
+        if ratio: ax.plot(now, at + .13, 'o', color=BLUE, ms=5)
+        if ratio and enough: ax.hlines(at + .13, *((base + o).clip(0, 100) for o in (low, high)), color=BLUE, lw=1.6)
         ax.set(yticks=at, yticklabels=self.vocab, xlabel='recall (%)', ylim=(len(at) - .5, -.5))
         ax.grid(axis='x', alpha=.25)
         ax.set_xlim(*np.clip(ax.get_xlim(), -2, 102))
     values = (f'{c} {b:.1f}' + f' to {n:.1f}'*bool(ratio) for c, b, n in zip(self.vocab, base, now))
     dots = ('; dots: this ratio' + ', with 95 % intervals of the paired difference'*enough)*bool(ratio)
-    alt, caption = f"Recall in per cent: {', '.join(values)}", f'Recall by class; rings: ratio 0{dots}.'
-    return chart(draw, alt, (3.5, .95 + .3*len(at)), caption, left=self.left)
+    return chart(draw, f"Recall in per cent: {', '.join(values)}", f'Recall by class; rings: ratio 0{dots}.',
+                 (3.5, .95 + .3*len(at)))
 
 @patch
 def _plot_severity(self:SweepTables, arm, ratio, corruption):
@@ -163,7 +143,7 @@ def _plot_severity(self:SweepTables, arm, ratio, corruption):
     of = lambda base: 100*t.reindex(list(self._runs(arm, ratio, base))).dropna()
     lines = [('ratio 0', of(True), '0.35', 'o--')] + [('this ratio', of(False), BLUE, 's-')]*bool(ratio)
     name = corruption.replace('_', ' ') or 'all corruptions, mean'
-    if not all(len(v) for _, v, *_ in lines): return P(f'{name}: not evaluated for these runs.')
+    if not all(len(v) for _, v, *_ in lines): return f'{name}: not evaluated for these runs.'
     def draw(ax):
         for label, v, color, mark in lines:
             ax.plot(t.columns, v.mean(), mark, ms=4, lw=1.4, color=color, label=label)
@@ -172,8 +152,8 @@ def _plot_severity(self:SweepTables, arm, ratio, corruption):
         ax.legend(loc='lower left')
         ax.set_ylim(*np.clip(ax.get_ylim(), 0, 100))
     means = '; '.join(f"{label} {', '.join(f'{o:.1f}' for o in v.mean())}" for label, v, *_ in lines)
-    alt = f'Accuracy in per cent, {name}, severities {", ".join(map(str, t.columns))}: {means}'
-    return chart(draw, alt, (3.5, 2.5), f'{name.capitalize()}: means and range over {len(lines[0][1])} runs.', left=.6)
+    return chart(draw, f'Accuracy in per cent, {name}, severities {", ".join(map(str, t.columns))}: {means}',
+                 f'{name.capitalize()}: means and range over {len(lines[0][1])} runs.')
 
 # %% ../../nbs/explore/04_explore_split.ipynb #17650c99
 class SplitExplorer(Explorer):
@@ -198,24 +178,31 @@ class SplitExplorer(Explorer):
             except BadInput as e: errors.append(e)             # nothing to compare in this setting
         if not self.sweeps: raise errors[0]
         first = next(iter(self.sweeps.values()))
-        top = first.table[first.table.headline].head(1)
-        arm = next((k for k, v in first.arms.items() if top.index.isin(v).any()), next(iter(first.arms)))
-        ratio = float(top.ratio.iloc[0]) if len(top) else 0.
-        several = dict(setting=control(W.Dropdown, 'Setting', 'runs that can be compared', options=list(self.sweeps)))
+        top = [(k, float(g.ratio[g.headline].iloc[0])) for k, g in first.arms.items() if g.headline.any()]
+        arm, ratio = top[0] if top else (next(iter(first.arms)), 0.)
+        settings = W.Dropdown(description='Setting', tooltip='runs that can be compared', options=list(self.sweeps))
         super().__init__(
-            **(several if len(self.sweeps) > 1 else {}),
-            arm=control(W.Dropdown, 'Arm', 'classifier, mixing, treatment', options=list(first.arms), value=arm),
-            ratio=control(W.SelectionSlider, 'Ratio', 'synthetic share', options=first._ratios(arm), value=ratio),
-            corruption=control(W.Dropdown, 'Corruption', 'against severity', options=[('mean of all', '')]))
+            **(dict(setting=settings) if len(self.sweeps) > 1 else {}),
+            arm=W.Dropdown(description='Arm', tooltip='net, mixing, treatment', options=list(first.arms), value=arm),
+            ratio=W.SelectionSlider(description='Ratio', tooltip='synthetic share', options=first._ratios(arm),
+                                    value=ratio),
+            corruption=W.Dropdown(description='Corruption', tooltip='against severity', options=[('mean of all', '')]))
 
 # %% ../../nbs/explore/04_explore_split.ipynb #7fb10806
 @patch
 def _adjust(self:SplitExplorer):
     sweep, c = self.sweeps[self.values.get('setting', next(iter(self.sweeps)))], self.controls
-    set_options(c['arm'], sweep.arms)
-    set_options(c['ratio'], sweep._ratios(c['arm'].value))
     names = dict.fromkeys(sweep.corrupted.columns.get_level_values(0)) if len(sweep.corrupted) else []
-    set_options(c['corruption'], [('mean of all', ''), *((str(n).replace('_', ' '), str(n)) for n in names)])
+    _set_options(c['arm'], list(sweep.arms))
+    _set_options(c['ratio'], sweep._ratios(c['arm'].value))
+    _set_options(c['corruption'], [('mean of all', ''), *((str(n).replace('_', ' '), str(n)) for n in names)])
+
+def _set_options(control, options):
+    "The control keeps its value, or takes the nearest number, or the first option"
+    if tuple(options) == tuple(control.options): return
+    old, control.options = control.value, options
+    far = lambda o: abs(o - old) if isinstance(old, float) else o != old
+    control.value = min((o[1] if isinstance(o, tuple) else o for o in options), key=far)
 
 @patch
 def _draw(self:SplitExplorer, arm, ratio, corruption, setting=None):
@@ -235,12 +222,11 @@ def explore(out='runs',  # folder of all stages
     "Return a page of all explorers, each made when it is first chosen"
     make = dict(data=lambda: DataExplorer(images, out=out), corruptions=lambda: CorruptionExplorer(out=out),
                 GAN=lambda: GANExplorer(gan, out=out), sweep=lambda: SplitExplorer(out if runs is None else runs))
-    which, place, made = control(W.Dropdown, 'Explore', options=list(make)), W.VBox(layout=W.Layout(width='100%')), {}
+    which, place, made = W.Dropdown(description='Explore', tooltip='what', options=list(make)), W.VBox(), {}
     def choose(_=None):
-        k = which.value
-        try: made[k] = made.get(k) or make[k]().box
+        try: made[which.value] = made.get(which.value) or make[which.value]().box
         except BadInput as e: place.children = [W.HTML(View('', [], str(e))._repr_html_())]
-        else: place.children = [made[k]]
+        else: place.children = [made[which.value]]
     which.observe(choose, 'value')
     choose()
     return W.VBox([which, place])

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json, math, time
 from dataclasses import replace
 from pathlib import Path
-
 import matplotlib.pyplot as plt, pandas as pd
 import torch
 from torch import Tensor
@@ -20,7 +19,6 @@ from fastai.optimizer import OptimWrapper
 from fastcore.basics import patch
 from fastprogress.fastprogress import progress_bar
 from IPython.display import display
-
 from ..core.distributed import DistributedLearner
 from ..core.training import Checkpoint, History, SeedEpochs, no_sync
 from ..data.dataset import Dataset
@@ -62,12 +60,10 @@ def gan_learner(data,           # training `Dataset`, or `DataLoaders` of which 
 
 # %% ../../nbs/01_gan.ipynb #618bbc87
 @patch
-def fit_gan(self:Learner,
-            n_images:int,      # real images shown to the discriminator, rounded up to whole epochs
-            path=None,         # a safetensors file for exact resume; None: no checkpoint
-            every=20.,         # seconds between checkpoints
-            cbs=None           # callbacks for this training only
-           ):
+def fit_gan(self:Learner, n_images:int,      # real images shown to the discriminator, rounded up to whole epochs
+                          path=None,         # a safetensors file for exact resume; None: no checkpoint
+                          every=20.,         # seconds between checkpoints
+                          cbs=None):         # callbacks for this training only
     "Train a GAN; raises `BadInput` for fewer than one image"
     if n_images < 1: raise BadInput(f"n_images={n_images} is out of range: choose at least 1.")
     dl = self.dls.train
@@ -156,11 +152,10 @@ def sample_sheet(gan:GAN,     # in training or trained
 class SampleSheet(Callback):
     "Save a sample sheet to `folder` after every `every`-th epoch and the last"
     order, run_valid = 68, False          # before the checkpoint: a resumed training does not draw earlier epochs
-    def __init__(self,
-                 folder,  # of the pictures epoch_0001.png and so on; made if missing
-                 every=1, # epochs from one sheet to the next
-                 n=10     # images of each class
-                ): self.folder, self.every, self.n = Path(folder), every, n
+    def __init__(self, folder,  # of the pictures epoch_0001.png and so on; made if missing
+                       every=1, # epochs from one sheet to the next
+                       n=10):   # images of each class
+        self.folder, self.every, self.n = Path(folder), every, n
 
     def after_epoch(self):
         last = self.epoch + 1 == self.n_epoch
@@ -204,9 +199,8 @@ def plot_training(learn:Learner, # from `gan_learner`, during or after training
 class LiveFigure(Callback):
     "Redraw `plot_training` in place at the end of an epoch; does nothing outside Jupyter"
     order, run_valid = 77, False
-    def __init__(self,
-                 every=5. # minimum seconds between two drawings
-                ): self.every = every
+    def __init__(self, every=5.): # minimum seconds between two drawings
+        self.every = every
 
     def before_fit(self): self.handle, self.shown = None, time.monotonic() - self.every
     def after_epoch(self):
@@ -220,8 +214,7 @@ class LiveFigure(Callback):
 
 # %% ../../nbs/01_gan.ipynb #00435522
 def save_gan(gan:GAN, # nets and moving average
-             path     # of the safetensors file
-            ):
+             path):   # of the safetensors file
     "Write the weights and arguments of `gan` to one safetensors file, replacing it as a whole"
     write_tensors(path, gan.state_dict(), metadata={k: json.dumps(v) for k, v in gan.params.items()})
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
 from ..core.basics import BadInput
 from ..data.loaders import affine_grid, relight
 
@@ -142,10 +141,8 @@ class AdaptiveStrength(nn.Module):
         for nm in ('p', 'r'): self.register_buffer(nm, torch.zeros(()))
 
     @torch.no_grad()
-    def update(self,
-               real:Tensor,     # logits of real images (n,)
-               fake:Tensor=None # logits of synthetic images (n,), for a loss that depends on differences only
-              ):
+    def update(self, real:Tensor,     # logits of real images (n,)
+                     fake:Tensor=None): # logits of synthetic images (n,), for a loss that depends on differences only
         "Update `r`, the mean sign over about four calls, and move `p` by n/`images`, within [0,1]"
         sign = (real if fake is None else real - fake).sign().float().mean()
         self.r.lerp_(sign, .25)

@@ -6,13 +6,11 @@
 from __future__ import annotations
 import math
 from dataclasses import dataclass
-
 import matplotlib.pyplot as plt, pandas as pd
 import torch
 from torch import Tensor
 from fastcore.basics import patch
 from scipy.stats import hypergeom, rankdata
-
 from ..core.basics import BadInput, generator
 from ..data.near import near_duplicates, plot_pairs
 from .metrics import cas, check_alike, features, fid, intra_class, kid, prdc, score
@@ -140,9 +138,8 @@ class PoolReport:
         "Return summary, table by class and sentence, for a record"
         return dict(summary=self.summary, by_class=self.by_class.astype(float).to_dict('index'), sentence=self.sentence)
 
-    def plot_nearest(self,
-                     n:int=10 # number of images, the highest scores first
-                    ):        # the axes
+    def plot_nearest(self, n:int=10 # number of images, the highest scores first
+                    ):              # the axes
         "Show the synthetic images that are nearest to training images, each above that image"
         pool, train = self.images
         return plot_pairs(pool, self.copies.pairs.head(n), train, n)
@@ -186,9 +183,8 @@ def evaluate_pool(pool,          # synthetic images: anything with `x` uint8 (n,
 
 # %% ../../nbs/gan/08_memorization.ipynb #9d7b8c3b
 @patch
-def plot(self:PoolReport,
-         axs=None # three axes; None: new ones
-        ):        # the axes
+def plot(self:PoolReport, axs=None # three axes; None: new ones
+        ):                         # the axes
     "Plot distance, accuracy and near copies by class, beside those of real images"
     if axs is None: axs = plt.subplots(1, 3, figsize=(9.6, 2.6), dpi=80, sharey=True)[1]
     t = self.by_class.iloc[::-1]

@@ -8,7 +8,6 @@ import json
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
-
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -18,7 +17,6 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastcore.basics import patch
 from fastprogress.fastprogress import progress_bar
-
 from .learner import synthesize
 from ..data.dataset import Dataset
 from ..data.loaders import to_float
@@ -279,11 +277,9 @@ def after_epoch(self:SaveBestGAN):
 def after_fit(self:SaveBestGAN):
     if self.weights: self.model.ema.load_state_dict(self.weights)
 
-# %% ../../nbs/gan/07_metrics.ipynb #82529799
 @patch
-def plot_curve(self:SaveBestGAN,
-               ax=None # axes to draw on; None: new ones
-              ):       # the axes
+def plot_curve(self:SaveBestGAN, ax=None # axes to draw on; None: new ones
+              ):                         # the axes
     "Plot the metric against images seen, with its best point"
     how = dict(x='images', y=self.metric, legend=False)
     ax = self.curve.plot(style='.-', lw=1, figsize=(4, 2.4), ax=ax, **how)

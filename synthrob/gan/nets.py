@@ -6,12 +6,10 @@
 from __future__ import annotations
 import copy
 from functools import partial
-
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
-
 from ..core.basics import BadInput, check_name, seeded
 from .layers import ConditionalNorm, attention_layers, resolutions
 from .resnets import R3Discriminator, R3Generator, ResnetDiscriminator, ResnetGenerator

@@ -6,7 +6,6 @@
 from __future__ import annotations
 import math
 from contextlib import contextmanager
-
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,6 @@ from ..core.basics import BadInput, hash_array, hash_of
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastprogress.fastprogress import progress_bar
-
 from ..data.core import prepare
 from ..data.dataset import Dataset
 from ..data.duplicates import duplicate_groups
@@ -121,7 +119,6 @@ def _accepted(gan, c, n, judge, least, noise_std, seed, most):
         if have == n or hopeless: break
     return (torch.cat(kept) if kept else None), have, candidates
 
-# %% ../../nbs/gan/06_pools.ipynb #d8162c0c
 def _fingerprint(net):
     "Hash of the weights of `net`; None for None"
     return net and hash_of({k: hash_array(v) for k, v in net.state_dict().items()})
@@ -174,15 +171,13 @@ Learner.sample_pool = _of_learner    # not by @patch, which would rebind the fun
 class RefreshSynthetic(Callback):
     "Replace the synthetic items of the training set every `every` epochs (arXiv 2305.10118); raises `BadInput`"
     order, run_valid = 6, False                            # after `SeedEpochs`, before callbacks that read the batch
-    def __init__(self,
-                 gan,            # the `GAN` to sample from
-                 every=1,        # epochs between two draws
-                 model=None,     # the classifier that filters, see `sample_pool`
-                 threshold=None, # its minimum confidence
-                 noise_std=1.,   # standard deviation of the noise
-                 seed=0,         # of the draws
-                 most=50         # candidates per item, at most
-                ):
+    def __init__(self, gan,            # the `GAN` to sample from
+                       every=1,        # epochs between two draws
+                       model=None,     # the classifier that filters, see `sample_pool`
+                       threshold=None, # its minimum confidence
+                       noise_std=1.,   # standard deviation of the noise
+                       seed=0,         # of the draws
+                       most=50):       # candidates per item, at most
         if not isinstance(every, int) or every < 1:
             raise BadInput(f"every={every} is out of range: choose a number of epochs from 1.")
         _check_sampling(gan, model, threshold, most, None)
@@ -208,8 +203,7 @@ class RefreshSynthetic(Callback):
 
     def after_fit(self): self._train_set.x = self._train_set.original
 
-    def redrawn(self,
-                r # round: epochs over `every`
+    def redrawn(self, r # round: epochs over `every`
                ) -> Tensor: # the training items, on their device
         "Return the training items of round `r`: the real ones, and new synthetic ones"
         x = self._train_set.original.clone()

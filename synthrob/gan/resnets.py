@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
-
 from .layers import ConditionalNorm, ProjectionHead, attention_layers, resolutions
 
 # %% auto #0

@@ -6,7 +6,6 @@
 from __future__ import annotations
 import math, warnings
 from dataclasses import dataclass, fields, replace
-
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -15,7 +14,6 @@ from fastai.callback.core import Callback, CancelBatchException, CancelFitExcept
 from fastai.callback.schedule import SchedCos
 from fastai.learner import Metric
 from fastcore.basics import patch
-
 from .losses import (AdaptiveStrength, DiffAugment, LeCam, adversarial_losses, gradient_penalty,
                                  interpolated_penalty)
 from .nets import architectures
@@ -100,11 +98,9 @@ relative = 'relativistic', 'wasserstein'     # losses under which only differenc
 class GANTrainer(Callback):
     "Train a GAN: per batch a step of the discriminator and, every `n_critic`-th time, one of the generator"
     order, run_valid = 65, False        # after the schedules have set the learning rate, before the checkpoint
-    def __init__(self,
-                 recipe:GANRecipe,   # how the GAN is trained
-                 opt_d=None,         # opt_d(parameters) returns the discriminator's optimizer; required
-                 seed=0              # of the noise and the augmentation
-                ):
+    def __init__(self, recipe:GANRecipe,   # how the GAN is trained
+                       opt_d=None,         # opt_d(parameters) returns the discriminator's optimizer; required
+                       seed=0):            # of the noise and the augmentation
         self.recipe, self.make_opt_d, self.seed, self.adversarial = recipe, opt_d, seed, adversarial_losses[recipe.loss]
 
     def before_fit(self):
@@ -156,9 +152,8 @@ def nets(self:GANTrainer):
     return torch.autocast(self.dls.device.type, torch.bfloat16, enabled=self.bf16)
 
 @patch
-def noise(self:GANTrainer,
-          n # rows
-         ): # (n,nz), standard normal
+def noise(self:GANTrainer, n # rows
+         ):                  # (n,nz), standard normal
     "Return the next noise of this epoch; of several processes each gets its part"
     draw = lambda n: torch.randn(n, self.model.params['nz'], generator=self.rng_noise, device=self.dls.device)
     return draw(n) if self.distributed is None else self.distributed.mine(draw(n*self.distributed.world))
@@ -171,10 +166,8 @@ def _augment(self:GANTrainer):
 
 # %% ../../nbs/gan/05_trainer.ipynb #5954a9b4
 @patch
-def d_step(self:GANTrainer,
-           real:Tensor, # images in [-1,1], (n,c,h,w), or vectors (n,d)
-           y:Tensor     # their labels (n,)
-          ):
+def d_step(self:GANTrainer, real:Tensor, # images in [-1,1], (n,c,h,w), or vectors (n,d)
+                            y:Tensor):   # their labels (n,)
     "Take one step of the discriminator; sets `loss_d`, `d_real` and `d_fake` of `learn`"
     n, D, r = len(y), self.model.discriminator, self.recipe
     with torch.no_grad(), self.nets(): fake = self.model.generator(self.noise(n), y).float()
@@ -197,12 +190,10 @@ def d_step(self:GANTrainer,
         self.more['strength'].update(*map(self._whole, used))
     self.learn.loss_d, self.learn.d_real, self.learn.d_fake = stats
 
-# %% ../../nbs/gan/05_trainer.ipynb #9a82f092
 @patch
-def logits(self:GANTrainer,
-           x:Tensor, # real, then synthetic images, in [-1,1], (2n,c,h,w)
-           y:Tensor  # labels of the half (n,)
-          ) -> Tensor: # (2n,)
+def logits(self:GANTrainer, x:Tensor, # real, then synthetic images, in [-1,1], (2n,c,h,w)
+                            y:Tensor  # labels of the half (n,)
+          ) -> Tensor:                # (2n,)
     "Return the discriminator's logits of real and synthetic images, in one batch, or two with batch norm"
     D = self.model.discriminator
     with self.nets(): return torch.cat([D(o, y) for o in x.chunk(2)]) if self.apart else D(x, torch.cat([y, y]))
@@ -217,11 +208,10 @@ def _whole(self:GANTrainer, t): return t if self.distributed is None else self.d
 
 # %% ../../nbs/gan/05_trainer.ipynb #fa4ac417
 @patch
-def penalty(self:GANTrainer,
-            x:Tensor,     # the discriminator's input: real, then synthetic images (2n,...)
-            y:Tensor,     # labels of the half (n,)
-            logits:Tensor # its logits (2n,)
-           ) -> Tensor:   # scalar; times γ it is γ/2·R1, γ/2·R2 or their sum, times λ WGAN-GP's penalty
+def penalty(self:GANTrainer, x:Tensor,     # the discriminator's input: real, then synthetic images (2n,...)
+                             y:Tensor,     # labels of the half (n,)
+                             logits:Tensor # its logits (2n,)
+           ) -> Tensor: # scalar; times γ it is γ/2·R1, γ/2·R2 or their sum, times λ WGAN-GP's penalty
     "Return the recipe's penalty, without its weight"
     n, kind = len(y), self.recipe.penalty
     if kind == 'gp':
@@ -231,10 +221,9 @@ def penalty(self:GANTrainer,
 
 # %% ../../nbs/gan/05_trainer.ipynb #71697bad
 @patch
-def g_step(self:GANTrainer,
-           real:Tensor, # images in [-1,1], (n,c,h,w), or vectors (n,d)
-           y:Tensor     # their labels (n,)
-          ) -> Tensor:  # the loss, a scalar on the device
+def g_step(self:GANTrainer, real:Tensor, # images in [-1,1], (n,c,h,w), or vectors (n,d)
+                            y:Tensor     # their labels (n,)
+          ) -> Tensor:                   # the loss, a scalar on the device
     "Take one step of the generator"
     D, on_real = self.model.discriminator, None
     D.requires_grad_(False)
@@ -264,9 +253,8 @@ def average(self:GANTrainer):
 # %% ../../nbs/gan/05_trainer.ipynb #2d0b282e
 class TrainStat(Metric):
     "Mean over an epoch of an attribute of `learn` that the training step sets"
-    def __init__(self,
-                 attr # its name; a number or a scalar tensor
-                ): self.attr, self.total, self.count = attr, 0., 0
+    def __init__(self, attr): # its name; a number or a scalar tensor
+        self.attr, self.total, self.count = attr, 0., 0
 
     def reset(self): self.total, self.count = 0., 0
     def accumulate(self, learn): self.total, self.count = self.total + getattr(learn, self.attr), self.count + 1
@@ -294,10 +282,9 @@ class _Peak(nn.Module):
 class StopOnCollapse(Callback):
     "Stop a training that diverges or collapses: restore the last good state and explain in `learn.failure`"
     order, run_valid = 67, False          # after the last step of an epoch, before callbacks that save
-    def __init__(self,
-                 low=.05, # diversity relative to real images below which the generator has collapsed ...
-                 up=.15   # ... if it was above this before
-                ): self.low, self.up = low, up
+    def __init__(self, low=.05, # diversity relative to real images below which the generator has collapsed ...
+                       up=.15): # ... if it was above this before
+        self.low, self.up = low, up
 
     def before_fit(self):
         ds, self.k = self.dls.train.dataset, self.dls.c

@@ -33,7 +33,6 @@ def check_layer(model:nn.Module, # a net
     if layer is not None:
         check_name(layer, names, f"layer={layer!r} is not in the net", f"choose one of {listed}.", near=3)
 
-# %% ../../nbs/split/03_features.ipynb #21031ac1
 class Extractor(nn.Module):
     "A frozen net as a function from images in [0,1] (n,c,h,w) to vectors (n,d)"
     def __init__(self,
@@ -78,7 +77,6 @@ class ImageNetInput(nn.Module):
         x = F.interpolate(x, size=(self.px, self.px), mode='bilinear', antialias=True)
         return (x.expand(-1, 3, -1, -1) - self.mean)/self.std
 
-# %% ../../nbs/split/03_features.ipynb #4c6cc0bd
 def _weights_at(path):
     "Read the state dict in a file; raises `BadInput`"
     path = existing(path)

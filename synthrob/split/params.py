@@ -125,7 +125,6 @@ class UseParams:
     attack_eps: float = param(0., "largest change of a pixel by attacks, of 1 (4 levels: .0157); 0: no robust accuracy",
                               0, .5, role='classifier')
 
-# %% ../../nbs/split/01_params.ipynb #c2e5b07e
 @dataclass
 class EvalParams:
     "What is measured, and how it is reported"
@@ -152,6 +151,7 @@ class SplitParams(RunParams, EvalParams, UseParams, CNNParams, PoolParams, GANPa
     "All parameters of a split experiment: those of its stages, under unique names"
 
 # %% ../../nbs/split/01_params.ipynb #47d618d4
+_metrics = 'accuracy', 'balanced_accuracy', 'robust_accuracy', 'macro_f1', 'recall'     # recall:CLASS
 fixed_test = 'faces', 'fer2013', 'torchvision'    # sources with a test part of their own
 
 presets = dict(
@@ -220,6 +220,8 @@ def names_by_role(*roles # see `param`
     return tuple(k for k, f in _fields.items() if f.metadata['role'] in roles)
 
 # %% ../../nbs/split/01_params.ipynb #c61eaf36
+def _clash(what, other, why): raise BadInput(f"{what} does not go with {other}{why}.")
+
 def check_params(given:dict      # parameters by name; missing ones have their defaults
                 ) -> SplitParams:# complete: values left to the preset are filled in
     "Check all parameters; raises `BadInput` for the first that does not work"
@@ -232,64 +234,60 @@ def check_params(given:dict      # parameters by name; missing ones have their d
         if getattr(p, k) is None: setattr(p, k, v)
     if p.preset == 'study': p.copies = 'none'
     if p.min_steps is None: p.min_steps = 600 if given.get('head_epochs' if vectors else 'cnn_epochs') is None else 0
-    if p.how == 'add' and p.ratio == 1:
-        raise BadInput("ratio=1 does not go with how='add': no finite number of synthetic images reaches that share; "
-                       "choose a smaller ratio or how='replace'.")
-    if p.how == 'add' and p.ratio > .99:
-        raise BadInput(f"ratio={p.ratio:.10g} with how='add' means {p.ratio/(1 - p.ratio):,.0f} synthetic images for "
-                       "each real one: choose a ratio up to 0.99.")
-    known = 'accuracy', 'balanced_accuracy', 'robust_accuracy', 'macro_f1', 'recall'
-    if (p.metric or 'accuracy').partition(':')[0] not in known:
-        raise BadInput(f"metric={p.metric!r} is unknown: choose {', '.join(known[:-1])} or recall:CLASS.")
-    leaky = "preset='study'" if p.preset == 'study' else "copies='none'" if p.copies == 'none' else ''
-    fixed = leaky or p.data.partition(':')[0] in fixed_test
-    p.folds = None if fixed and p.folds in (0, 1) else p.folds if fixed or p.folds else 1 if p.folds == 0 else folds
-    if p.fold >= (n := p.folds or 1):
-        raise BadInput(f"fold={p.fold} is out of range: with {n} folds choose 0 to {n - 1}.")
-    if n > 1 and test:
-        raise BadInput(f"folds={n} does not go with the official test part of {p.path}: leave it out.")
-    if n > 1 and fixed:
-        name = leaky or f'data={p.data!r}'
-        raise BadInput(f"folds={p.folds} does not go with {name}, which has a test part of its own: leave it out.")
-    if p.how == 'replace' and p.ratio == 1 and p.treatment != 'synthetic':
-        raise BadInput(f"ratio=1 does not go with treatment={p.treatment!r}: no real image would be left; choose a "
-                       "smaller ratio.")
-    if p.pool is not None and p.refresh_every:
-        raise BadInput("refresh_every does not go with pool: images made elsewhere cannot be sampled again; leave out "
-                       "one of the two.")
+    if (p.metric or 'accuracy').partition(':')[0] not in _metrics:
+        raise BadInput(f"metric={p.metric!r} is unknown: choose {', '.join(_metrics[:-1])} or recall:CLASS.")
+    _check_mixture(p)
+    _check_folds(p, folds, test)
     if p.robustness != 'none' and p.size < 32:
-        raise BadInput(f"size={p.size} does not go with robustness={p.robustness!r}: corruptions need 32 pixels; "
-                       "choose a larger size or robustness='none'.")
-    if p.groups and leaky:
-        raise BadInput(f"groups does not go with {leaky}, which splits at random: leave it out.")
-    _check_uses(p)
+        _clash(f'size={p.size}', f'robustness={p.robustness!r}',
+               ": corruptions need 32 pixels; choose a larger size or robustness='none'")
     if vectors: _check_vectors(p)
     _check_nets(p.cnn, p.gan_arch, p.size, p.channels or 1, vectors)
     if p.processes > 1: _check_processes(p)
     default_device(p.device)
     return replace(p, **{k: _fields[k].default for k in idle_params(p)})
 
+def _check_folds(p, folds, test):
+    "Fill in `p.folds`; raise `BadInput` for folds or groups that the split cannot have"
+    leaky = "preset='study'" if p.preset == 'study' else "copies='none'" if p.copies == 'none' else ''
+    fixed = leaky or p.data.partition(':')[0] in fixed_test
+    p.folds = None if fixed and p.folds in (0, 1) else p.folds if fixed or p.folds else 1 if p.folds == 0 else folds
+    if p.fold >= (n := p.folds or 1):
+        raise BadInput(f"fold={p.fold} is out of range: with {n} folds choose 0 to {n - 1}.")
+    if n > 1 and test: _clash(f'folds={n}', f'the official test part of {p.path}', ': leave it out')
+    if n > 1 and fixed:
+        _clash(f'folds={n}', leaky or f'data={p.data!r}', ', which has a test part of its own: leave it out')
+    if p.groups and leaky: _clash('groups', leaky, ', which splits at random: leave it out')
+
 # %% ../../nbs/split/01_params.ipynb #91099f7c
-def _check_uses(p):
-    "Raise `BadInput` for uses of the pool that do not go together, or change nothing"
+def _check_mixture(p):
+    "Raise `BadInput` for mixtures, and uses of them, that are impossible or change nothing"
     soft, adversarial, weighted = p.labels == 'soft', p.training == 'adversarial', p.synthetic_weight != 1
-    added, robust = conditions(p)['added'], p.metric == 'robust_accuracy'
+    added, robust, whole = conditions(p)['added'], p.metric == 'robust_accuracy', p.ratio == 1
+    leave = '; leave out one of the two'
+    if p.how == 'add' and whole:
+        _clash('ratio=1', "how='add'", ": no finite number of synthetic images reaches that share; choose a smaller "
+               "ratio or how='replace'")
+    if p.how == 'add' and p.ratio > .99:
+        raise BadInput(f"ratio={p.ratio:.10g} with how='add' means {p.ratio/(1 - p.ratio):,.0f} synthetic images for "
+                       "each real one: choose a ratio up to 0.99.")
+    if whole and p.treatment != 'synthetic':
+        _clash('ratio=1', f'treatment={p.treatment!r}', ': no real image would be left; choose a smaller ratio')
+    if p.pool is not None and p.refresh_every:
+        _clash('refresh_every', 'pool', f': images made elsewhere cannot be sampled again{leave}')
     if (adversarial or robust) and not p.attack_eps:
         name, v = ('training', p.training) if adversarial else ('metric', p.metric)
         raise BadInput(f"{name}={v!r} needs attack_eps: give a radius, such as .0157 for 4 of 255 grey levels.")
     if p.space == 'feature' and (soft or p.attack_eps):
-        raise BadInput(f"{'labels' if soft else 'attack_eps'} does not go with space='feature': it needs images, not "
-                       "vectors; leave out one of the two.")
+        _clash('labels' if soft else 'attack_eps', "space='feature'", f': it needs images, not vectors{leave}')
     if soft and added and p.refresh_every:
-        raise BadInput("refresh_every does not go with labels='soft': new images would have no labels; leave out "
-                       "one of the two.")
-    if added and weighted and (p.schedule == 'pretrain' or p.ratio == 1):
+        _clash('refresh_every', "labels='soft'", f': new images would have no labels{leave}')
+    if added and weighted and (p.schedule == 'pretrain' or whole):
         raise BadInput(f"synthetic_weight={p.synthetic_weight:g} changes nothing with "
-                       f"{'ratio=1' if p.ratio == 1 else 'schedule=' + repr(p.schedule)}, whose batches have one kind "
+                       f"{'ratio=1' if whole else 'schedule=' + repr(p.schedule)}, whose batches have one kind "
                        "of image: leave out one of the two.")
-    if added and p.schedule == 'pretrain' and p.ratio == 1:
-        raise BadInput("ratio=1 does not go with schedule='pretrain': no real image would follow; choose a smaller "
-                       "ratio.")
+    if added and p.schedule == 'pretrain' and whole:
+        _clash('ratio=1', "schedule='pretrain'", ': no real image would follow; choose a smaller ratio')
     if p.equal == 'epochs' and p.ratio and p.how == 'replace':
         raise BadInput("equal='epochs' changes nothing with how='replace', whose real images have as many epochs: "
                        "choose how='add'.")
@@ -311,49 +309,40 @@ def _check_nets(cnn, gan, size, channels, vectors):
     from synthrob.gan.trainer import gan_recipe
     with seeded('check'): recipe(cnn).build((channels, size, size), 5)
     if (gan_recipe(gan).net == 'mlp') != vectors:
-        raise BadInput(f"gan_arch={gan!r} does not go with space={'feature' if vectors else 'pixel'!r}: choose a GAN "
-                       f"for {'vectors' if vectors else 'images'}.")
+        space, what = ('feature', 'vectors') if vectors else ('pixel', 'images')
+        _clash(f'gan_arch={gan!r}', f'space={space!r}', f': choose a GAN for {what}')
     if not vectors: resolutions(size, 1)
 
-# %% ../../nbs/split/01_params.ipynb #2f463f2b
 def _check_processes(p):
     "Raise `BadInput` for what several processes cannot share"
     from synthrob.cnn.learner import recipe
     from synthrob.gan.trainer import gan_recipe
-    if p.space == 'feature':
-        raise BadInput(f"processes={p.processes} does not go with space='feature': heads train in seconds; leave out "
-                       "one of the two.")
+    n = f'processes={p.processes}'
+    if p.space == 'feature': _clash(n, "space='feature'", ': heads train in seconds; leave out one of the two')
     for what, bs in dict(gan_bs=p.gan_bs, **{f'the batch of cnn={p.cnn!r}': recipe(p.cnn).bs}).items():
-        if bs % p.processes:
-            raise BadInput(f"processes={p.processes} does not divide {what}, {bs} images: choose a divisor.")
+        if bs % p.processes: raise BadInput(f"{n} does not divide {what}, {bs} images: choose a divisor.")
     if conditions(p)['gan'] and gan_recipe(p.gan_arch).per_class:      # a part of a batch may lack a class
-        raise BadInput(f"processes={p.processes} does not go with gan_arch={p.gan_arch!r}, which has nets per class: "
-                       "leave out one of the two.")
-    if not find_spec('accelerate'):
-        raise BadInput(f"processes={p.processes} needs accelerate: pip install 'synthrob[distributed]'.")
+        _clash(n, f'gan_arch={p.gan_arch!r}', ', which has nets per class: leave out one of the two')
+    if not find_spec('accelerate'): raise BadInput(f"{n} needs accelerate: pip install 'synthrob[distributed]'.")
 
 # %% ../../nbs/split/01_params.ipynb #4d8adc68
 def _check_vectors(p):
     "Raise `BadInput` for what an experiment on vectors cannot have"
-    needs_pixels = dict(pool=p.pool, refresh_every=p.refresh_every, reject=p.reject)
-    if p.quality != 'none': needs_pixels['quality'] = p.quality
-    for k, v in needs_pixels.items():
-        if v:
-            raise BadInput(f"{k}={v!r} does not go with space='feature': it needs synthetic images, not vectors; leave "
-                           "out one of the two.")
-    if p.preset == 'study': raise BadInput("preset='study' does not go with space='feature': choose another preset.")
+    from synthrob.data.files import existing
+    for k in 'pool', 'refresh_every', 'reject', 'quality':
+        if (v := getattr(p, k)) and v != 'none':
+            _clash(f'{k}={v!r}', "space='feature'", ': it needs synthetic images, not vectors; leave out '
+                   'one of the two')
+    if p.preset == 'study': _clash("preset='study'", "space='feature'", ': choose another preset')
     if p.gan_pick == 'best':
-        raise BadInput("gan_pick='best' does not go with space='feature', whose pool has no images to judge: choose "
-                       "'last'.")
-    source = (p.extractor or '').partition(':')[0]
-    if p.extractor and source != 'torchvision':
+        _clash("gan_pick='best'", "space='feature'", ", whose pool has no images to judge: choose 'last'")
+    if p.extractor and p.extractor.partition(':')[0] != 'torchvision':
         raise BadInput(f"extractor={p.extractor!r} is unknown: leave it out for our own classifier, or give "
                        "'torchvision:NAME'.")
     if p.extractor and p.weights is None:
         raise BadInput(f"extractor={p.extractor!r} needs weights: give a file, nothing is downloaded.")
     if p.weights is not None and not p.extractor:
         raise BadInput("weights needs extractor: name the net, as in extractor='torchvision:resnet18'.")
-    from synthrob.data.files import existing
     if p.weights is not None: existing(p.weights)
     _check_layer(p.extractor or p.cnn, p.size, p.channels or 1, p.layer)
 

@@ -5,7 +5,7 @@
 # %% ../../nbs/split/04_run.ipynb #52a12d26
 from __future__ import annotations
 from dataclasses import asdict, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
@@ -48,19 +48,14 @@ class SplitRun:
         p:SplitParams # complete, from `check_params`
     ):
         self.p, self.cond, self.leak = p, conditions(p), p.copies == 'none'     # as in the protocol of the study
-
-    def _stage(self, kind, params, work, version=1, **inputs):
-        return Stage(kind, params, work, inputs, version, self.p.out, self.p.device)
-
-    _vocab = property(lambda self: [o.strip() for o in self.p.vocab.split(',')] if self.p.vocab else None)
+        self._vocab = [o.strip() for o in p.vocab.split(',')] if p.vocab else None
+        self.folds = p.folds or 1                                               # 1: one test part
 
     @cached_property
     def _source(self):
         "The stage of the data, and a function that reads it"
         p, (source, _, name) = self.p, self.p.data.partition(':')
         return data_stage(source, p.path, self._vocab, p.size, p.channels, p.out, **(dict(name=name) if name else {}))
-
-    folds = property(lambda self: self.p.folds or 1, doc="The number of folds; 1: one test part")
 
     @cached_property
     def judge(self) -> SplitRun:
@@ -84,63 +79,56 @@ class SplitRun:
         return f"SplitRun({', '.join(f'{k} {s.hash}{done(s)}' for k, s in self.stages.items())})"
 
 # %% ../../nbs/split/04_run.ipynb #77e9d135
-def _recipe(p):
-    "The recipe of the experiment's GAN"
+def _gan_recipe(p):
     return gan_recipe(p.gan_arch, **{k: v for k, v in dict(nf=p.gan_width, bs=p.gan_bs).items() if v is not None})
+
+@patch(as_prop=True)
+def recipe(self:SplitRun):
+    "The recipe of the classifier, or of the head"
+    p, on_vectors = self.p, self.cond['feature']
+    name, epochs = (p.head, p.head_epochs) if on_vectors else (p.cnn, p.cnn_epochs)
+    return cnn_recipe(name, epochs=epochs, min_steps=p.min_steps)
 
 @patch(as_prop=True)
 def stages(self:SplitRun) -> dict: # kind -> `Stage`, in the order in which they are made
     "The stages of the experiment; none of them is made by looking"
-    if 'stages' in self.__dict__: return self.__dict__['stages']
-    p, c = self.p, self.cond
-    vector, s = c['feature'], dict(data=self._source[0])
-    own = dict(vocab=p.vocab, split_seed=p.split_seed, real_share=p.real_share, leak=self.leak)
+    if 'stages' not in self.__dict__: self.__dict__['stages'] = _graph(self)
+    return self.__dict__['stages']
+
+# %% ../../nbs/split/04_run.ipynb #0d9bc3a0
+def _graph(run):
+    "The stages of an experiment"
+    p, c, s = run.p, run.cond, dict(data=run._source[0])
+    def add(kind, params, work, version=1, **inputs):
+        s[kind] = Stage(kind, params, partial(work, run), inputs, version, p.out, p.device)
+    own = dict(vocab=p.vocab, split_seed=p.split_seed, real_share=p.real_share, leak=run.leak)
     if p.groups: own['groups'] = p.groups
-    if self.folds > 1: own |= dict(folds=self.folds, fold=p.fold)
-    if p.copies == 'near' and not self.leak and p.data != 'faces':    # each face is drawn anew
-        s['copies'] = near_stage(*self._source, self._vocab, p.out)[0]
-    s['parts'] = self._stage('parts', own, self._split, data=s['data'], copies=s.get('copies'))
-    if vector: s['features'] = self._features_stage(s['parts'])
-    train, many = s['features'] if vector else s['parts'], dict(processes=p.processes) if p.processes > 1 else {}
+    if run.folds > 1: own |= dict(folds=run.folds, fold=p.fold)
+    if p.copies == 'near' and not run.leak and p.data != 'faces':    # each face is drawn anew
+        s['copies'] = near_stage(*run._source, run._vocab, p.out)[0]
+    add('parts', own, _split, data=s['data'], copies=s.get('copies'))
+    if c['feature']:
+        add('features', dict(layer=p.layer, net=p.extractor, weights=p.weights and hash_file(p.weights)), _extract,
+            train=s['parts'], extractor=None if p.extractor else run.judge.stages['split'])
+    train, many = s.get('features', s['parts']), dict(processes=p.processes) if p.processes > 1 else {}
     best, judge = p.gan_pick == 'best' and c['gan'], None
-    if best or p.reject or (p.quality != 'none' and c['pool']): judge = self.judge.stages['split']
+    if best or p.reject or (p.quality != 'none' and c['pool']): judge = run.judge.stages['split']
     if c['gan']:
-        own = params_of(p, GANParams) | dict(gan_arch=_recipe(p).params)
-        s['gan'] = self._stage('gan', own | many, self._train_gan, 2, train=train, judge=judge if best else None)
+        own = params_of(p, GANParams) | dict(gan_arch=_gan_recipe(p).params)
+        add('gan', own | many, _train_gan, 2, train=train, judge=judge if best else None)
     if c['pool']:
         own = dict(params_of(p, PoolParams), pool=p.pool and content_key(p.pool, Path(p.out)/'data'),
                    multiple=pool_multiple(p.ratio, p.how, p.classes) if c['gan'] else None)
         if p.pool: own['copies'] = p.copies
-        picky = judge if p.reject else None
-        s['pool'] = self._stage('pool', own, self._make_pool, train=train, gan=s.get('gan'), judge=picky)
-    own = params_of(p, MixParams) | dict(recipe=self.recipe.params, cnn_seed=p.cnn_seed)
+        add('pool', own, _make_pool, train=train, gan=s.get('gan'), judge=judge if p.reject else None)
+    own = params_of(p, MixParams) | dict(recipe=run.recipe.params, cnn_seed=p.cnn_seed)
     own |= {f.name: v for f in fields(UseParams) if (v := getattr(p, f.name)) != f.default}
-    teacher = self.teacher.stages['split'] if c['soft'] else None
-    s['split'] = self._stage('split', own | many, self._train_classifier, train=train, pool=s.get('pool'),
-                             teacher=teacher)
+    teacher = run.teacher.stages['split'] if c['soft'] else None
+    add('split', own | many, _train_classifier, train=train, pool=s.get('pool'), teacher=teacher)
     if p.robustness != 'none':
-        level = asdict(robustness_level(p.robustness))
-        s['robustness'] = self._stage('robustness', dict(level=level), self._evaluate_robustness, split=s['split'])
-    if p.quality != 'none' and c['pool']:
-        s['quality'] = self._stage('quality', {}, self._evaluate_pool, 2, pool=s['pool'], judge=judge)
-    self.__dict__['stages'] = s
+        add('robustness', dict(level=asdict(robustness_level(p.robustness))), _evaluate_robustness, split=s['split'])
+    if p.quality != 'none' and c['pool']: add('quality', {}, _evaluate_pool, 2, pool=s['pool'], judge=judge)
     return s
-
-# %% ../../nbs/split/04_run.ipynb #0d9bc3a0
-@patch(as_prop=True)
-def recipe(self:SplitRun):
-    "The recipe of the classifier, or of the head"
-    p = self.p
-    name, epochs = (p.head, p.head_epochs) if self.cond['feature'] else (p.cnn, p.cnn_epochs)
-    return cnn_recipe(name, epochs=epochs, min_steps=p.min_steps)
-
-# %% ../../nbs/split/04_run.ipynb #45de31d7
-@patch
-def _features_stage(self:SplitRun, parts):
-    p = self.p
-    own = dict(layer=p.layer, net=p.extractor, weights=p.weights and hash_file(p.weights))
-    ours = None if p.extractor else self.judge.stages['split']
-    return self._stage('features', own, self._extract, train=parts, extractor=ours)
 
 # %% ../../nbs/split/04_run.ipynb #0a9aa7e5
 @patch
@@ -162,41 +150,24 @@ def near(self:SplitRun) -> pd.DataFrame|None:
     "The pairs of near copies among `images`, as from `near_duplicates`; None if they were not looked for"
     return pd.read_parquet(self._need('copies').file('pairs.parquet')) if 'copies' in self.stages else None
 
-def _share(images, train, share, seed):
-    "The first `share` of the indices `train` in nested order; raises `BadInput` if a class would have none"
-    keep = nested_order(images.y[train], images.c, seed)[:round(share*len(train))].sort()[0]
-    if (images.y[train][keep].bincount(minlength=images.c) == 0).any():
-        raise BadInput(f"real_share={share} leaves a class without a training image: choose a larger share.")
-    return train[keep]
-
-@patch
-def _find_copies(self:SplitRun, stage):
-    "Work of the stage 'copies'"
-    pairs = near_duplicates(self.images)
-    y = self.images.y.numpy()
-    write_parquet(stage.file('pairs.parquet'), pairs)
-    return dict(pairs=len(pairs), labels_differ=int((y[pairs.a] != y[pairs.b]).sum()))
-
-# %% ../../nbs/split/04_run.ipynb #1ab34eda
-@patch
-def _split(self:SplitRun, stage):
-    "Work of the stage 'parts'"
-    p, subject = self.p, None
-    if p.metric: check_metric(p.metric, self.images.vocab)
-    if p.groups: subject = subjects(self.images, p.groups, p.path)
-    s = split_data(self.images, seed=p.split_seed, leak=self.leak, subject=subject, near=self.near, folds=self.folds,
-                   fold=p.fold)
-    if not self.leak: check_no_leak(self.images, s)
-    used = _share(self.images, s.train, self.p.real_share, self.p.split_seed)
-    write_parquet(stage.file('parts.parquet'), s.table.assign(used=np.isin(np.arange(len(s.table)), used)))
-    return dict(report=s.report, n_used=len(used))
-
-
 @patch(as_prop=True)
 def images(self:SplitRun) -> Dataset:
     "All images of the source"
     if '_images' not in self.__dict__: self._need('data'); self._images = self._source[1]()
     return self._images
+
+def _split(run, stage):
+    p, images, subject = run.p, run.images, None
+    if p.metric: check_metric(p.metric, images.vocab)
+    if p.groups: subject = subjects(images, p.groups, p.path)
+    s = split_data(images, seed=p.split_seed, leak=run.leak, subject=subject, near=run.near, folds=run.folds,
+                   fold=p.fold)
+    if not run.leak: check_no_leak(images, s)
+    used = s.train[nested_order(images.y[s.train], images.c, p.split_seed)[:round(p.real_share*len(s.train))].sort()[0]]
+    if (images.y[used].bincount(minlength=images.c) == 0).any():
+        raise BadInput(f"real_share={p.real_share} leaves a class without a training image: choose a larger share.")
+    write_parquet(stage.file('parts.parquet'), s.table.assign(used=np.isin(np.arange(len(s.table)), used)))
+    return dict(report=s.report, n_used=len(used))
 
 # %% ../../nbs/split/04_run.ipynb #59f2669d
 @patch(as_prop=True)
@@ -234,14 +205,12 @@ def extractor(self:SplitRun) -> Extractor:
     net = pretrained(p.extractor.partition(':')[2], p.weights) if p.extractor else self.judge.classifier()
     return Extractor(net, p.layer, flip=not p.extractor and self.judge.recipe.flip)
 
-@patch
-def _extract(self:SplitRun, stage):
-    "Work of the stage 'features'"
-    v = extract(self.extractor().to(default_device(self.p.device)), self.images.x)
-    scale = Scale.of(v[self.train_idx])
+def _extract(run, stage):
+    v = extract(run.extractor().to(default_device(run.p.device)), run.images.x)
+    scale = Scale.of(v[run.train_idx])
     write_tensors(stage.file('scale.safetensors'), scale.state_dict())
     write_array(stage.file('vectors.npy'), scale(v))
-    return dict(n=len(v), dim=v.shape[1], constant=int((v[self.train_idx].std(0) <= 1e-6).sum()))
+    return dict(n=len(v), dim=v.shape[1], constant=int((v[run.train_idx].std(0) <= 1e-6).sum()))
 
 @patch
 def items(self:SplitRun,
@@ -255,91 +224,77 @@ def items(self:SplitRun,
     return Dataset(x, part.y, part.vocab, {k: v for k, v in part.cols.items() if k != 'group'}, part.about)
 
 # %% ../../nbs/split/04_run.ipynb #5f3578cc
-@patch
-def _gan_data(self:SplitRun):
-    "The items that the GAN is trained on"
-    s = self.splits
-    return self.images.subset(torch.cat([s.train, s.test])) if self.p.preset == 'study' else self.items('train')
-
-@patch
-def _fit_gan(self:SplitRun, folder):
+def _fit_gan(run, folder):
     "Train the GAN, in this process or as one of several"
-    p = self.p
-    r = _recipe(p)
-    learn, best, cbs = gan_learner(self._gan_data(), r, seed=p.gan_seed, device=p.device), None, []
+    p, s, best, cbs = run.p, run.splits, None, []
+    data = run.images.subset(torch.cat([s.train, s.test])) if p.preset == 'study' else run.items('train')
+    learn = gan_learner(data, _gan_recipe(p), seed=p.gan_seed, device=p.device)
     if p.gan_pick == 'best':
-        best = SaveBestGAN(self.judge.classifier(), self.part('valid'), every=3, path=folder/'best.safetensors')
+        best = SaveBestGAN(run.judge.classifier(), run.part('valid'), every=3, path=folder/'best.safetensors')
         cbs = [best]
-    if not self.cond['feature']: cbs = [SampleSheet(folder/'samples', every=10), *cbs]
+    if not run.cond['feature']: cbs = [SampleSheet(folder/'samples', every=10), *cbs]
     with distributed(learn): learn.fit_gan(p.gan_images, folder/CHECKPOINT, cbs=[] if process_rank() else cbs)
     return learn, best
 
-@patch
-def _train_gan(self:SplitRun, stage):
-    "Work of the stage 'gan'"
-    if not self.leak: check_held_out(self.part('train').x, self.holdout)
-    self._launch('_fit_gan', stage, 30)
-    learn, best = self._fit_gan(stage.path)                # after several processes, it is found finished
+def _train_gan(run, stage):
+    if not run.leak: check_held_out(run.part('train').x, run.holdout)
+    _launch(run, '_fit_gan', stage, 30)
+    learn, best = _fit_gan(run, stage.path)                # after several processes, it is found finished
     save_gan(learn.model, stage.file('gan.safetensors'))
     why = learn.failure and f"{learn.failure['sentence']} Try another gan_seed, gan_arch or more gan_images."
     return dict(history=learn.history, n_train=len(learn.dls.train.dataset), failure=learn.failure,
-                **(dict(problem=why) if why else {}), vocab=self.images.vocab,
-            curve=best and best.curve.to_dict('list'))
+                **(dict(problem=why) if why else {}), vocab=run.images.vocab,
+                curve=best and best.curve.to_dict('list'))
 
-@patch
-def _gan(self:SplitRun): return load_gan(self._need('gan').file('gan.safetensors'), default_device(self.p.device))
+def _load_gan(run): return load_gan(run._need('gan').file('gan.safetensors'), default_device(run.p.device))
 
-@patch
-def _filter(self:SplitRun):
+def _filter(run):
     "Arguments of a filter by the judge, if the experiment has one"
-    if not self.p.reject: return {}
-    model = self.judge.classifier()
-    return dict(model=model, threshold=confidence_thresholds(model, self.part('valid'), 1 - self.p.reject))
+    if not run.p.reject: return {}
+    model = run.judge.classifier()
+    return dict(model=model, threshold=confidence_thresholds(model, run.part('valid'), 1 - run.p.reject))
 
 # %% ../../nbs/split/04_run.ipynb #ad7f7bc4
-@patch
-def _near_in(self:SplitRun, pool, n=1000):
+def _near_in(run, pool, n=1000):
     "Shares of `n` images of `pool` that are near copies of training and of held-out images, for the record"
     some = pool.x[torch.randperm(len(pool), generator=generator('near copies'))[:n]]
-    pairs, part = near_duplicates(some, self.images, progress=False), self.splits.table.part.to_numpy()
+    pairs, part = near_duplicates(some, run.images, progress=False), run.splits.table.part.to_numpy()
     share = lambda *names: pairs.a[np.isin(part[pairs.b], names)].nunique()/len(some)
     return dict(near_copies=dict(n=len(some), train=share('train'), holdout=share('valid', 'test')))
 
-@patch
-def _without_copies(self:SplitRun, pool):
-    "The images of `pool` that are no near copies of validation or test images; raises `BadInput` if a class has none"
-    pairs = near_duplicates(pool, self.holdout)
-    keep = torch.ones(len(pool), dtype=torch.bool)
-    keep[torch.tensor(pairs.a.tolist(), dtype=torch.int64)] = False
-    for c,n in zip(pool.vocab, pool.y[keep].bincount(minlength=pool.c)):
-        if not n: raise BadInput(f"All images of class {c!r} in the pool are near copies of validation or test images: "
-                                 "a pool is synthetic, give other images.")
-    return pool.subset(keep, near_copies_removed=int((~keep).sum()))
+def _pool_from_elsewhere(run):
+    "The images of a folder, without near copies of held-out images; raises `BadInput` if a class has none left"
+    p, (c, h, _) = run.p, run.images.x.shape[1:]
+    pool = pool_from_folder(p.pool, run.images.vocab, h, c, f'made elsewhere: {Path(p.pool).name}', run.images.x, p.out)
+    gone = {f"of class {c!r}, which the real images lack": n for c, n in pool.about['left_out'].items()}
+    if p.copies == 'near':
+        keep = torch.ones(len(pool), dtype=torch.bool)
+        keep[torch.tensor(near_duplicates(pool, run.holdout).a.tolist(), dtype=torch.int64)] = False
+        for c, n in zip(pool.vocab, pool.y[keep].bincount(minlength=pool.c)):
+            if not n: raise BadInput(f"All images of class {c!r} in the pool are near copies of validation or test "
+                                     "images: a pool is synthetic, give other images.")
+        pool = pool.subset(keep, near_copies_removed=int((~keep).sum()))
+        gone['near copies of validation or test images'] = pool.about['near_copies_removed']
+    for what, n in gone.items():
+        if n: print(f"{n:,} images of the pool are left out: {what}.")
+    return pool
 
-@patch
-def _make_pool(self:SplitRun, stage):
-    "Work of the stage 'pool'"
-    p, how = self.p, self._filter()
-    if self.cond['gan']:
-        n = int(self.part('train').y.bincount().max())*stage.params['multiple']
-        pool = sample_pool(self._gan(), n, noise_std=p.noise_std, seed=p.pool_seed, vocab=self.images.vocab, **how)
+def _make_pool(run, stage):
+    p, how = run.p, _filter(run)
+    if run.cond['gan']:
+        n = int(run.part('train').y.bincount().max())*stage.params['multiple']
+        pool = sample_pool(_load_gan(run), n, noise_std=p.noise_std, seed=p.pool_seed, vocab=run.images.vocab, **how)
     else:
-        (c, h, _), made_by = self.images.x.shape[1:], f'made elsewhere: {Path(p.pool).name}'
-        pool = pool_from_folder(p.pool, self.images.vocab, h, c, made_by, self.images.x, p.out)
-        if p.copies == 'near': pool = self._without_copies(pool)
-        gone = {f"of class {c!r}, which the real images lack,": n for c, n in pool.about['left_out'].items()}
-        gone['near copies of validation or test images'] = pool.about.get('near_copies_removed')
-        for what, n in gone.items():
-            if n: print(f"{n:,} images of the pool are left out: {what}.".replace(',.', '.'))
+        pool = _pool_from_elsewhere(run)
         if how: pool = filter_pool(pool, label_confidence(how['model'], pool), how['threshold'])
         pool = pool.subset(nested_order(pool.y, pool.c, p.pool_seed))
     pool.save(stage.path)
-    near = self._near_in(pool) if pool.is_images and p.copies == 'near' else {}
-    more = dict(problem=o) if (o := pool_problem(pool, self.items('train'))) else {}
+    near = _near_in(run, pool) if pool.is_images and p.copies == 'near' else {}
+    more = dict(problem=o) if (o := pool_problem(pool, run.items('train'))) else {}
     n = dict(zip(pool.vocab, pool.y.bincount(minlength=pool.c).tolist()))
     return pool.about | near | more | dict(n=n, content=pool.hash)
 
-# %% ../../nbs/split/04_run.ipynb #1ebfd2c5
+# %% ../../nbs/split/04_run.ipynb #90981a53
 @patch(as_prop=True)
 def pool(self:SplitRun) -> Dataset|None:
     "The synthetic items, mapped from the disk; None if there are none"
@@ -347,7 +302,6 @@ def pool(self:SplitRun) -> Dataset|None:
     if '_pool' not in self.__dict__: self._pool = Dataset.load(self._need('pool').path)
     return self._pool
 
-# %% ../../nbs/split/04_run.ipynb #90981a53
 @patch(as_prop=True)
 def mixture(self:SplitRun) -> Dataset:
     "The training set of the classifier"
@@ -384,60 +338,56 @@ def leak_worth(ev:Evaluation, # of the test part
 # %% ../../nbs/split/04_run.ipynb #792229be
 PGD_STEPS = 20    # of the attack whose survivors are the robust accuracy
 
-@patch
-def _fit_classifier(self:SplitRun, folder):
+def _fit_classifier(run, folder):
     "Train the classifier, in this process or as one of several"
-    p, cbs, data = self.p, [], self.mixture
+    p, cbs, data = run.p, [], run.mixture
     if p.refresh_every:
-        how = dict(noise_std=p.noise_std, seed=p.pool_seed, **self._filter())
-        cbs = [RefreshSynthetic(self._gan(), p.refresh_every, **how)]
+        how = dict(noise_std=p.noise_std, seed=p.pool_seed, **_filter(run))
+        cbs = [RefreshSynthetic(_load_gan(run), p.refresh_every, **how)]
     if p.schedule == 'pretrain': cbs.append(SyntheticFirst())
     if p.training == 'adversarial': cbs.append(AdversarialTraining(p.attack_eps))
-    if p.labels == 'soft': data = soft_labels(data, self.teacher.classifier(), p.temperature, self.recipe.flip)
-    learn = cnn_learner(data, self.items('valid'), self.recipe, seed=p.cnn_seed, device=p.device)
+    if p.labels == 'soft': data = soft_labels(data, run.teacher.classifier(), p.temperature, run.recipe.flip)
+    learn = cnn_learner(data, run.items('valid'), run.recipe, seed=p.cnn_seed, device=p.device)
     if p.equal == 'epochs':
         learn.recipe = replace(learn.recipe, epochs=round(learn.recipe.epochs*len(data)/data.epoch_len))
     with distributed(learn): learn.fit_recipe(path=folder/CHECKPOINT, cbs=cbs)
     return learn
 
-@patch
-def _given(self:SplitRun):
-    "The parameters; `fold` only if there are several, and of paths the name only"
-    name = lambda k, v: Path(v).name if k in ('path', 'pool', 'weights', 'out') and v else v
-    return {k: name(k, v) for k, v in asdict(self.p).items() if k != 'fold' or self.folds > 1}
-
 # %% ../../nbs/split/04_run.ipynb #22a9d5e4
-@patch
-def _train_classifier(self:SplitRun, stage):
-    "Work of the stage 'split'"
-    p, s, real = self.p, self.splits, self.part('train')
+def _given(p, folds):
+    "The parameters for the record: `fold` only if there are several, of paths the name only"
+    name = lambda k, v: Path(v).name if k in ('path', 'pool', 'weights', 'out') and v else v
+    return {k: name(k, v) for k, v in asdict(p).items() if k != 'fold' or folds > 1}
+
+def _train_classifier(run, stage):
+    p, s, real = run.p, run.splits, run.part('train')
     a = plan(real.y, real.c, p.ratio, p.how, p.classes, p.split_seed)
-    if not self.leak:
-        x = take(real.x, a.keep) if self.cond['feature'] else self.mixture.x
-        check_held_out(x, self.holdout, 1000*(p.copies == 'near'))
-    self._launch('_fit_classifier', stage, self.recipe.epochs)
-    learn = self._fit_classifier(stage.path)
-    evs = {k: evaluate(learn, self.items(k)) for k in ('valid', 'test')}
+    if not run.leak:
+        x = take(real.x, a.keep) if run.cond['feature'] else run.mixture.x
+        check_held_out(x, run.holdout, 1000*(p.copies == 'near'))
+    _launch(run, '_fit_classifier', stage, run.recipe.epochs)
+    learn = _fit_classifier(run, stage.path)
+    evs = {k: evaluate(learn, run.items(k)) for k in ('valid', 'test')}
     write_tensors(stage.file('cnn.safetensors'), {k: v.clone() for k, v in learn.model.state_dict().items()})
-    parts = {k: (ev, getattr(s, k).tolist(), self.part(k).names) for k, ev in evs.items()}
+    parts = {k: (ev, getattr(s, k).tolist(), run.part(k).names) for k, ev in evs.items()}
     table, scores = predictions_frame(parts), {k: ev.to_dict() for k, ev in evs.items()}
     if p.attack_eps:
         model, attacked = Predictor(learn).eval(), {}
         for k in evs:
-            attacked[k] = attack(model, self.part(k).x, self.part(k).y, 'pgd', p.attack_eps, steps=PGD_STEPS)
+            attacked[k] = attack(model, run.part(k).x, run.part(k).y, 'pgd', p.attack_eps, steps=PGD_STEPS)
         for k, o in attacked.items(): scores[k]['robust_accuracy'] = o.accuracy
         table['robust'] = torch.cat([o.correct for o in attacked.values()]).numpy()
     write_parquet(stage.file('predictions.parquet'), table)
     kept = real.y[a.keep].bincount(minlength=real.c).tolist()
     counts = {c: dict(real=r, added=int(n)) for c, r, n in zip(real.vocab, kept, a.add)}
     problem = learning_problem(learn)
-    if p.labels == 'soft': problem = problem or self.teacher.stages['split'].record.get('problem')
+    if p.labels == 'soft': problem = problem or run.teacher.stages['split'].record.get('problem')
     leak = leak_worth(evs['test'], s.table.leaked.to_numpy()[s.test.numpy()])
     return dict(**scores, history=learn.history, counts=counts,
                 steps=len(learn.dls.train)*learn.recipe.epochs, bs=learn.recipe.bs, epochs=learn.recipe.epochs,
-                given=self._given(), folds=self.folds, splits=s.report, leak=leak,
-                **(dict(problem=problem) if problem else {}),
-                broken=self.images.about['broken'], pool=self.pool and self.stages['pool'].record)
+                given=_given(p, run.folds), folds=run.folds,
+                splits=s.report, leak=leak, **(dict(problem=problem) if problem else {}),
+                broken=run.images.about['broken'], pool=run.pool and run.stages['pool'].record)
 
 @patch
 def evaluation(self:SplitRun,
@@ -446,7 +396,6 @@ def evaluation(self:SplitRun,
     "Return the evaluation of the classifier on a part"
     return evaluation_from(pd.read_parquet(self._need('split').file('predictions.parquet')), part)
 
-# %% ../../nbs/split/04_run.ipynb #3390a885
 @patch
 def classifier(self:SplitRun) -> nn.Module: # images in [0,1] to logits, in eval mode
     "Read the trained classifier; of vectors, with extractor and scale in front"
@@ -458,11 +407,9 @@ def classifier(self:SplitRun) -> nn.Module: # images in [0,1] to logits, in eval
     return nn.Sequential(self.extractor(), scale, net).to(device).eval()
 
 # %% ../../nbs/split/04_run.ipynb #5db2c678
-@patch
-def _evaluate_robustness(self:SplitRun, stage):
-    "Work of the stage 'robustness'"
-    flip = self.recipe.flip and not self.cond['feature']                            # an extractor averages by itself
-    return evaluate_robustness(self.classifier(), self.part('test'), self.p.robustness, self.part('valid'),
+def _evaluate_robustness(run, stage):
+    flip = run.recipe.flip and not run.cond['feature']                            # an extractor averages by itself
+    return evaluate_robustness(run.classifier(), run.part('test'), run.p.robustness, run.part('valid'),
                                path=stage.path, flip=flip).to_dict()
 
 @patch(as_prop=True)
@@ -470,10 +417,8 @@ def robustness(self:SplitRun) -> Robustness|None:
     "The robustness of the classifier; None if it is not evaluated"
     return Robustness.load(self._need('robustness').path) if 'robustness' in self.stages else None
 
-@patch
-def _evaluate_pool(self:SplitRun, stage):
-    "Work of the stage 'quality'"
-    r = evaluate_pool(self.pool, self.part('train'), self.part('valid'), self.judge.classifier())
+def _evaluate_pool(run, stage):
+    r = evaluate_pool(run.pool, run.part('train'), run.part('valid'), run.judge.classifier())
     with replacing(stage.file('nearest.png')) as t:
         r.plot_nearest()[0, 0].figure.savefig(t, format='png', bbox_inches='tight')
     plt.close()
@@ -502,16 +447,14 @@ def fit(self:SplitRun,
     return self
 
 # %% ../../nbs/split/04_run.ipynb #eb1328d7
-@patch
-def _launch(self:SplitRun, method, stage, n_epoch):
-    "Run `method` in several processes that share a training, if there are to be several"
-    params = dict(method=method, given=asdict(self.p), folder=str(stage.path))
-    if self.p.processes > 1: launch('synthrob.split.run:train_share', params, self.p.processes, n_epoch)
+def _launch(run, fit, stage, n_epoch):
+    "Run `fit` in several processes that share a training, if there are to be several"
+    params = dict(fit=fit, given=asdict(run.p), folder=str(stage.path))
+    if run.p.processes > 1: launch('synthrob.split.run:train_share', params, run.p.processes, n_epoch)
 
-# %% ../../nbs/split/04_run.ipynb #be1e5384
-def train_share(method:str, # '_fit_gan' or '_fit_classifier'
+def train_share(fit:str,    # '_fit_gan' or '_fit_classifier'
                 given:dict, # parameters of the experiment
                 folder:str  # of the unfinished stage
                ):
     "Train one process's share of a stage (see `synthrob.core.distributed.launch`)"
-    getattr(SplitRun(check_params(given)), method)(Path(folder))
+    globals()[fit](SplitRun(check_params(given)), Path(folder))

@@ -6,6 +6,7 @@
 from __future__ import annotations
 import contextlib, logging, os, queue, shlex, shutil, signal, socket, subprocess, sys, time, traceback
 from concurrent.futures import CancelledError
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 import dask, pandas as pd, torch
@@ -151,16 +152,11 @@ def open_cluster(folder,            # for logs of jobs
 class _Line:
     "A line of progress: rewritten in a notebook or terminal, added every 30 s in a log"
     def __init__(self): self.handle, self.shown, self.when = None, '', -30.
-    def say(self,
-            text # a line
-           ):
+    def say(self, text):
         "Print `text` above the line"
         print('\r\x1b[2K'*sys.stderr.isatty() + text, file=sys.stdout if in_notebook() else sys.stderr, flush=True)
-    def show(self,
-             text,      # a line
-             last=False # it stays
-            ):
-        "Replace the line"
+    def show(self, text, last=False):
+        "Replace the line; the `last` one stays"
         if text == self.shown and not last: return
         if in_notebook():
             from IPython.display import display
@@ -193,7 +189,7 @@ class Run:
                 if s.hash in self.futures or s.hash not in self.todo: continue
                 inputs = [self.futures[o.hash] for o in s.inputs.values() if o.hash in self.futures]
                 self.futures[s.hash] = client.submit(
-                    make_stage, c.params, s.hash, c.kernel, *inputs, key=_key(s), priority=-rank,
+                    make_stage, asdict(c.p), s.hash, c.kernel, *inputs, key=_key(s), priority=-rank,
                     resources=dict(gpu=1) if gpu and s.kind == 'gan' else None)
             self.futures[c.hash].add_done_callback(lambda f, c=c: self.ended.put((c, f)))
         self.keys = {f.key for f in self.futures.values()}

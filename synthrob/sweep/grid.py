@@ -114,7 +114,6 @@ def execute(params:dict, # of the experiment
     execute_notebook(nb, dest, params, None if kernel else 'synthrob', False, progress_bar=False,
                      kernel_name='python3', language='python')          # whatever kernel the notebook was saved with
 
-# %% ../../nbs/sweep/01_grid.ipynb #f7d658f5
 class Cell:
     "One experiment of a sweep, as a stage that executes the notebook"
     def __init__(self,
@@ -125,19 +124,13 @@ class Cell:
         self.p, self.kernel, whole = p, kernel, lambda o: o and str(Path(o).expanduser().absolute())
         for k in ('out', 'path', 'pool', 'weights'): setattr(p, k, whole(getattr(p, k)))
         self.run = run = SplitRun(p)
-        self._share({} if seen is None else seen)
+        key, seen = (p.data, p.path, p.vocab, p.size, p.channels), {} if seen is None else seen
+        if key in seen: run._source = seen[key]
+        else: seen[key] = run._source
         used = {o for s in run.stages.values() for o in s.inputs.values()}
         last = {k: s for k, s in run.stages.items() if s not in used}
         self.stage = Stage('cell', {}, self._execute, last, out=p.out, device=p.device)
         self.hash = self.stage.hash
-
-    def _share(self, seen):
-        "Take data stages from `seen`, or add them"
-        p, run = self.p, self.run
-        def share(name, *key):
-            if key in seen: setattr(run, name, seen[key])
-            else: seen[key] = getattr(run, name)
-        share('_source', p.data, p.path, p.vocab, p.size, p.channels)
 
     def _execute(self, stage):
         "Work of the stage"
@@ -146,14 +139,9 @@ class Cell:
 
 # %% ../../nbs/sweep/01_grid.ipynb #cee4589d
 @patch(as_prop=True)
-def params(self:Cell) -> dict: # name -> value
-    "The parameters of the experiment"
-    return asdict(self.p)
-
-@patch(as_prop=True)
 def given(self:Cell) -> dict: # name -> value
     "The parameters that have an effect"
-    return {k: v for k, v in self.params.items() if k not in idle_params(self.p)}
+    return {k: v for k, v in asdict(self.p).items() if k not in idle_params(self.p)}
 
 @patch(as_prop=True)
 def error(self:Cell) -> dict|None: # of its last execution: `error` in one line, `when`, `notebook`, `traceback`
@@ -329,10 +317,9 @@ def price(self:Sweep,
     known = f"about {_span(seconds)}{side} by finished stages on {', '.join(sorted(costs.devices))}"
     if not unknown: return known
     kinds = ', '.join(f'{n} of {k!r}' for k, n in unknown.items())
-    more = f'; the others: {known}' if seconds else ''
     whole = ' without interruption'*bool(costs.resumed & set(unknown))
     return (f"not known for {_n(sum(unknown.values()), 'stage')} ({kinds}): nothing like them has been run here{whole}"
-            f"{more}")
+            + f'; the others: {known}'*bool(seconds))
 
 # %% ../../nbs/sweep/01_grid.ipynb #86955df0
 @patch
@@ -380,15 +367,6 @@ def head(self:Sweep) -> str:
                       *(f"Left out {_n(n, 'combination')}: {why}" for why, n in self.left_out.items())])
 
 @patch
-def _test(self:Sweep, sd) -> tuple: # text; the difference shown at best; folds
-    "Say what the test part of the first cell can show; data and parts are made for it"
-    run, seeds = self.cells[0].run, {one['cnn_seed'] for one, _ in self.combos}
-    run.make('parts')
-    args = run.images, run.splits
-    return (detectable(*args, len(seeds), self.metric, self.margin, sd or .014), difference_limit(*args, self.metric),
-            run.folds)
-
-@patch
 def plan(self:Sweep,
          effect:float=.02, # difference in accuracy to show
          sd:float=None,    # of paired differences; None: that of finished pairs, or else .014
@@ -396,13 +374,15 @@ def plan(self:Sweep,
          alpha:float=.05,  # probability of showing one where there is none
          slots:int=1       # cells side by side
         ) -> str:
-    "Describe the sweep, its price, whether it has enough seeds, and what its test part can show"
-    test, limit, folds = self._test(sd)
+    "Describe the sweep, its price, whether it has enough seeds, and what its test part (of the first cell) can show"
+    run, seeds = self.cells[0].run, {one['cnn_seed'] for one, _ in self.combos}
+    run.make('parts')
+    limit = difference_limit(run.images, run.splits, self.metric)
+    test = detectable(run.images, run.splits, len(seeds), self.metric, self.margin, sd or .014)
     return '\n'.join([self.head(), '', self.overview().to_string(), '', f"Cost: {self.price(slots)}.",
-                      f"Seeds: {self._enough(effect, sd, power, alpha, limit, folds)}", f"Test part: {test}",
+                      f"Seeds: {self._enough(effect, sd, power, alpha, limit, run.folds)}", f"Test part: {test}",
                       f"Margin: values of {self.metric or 'the metric'} that differ by less than {self.margin:.1%} "
                       "will be called equivalent."])
-
 
 # %% ../../nbs/sweep/01_grid.ipynb #b61150ac
 @patch

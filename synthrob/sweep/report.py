@@ -8,6 +8,7 @@ import argparse, ast, re, shlex, sys
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
+from importlib.resources import files
 from io import StringIO
 from itertools import count
 from pathlib import Path
@@ -168,24 +169,26 @@ def headline(row,        # of `conclude`
     net, d, m = f"the {net_name(row)}", row['diff'], points(margin, False)
     if row.get('problem'): return f"No verdict on {net}: {row.problem}"
     if pd.isna(d): return f"No verdict on {net}: there is no complete pair of runs."
-    moved = f"from {points(row.baseline, False)} to {points(row.value, False)} %"
+    by, moved = points(abs(d), False), f"from {points(row.baseline, False)} to {points(row.value, False)} %"
     what = metric_name(row.get('metric') or 'accuracy')
-    begin = f"Undecided: with {arm.rstrip(',')}, the {what} of {net} changed"
-    if pd.isna(row.low): return f"{begin} {moved} for one seed; a single seed decides nothing."
+    begin = f"Undecided: with {arm.rstrip(',')}, the {what} of {net} was"
+    two = f"{points(row.value, False)} %, without {points(row.baseline, False)} %"
+    far = f"{by} points {'higher' if d > 0 else 'lower'} than without" if float(by) else 'the same as without'
+    if pd.isna(row.low): return f"{begin} {two}, for one seed; a single seed decides nothing."
     if row.cnn_seeds < (least := min_seeds(1 - level)):
         each, what = ', '.join(map(points, row.singles)), 'pairs' if row.n_folds > 1 else 'classifier seeds'
-        return (f"{begin} {moved}; {row.cnn_seeds} {what} decide nothing, {least} may. "
+        return (f"{begin} {two}; {row.cnn_seeds} {what} decide nothing, {least} may. "
                 f"The single pairs of runs: {each} points.")
     if row.verdict == 'undecided' and row.low == row.high:
-        return f"{begin} by exactly {points(d)} points in each of {row.cnn_seeds} pairs, as if one net were run again."
-    interval, by = f"({100*level:g} % interval {_interval(row)})", points(abs(d), False)
+        return f"{begin} exactly {far} in each of {row.cnn_seeds} pairs, as if one net were run again."
+    interval = f"({100*level:g} % interval {_interval(row)})"
     among = f", corrected for the choice among {row.among} arms" if row.get('among', 1) > 1 else ''
     return dict(
         better=f"Better: {arm} raised the {what} of {net} {moved}, by {by} points {interval}.",
         worse=f"Worse: {arm} lowered the {what} of {net} {moved}, by {by} points {interval}.",
         equivalent=f"Equivalent: {arm} changed the {what} of {net} by {points(d)} points {interval}, less than the "
                    f"equivalence margin of {m} points.",
-        undecided=f"{begin} by {points(d)} points {interval}. This shows neither a difference nor equivalence "
+        undecided=f"{begin} {far} {interval}. This shows neither a difference nor equivalence "
                   f"within {m} points{among}."
     )[row.verdict]
 
@@ -303,6 +306,14 @@ def _svg(draw, alt, size=(3., 2.4)):
     alt = to_xml(Span(alt), indent=False).split('>', 1)[1].rsplit('<', 1)[0].replace('"', '&quot;')
     return Safe(f'<svg {box} role="img" aria-label="{alt}">{s.strip()}')
 
+def _css():
+    "The style of the page, from the file beside this module"
+    return (files('synthrob.sweep')/'report.css').read_text(encoding='utf-8')
+
+def _grid(figures):
+    "Figures in rows of equal length, at most five, where there is room"
+    return Div(*figures, cls='grid', style=f'--n:{-(-len(figures)//-(-len(figures)//5)) if figures else 1}')
+
 def _html_table(rows, caption, text=(), chosen=()):
     "Dicts as a table, on a phone a card per row; `text` columns hold no numbers, `chosen` rows stand out"
     def cell(i, k, v):
@@ -313,49 +324,6 @@ def _html_table(rows, caption, text=(), chosen=()):
             for n, r in enumerate(rows)]
     return Div(Table(Caption(Span(caption)), Thead(head), Tbody(*body)), cls='wide', tabindex='0', role='region',
                aria_label=caption)
-
-# %% ../../nbs/sweep/07_report.ipynb #0a896a25
-_css = """
-.synthrob{--ink:#1b1f24;--soft:#57606a;--paper:#fff;--line:#d0d7de;--tint:#f3f5f8;--mark:#0173b2;
- color:var(--ink);background:var(--paper);max-width:84rem;margin:0 auto;padding:1rem;box-sizing:border-box;
- font:16px/1.5 system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',sans-serif}
-@media(prefers-color-scheme:dark){
- .synthrob{--ink:#e6e9ee;--soft:#a5afbb;--paper:#14171c;--line:#3a414b;--tint:#1e232a;--mark:#56b4e9}}
-.synthrob h1{font-size:1.1rem;font-weight:600;color:var(--soft);margin:0 0 .5rem}
-.synthrob h2{font-size:1.3rem;margin:2.2rem 0 .6rem;border-bottom:1px solid var(--line)}
-.synthrob h3{font-size:1.05rem;margin:1.2rem 0 .4rem}
-.synthrob .verdict{border-left:.4rem solid var(--mark);background:var(--tint);padding:.8rem 1rem;margin:.8rem 0}
-.synthrob .big{font-size:clamp(1.15rem,2.6vw,1.55rem);line-height:1.35;font-weight:600;margin:0}
-.synthrob .small{color:var(--soft);font-size:.9rem;margin:.4rem 0 0}
-.synthrob .warn{border:2px solid currentColor;padding:.5rem 1rem;font-weight:600}
-.synthrob .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,16rem),1fr));gap:1.2rem}
-.synthrob .maps{grid-template-columns:repeat(auto-fill,minmax(min(100%,20rem),1fr))}
-.synthrob .legend{max-width:20rem}
-.synthrob figure{margin:0;min-width:0}
-.synthrob svg{width:100%;max-width:27rem;height:auto;display:block}
-.synthrob svg *{stroke-linejoin:round;stroke-linecap:butt}
-.synthrob figcaption{font-size:.82rem;color:var(--soft);margin-top:.3rem}
-.synthrob .wide{overflow-x:auto;border:1px solid var(--line);margin:.6rem 0}
-.synthrob table{border-collapse:collapse;font-size:.82rem;width:100%;margin:0}
-.synthrob caption{text-align:left;caption-side:top;padding:0}
-.synthrob caption span{display:block;position:sticky;left:0;padding:.4rem .6rem;color:var(--soft);
- max-width:min(70rem,calc(100vw - 4rem));box-sizing:border-box}
-.synthrob th,.synthrob td{padding:.25rem .45rem;border-top:1px solid var(--line);text-align:right;white-space:nowrap;
- background:none;color:inherit;font-variant-numeric:tabular-nums}
-.synthrob th{font-weight:600}
-.synthrob thead th{white-space:normal;vertical-align:bottom}
-.synthrob .text{text-align:left;white-space:normal}
-.synthrob tr.chosen td,.synthrob tr.chosen th{background:var(--tint);font-weight:600}
-.synthrob li{margin:.3rem 0}
-@media(max-width:45rem){
- .synthrob thead{display:none}
- .synthrob tr{display:block;border-top:2px solid var(--line);padding:.3rem 0}
- .synthrob td,.synthrob tbody th{display:flex;justify-content:space-between;gap:1rem;border:0;
-  padding:.1rem .6rem;white-space:normal;text-align:left}
- .synthrob td::before{content:attr(data-label);color:var(--soft);flex:none;max-width:60%}
- .synthrob td[data-label=value]::before{content:none}
- .synthrob td:empty{display:none}}
-"""
 
 # %% ../../nbs/sweep/07_report.ipynb #a49bbf58
 def _listed(values, most=12):
@@ -642,8 +610,6 @@ def _exchange(rates, alpha):
                "images, if the metric grows with the logarithm of their number.")
 
 # %% ../../nbs/sweep/07_report.ipynb #abd00e6a
-def _bar(jobs, progress): return progress_bar(jobs, leave=False) if progress else jobs
-
 _robustness_words = (
     "A corruption imitates noise, blur, weather or compression; the figures are means over its severities. An attack "
     "changes the pixels just so that the classifier errs: FGSM in one step, PGD in several, AutoAttack by the best of "
@@ -654,7 +620,8 @@ def _tables(frame, table, margin, alpha, progress, most=12):
     have, top, own = set(frame[frame.part == 'test'].metric.unique()), table[table.headline], table.metric.iloc[0]
     metrics = [m for m in _metrics if m in have and m not in (own, 'recall')]
     jobs = [(m, {}) for m in metrics] + [('recall', dict(class_=k)) for k in frame['class'].dropna().unique()]
-    done = [differences(frame, m, 'test', margin, alpha, **more) for m, more in _bar(jobs, progress)]
+    bar = progress_bar(jobs, leave=False, display=progress)
+    done = [differences(frame, m, 'test', margin, alpha, **more) for m, more in bar]
     recalls = {more['class_']: t for (_, more), t in zip(jobs, done) if more}
     if len(recalls) <= most: return {own: table, **dict(zip(metrics, done))}, recalls, ''
     moved = lambda k: -recalls[k]['diff'].loc[top.index].abs().max()
@@ -677,7 +644,7 @@ def _figures(frame, table, metrics, recalls, margin, alpha, progress):
         jobs['maps', name] = [partial(_heat_figure, g, name, how + ', smallest classes first'*(k == 'balance'), limit)
                               for (how, k), g in maps]
     drawn, todo = {k: [] for k in jobs}, [(k, job) for k, some in jobs.items() for job in some]
-    for k, job in _bar(todo, progress): drawn[k].append(job())
+    for k, job in progress_bar(todo, leave=False, display=progress): drawn[k].append(job())
     return drawn
 
 # %% ../../nbs/sweep/07_report.ipynb #a0f0143e
@@ -687,7 +654,7 @@ def _setting(frame, name, margin, alpha, metric, confirm, progress):
     metrics, recalls, remark = _tables(frame, table, margin, alpha, progress)
     drawn = _figures(frame, table, metrics, recalls, margin, alpha, progress)
     def lines(what): return [o for (w, net), figs in drawn.items() if w == what
-                             for o in (H3(net[0].upper() + net[1:]), figs[0], Div(*figs[1:], cls='grid'))]
+                             for o in (H3(net[0].upper() + net[1:]), figs[0], _grid(figs[1:]))]
     tables = [_recall_table(r, recalls) for _, r in table[table.headline & table['diff'].notna()].iterrows()]
     maps = [o for (w, _), figs in drawn.items() if w == 'maps' for o in figs]
     d, when = frame.attrs.get('declared', {}), ''
@@ -702,7 +669,7 @@ def _setting(frame, name, margin, alpha, metric, confirm, progress):
     parts = {'Runs': [ran], 'Metrics by ratio': lines('metrics'),
              'Recall by class': [*([P(remark)] if remark else []), *lines('recall'), *tables],
              'Corruptions and attacks': [P(_robustness_words if maps else 'Robustness was not evaluated.'),
-                                         Div(*maps, cls='grid maps')],
+                                         _grid(maps)],
              'Cost': [_cost_table(frame)],
              'All arms': [P(_arms_words), *(_arms_table(g, others, k) for k, g in table.groupby(names, sort=False))],
              'What cannot be claimed': [Ul(*[Li(o) for o in limits(frame, table, alpha)])]}
@@ -722,12 +689,12 @@ class Report:
 
     def __str__(self): return '\n'.join(self.sentences)
     def __repr__(self): return f'Report of {self.frame.run.nunique()} runs\n{self}'
-    def _repr_html_(self): return f'<style>{_css}</style>{self.body}'
+    def _repr_html_(self): return f'<style>{_css()}</style>{self.body}'
 
     @property
     def html(self) -> str:
         "The page, self-contained"
-        css = _css + 'body{margin:0;background:#fff}@media(prefers-color-scheme:dark){body{background:#14171c}}'
+        css = _css() + 'body{margin:0;background:#fff}@media(prefers-color-scheme:dark){body{background:#14171c}}'
         head = Head(Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'),
                     Title('synthrob report'), Style(Safe(css)))
         return '<!doctype html>\n' + to_xml(Html(head, Body(Safe(self.body)), lang='en'), indent=False)

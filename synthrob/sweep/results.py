@@ -15,13 +15,13 @@ from ..cnn.evaluation import Confusion
 from ..core.basics import BadInput, check_name, hash_of, read_json
 from ..data.splits import default_metric
 from ..core.stages import read_record
-from ..split.params import SplitParams, check_value, idle_params, names_by_role
+from ..split.params import SplitParams, check_value, _metrics, idle_params, names_by_role
 from .stats import corrected, decide, joint_p, verdict
 
 # %% auto #0
 __all__ = ['SETTING', 'SYNTHESIS', 'CLASSIFIER', 'ARM', 'SEEDS', 'TREATMENTS', 'RUN_INFO', 'VALUE', 'LOWER_IS_BETTER',
-           'RATIO_GROUP', 'current_names', 'results', 'PairedRuns', 'paired_runs', 'differences', 'declared_margin',
-           'declared_metric', 'conclude', 'metric_name', 'exchange_rate']
+           'RATIO_GROUP', 'results', 'PairedRuns', 'paired_runs', 'differences', 'declared_margin', 'declared_metric',
+           'conclude', 'metric_name', 'exchange_rate']
 
 # %% ../../nbs/sweep/06_results.ipynb #0635b5e4
 # Parameters by their role in a comparison, from the metadata of `SplitParams`
@@ -35,37 +35,10 @@ RUN_INFO = ('margin', 'declared_metric', 'problem', 'doubt', 'level', 'simulated
             'pool_hash', 'device', 'versions', 'started', 'finished')              # other columns
 VALUE = ('part', 'metric', 'class', 'corruption', 'severity', 'attack', 'norm', 'eps', 'steps', 'n', 'value')
 
-# %% ../../nbs/sweep/06_results.ipynb #0a5d7e02
-_old_names = dict(filler='treatment', spread='noise_std', fresh='refresh_every', robust='robustness')
-_absent = dict(labels='hard', temperature=None, schedule='mixed', synthetic_weight=1., equal='steps',
-               training='standard', attack_eps=0.)                            # from tables before these parameters
-_old_columns = dict(data='content', source='data', gan='gan_hash')                  # of tables that have a `source`
-_old_values = dict(treatment=dict(repeat='oversample', none='class_weights'), preset=dict(source='study'),
-                   gan_arch=dict(source='study'))
-_old_head = r'(?P<head>\w+) head on (?P<cnn>.+) \((?P<cnn_epochs>\d+) epochs\)'    # one name for net and head
-
-def current_names(o # parameters of a record, or a table such as `results` returns
-                 ): # the same with current names and values
-    "Translate the names and values that parameters had in earlier versions"
-    if isinstance(o, dict):
-        o = {_old_names.get(k, k): v for k, v in o.items()}
-        return o | {k: m.get(o[k], o[k]) for k, m in _old_values.items() if k in o}
-    o = o.rename(columns=_old_names | (_old_columns if 'source' in o else {}))
-    new = lambda c, m: c.map(lambda v: m.get(v, v), na_action='ignore')
-    o = o.assign(**{k: new(o[k], m) for k, m in _old_values.items() if k in o})
-    if 'content' not in o: return o
-    o = o.assign(**{k: None for k in (*SETTING, *SYNTHESIS, 'min_steps') if k not in o and k != 'space'})
-    o = o.assign(**{k: v for k, v in _absent.items() if k not in o})
-    if 'space' in o: return o
-    h = o.cnn.astype(str).str.extract(_old_head)                                    # missing for a classifier of images
-    on = h['head'].notna()
-    return o.assign(space=np.where(on, 'feature', 'pixel'), head=h['head'], head_epochs=o.cnn_epochs.where(on),
-                    cnn=h.cnn.where(on, o.cnn), cnn_epochs=h.cnn_epochs.astype('Int64').where(on, o.cnn_epochs))
-
 # %% ../../nbs/sweep/06_results.ipynb #0a5d7e04
 def _params(r, made):
     "The relevant parameters of the record `r`, None where they do not apply; `made`: hash -> record of other stages"
-    g = {k: check_value(k, v) if k in _types else v for k, v in current_names(r['given']).items()}
+    g = {k: check_value(k, v) if k in _types else v for k, v in r['given'].items()}
     g['ratio'], g['cnn_seed']                                      # a record without them is damaged
     p = SplitParams(**{k: v for k, v in g.items() if k in _types})
     row = {k: getattr(p, k) for k in (*SETTING, *SYNTHESIS, *CLASSIFIER, *ARM, *SEEDS) if k in _types}
@@ -201,7 +174,6 @@ def _stage_seconds(runs, made):
                 rows.append((r['run'], f'{k}_seconds', of(h) + of(made[h]['inputs'].get('extractor'))))
     return pd.DataFrame(rows, columns=['run', 'metric', 'value'])
 
-# %% ../../nbs/sweep/06_results.ipynb #06dc4402
 def _wall(records):
     "Seconds by the clock in which at least one of the stages was running"
     total, until = 0., pd.Timestamp(0, tz='UTC')
@@ -408,8 +380,6 @@ def _per_run(frame, metric, part, where):
         raise BadInput(f"metric={metric!r} has no values for part={part!r}{more}: "
                        f"choose from {', '.join(map(str, frame.metric.unique()))}.")
     runs = f.drop_duplicates('run')
-    old = {k: d for k, d in dict(fold=None, problem='', doubt='').items() if k not in runs}            # of older tables
-    runs = runs.assign(**old)
     runs = runs[['run', 'problem', 'doubt', *SETTING, *SYNTHESIS, *CLASSIFIER, *ARM, *SEEDS]].astype(object)
     runs = runs.where(runs.notna(), None)
     return list(runs.assign(value=runs.run.map(f.groupby('run', observed=True).value.mean())).itertuples(index=False))
@@ -455,17 +425,20 @@ def _judge(pairs, margin, alpha, lower=False):
     return t
 
 # %% ../../nbs/sweep/06_results.ipynb #e28bfc1c
+def _declared(frame, column, what, name):
+    "What the runs declare in `column`; None if they do not; raises `BadInput` if they disagree"
+    found = sorted(frame[column].dropna().unique().tolist())
+    if len(found) < 2: return found[0] if found else None
+    raise BadInput(f"The runs declare different {what} ({', '.join(map(str, found))}): give the one declared for this "
+                   f"comparison, such as {name}={found[0]!r}.")
+
 def declared_margin(frame,      # from `results`
                     margin=None # overrides the records
                    ) -> float:
     "Return the equivalence margin of the sweep or else of its runs; raise `BadInput` if they disagree or have none"
     if margin is None: margin = frame.attrs.get('declared', {}).get('margin')
-    if margin is None:
-        found = sorted(frame.margin.dropna().unique().tolist())
-        if len(found) == 1: return found[0]
-        if not found: raise BadInput("The runs declare no equivalence margin: give one, such as margin=.02.")
-        raise BadInput(f"The runs declare different equivalence margins ({', '.join(f'{m:g}' for m in found)}): "
-                       f"give the one declared for this comparison, such as margin={found[0]:g}.")
+    if margin is None: margin = _declared(frame, 'margin', 'equivalence margins', 'margin')
+    if margin is None: raise BadInput("The runs declare no equivalence margin: give one, such as margin=.02.")
     if 0 < margin < 1: return float(margin)
     raise BadInput(f"margin={margin} is out of range: choose a difference in accuracy, such as .02 for 2 points.")
 
@@ -474,19 +447,13 @@ def declared_metric(frame,      # from `results`
                    ) -> str:    # 'accuracy', 'balanced_accuracy', 'macro_f1' or 'recall:CLASS'
     "Return the metric declared by the sweep or else by the runs; undeclared, balanced accuracy if classes are uneven"
     metric = metric or frame.attrs.get('declared', {}).get('metric')
+    metric = metric or _declared(frame, 'declared_metric', 'metrics', 'metric')
     if metric is None:
-        declared = frame.declared_metric if 'declared_metric' in frame else pd.Series(['accuracy'])     # an older table
-        found = sorted(declared.dropna().unique().tolist())
-        if len(found) > 1:
-            raise BadInput(f"The runs declare different metrics ({', '.join(found)}): give the one declared for this "
-                           f"comparison, such as metric={found[0]!r}.")
-        if found: return found[0]
         f = frame[frame.metric == 'support']
         n = f[f.part == ('train' if (f.part == 'train').any() else 'test')].groupby('class', observed=True).value.max()
         return default_metric(n.tolist()) if len(n) else 'accuracy'
     name, _, c = metric.partition(':')
-    known = 'accuracy', 'balanced_accuracy', 'robust_accuracy', 'macro_f1', 'recall'
-    check_name(name, known, f"There is no metric {name!r} to declare")
+    check_name(name, _metrics, f"There is no metric {name!r} to declare")
     if name == 'recall': check_name(c, frame['class'].dropna().unique().tolist(), f"There is no class {c!r}")
     return metric
 

@@ -7,16 +7,13 @@ from __future__ import annotations
 import math, warnings
 from dataclasses import dataclass, replace
 from functools import lru_cache
-
 import numpy as np, pandas as pd
 from scipy import optimize, stats
-from statsmodels.stats.contingency_tables import mcnemar as _mcnemar
-
 from ..core.basics import BadInput
 
 # %% auto #0
 __all__ = ['joint_p', 'min_seeds', 'decide', 'power', 'seeds_needed', 'mde', 'Verdict', 'image_se', 'verdict', 'corrected',
-           'holm', 'verdicts', 'McNemar', 'mcnemar']
+           'verdicts']
 
 # %% ../../nbs/sweep/05_stats.ipynb #527de166
 def _check_diffs(diffs, ndims=(1,), axis=None):
@@ -253,8 +250,8 @@ class Verdict:
     low: float              # lower end of the interval
     high: float             # upper end
     level: float            # confidence level of the interval
-    p: float                # of the sign-flip test; Holm-adjusted among several comparisons
-    p_equivalence: float    # of TOST; Holm-adjusted among several comparisons
+    p: float                # of the sign-flip test; adjusted for the choice if `among` several
+    p_equivalence: float    # of TOST; the same
     margin: float           # equivalence margin
     n: int                  # classifier seeds
     effect: float|None      # standardised difference (d_z, Hedges 1981); None without spread
@@ -263,8 +260,7 @@ class Verdict:
     generators: int = 1     # GAN seeds
     nested: bool = False    # each classifier seed has its own generator
     images: int|None = None # test images, if the interval covers their choice; None: the claim is about these images
-    comparisons: int = 1    # made at once
-    among: int = 1          # arms from which this one was chosen, if p is corrected for that
+    among: int = 1          # arms or comparisons that p is corrected for
     folds: int = 1          # of a cross-validation
     varies: bool = True     # False: every pair of runs differs by exactly as much
     metric: str = ''        # what the points are of
@@ -280,17 +276,15 @@ class Verdict:
         if self.folds > 1:
             runs = f'{self.folds} folds x {self.n//self.folds} paired seeds'
             whom, where = 'training sets of this kind', 'on images of this kind'
-        holm = f' (one of {self.comparisons} comparisons, Holm)'*(self.comparisons > 1)
-        if self.among > 1:
-            undecided = f'; p = {self.p:.2g} of a difference, {self.p_equivalence:.2g} of equivalence'
-            holm = f' (corrected for {self.among} arms{undecided*(self.kind == "undecided" and self.varies)})'
+        both = f'; p = {self.p:.2g} of a difference, {self.p_equivalence:.2g} of equivalence'
+        both *= self.kind == 'undecided' and self.varies
+        chosen = f' (corrected for {self.among} arms{both})'*(self.among > 1)
         why = _why(self, alpha, margin, general)
-        return f'{self.kind.capitalize()}: {_span(self)}, {runs}) for {whom}, {where}: {why}{holm}.'
+        return f'{self.kind.capitalize()}: {_span(self)}, {runs}) for {whom}, {where}: {why}{chosen}.'
 
 # %% ../../nbs/sweep/05_stats.ipynb #e109d0c7
 def _why(v, alpha, margin, general):
     "The reason for the verdict; `general`: the claim goes beyond these generators"
-    least = min_seeds(alpha, v.comparisons)
     if not v.varies:
         return ('both arms make the same predictions, as one net would: check that the nets learned'
                 if abs(v.estimate) < 1e-12 else
@@ -299,10 +293,9 @@ def _why(v, alpha, margin, general):
     if v.kind != 'undecided':
         test = 'corrected t-test' if v.folds > 1 else 'sign-flip'
         return f'{test} p = {v.p:.2g}' + f', though smaller than {margin}'*(v.p_equivalence <= alpha)
-    if v.n < least:
-        what, pairs = f'a level of {100*alpha:g} % needs', 'pairs of runs' if v.folds > 1 else 'seeds'
-        if v.comparisons > 1: what = f'{v.comparisons} simultaneous comparisons need'
-        return f'{what} at least {least} {pairs}, {least-v.n} more'
+    if v.n < (least := min_seeds(alpha)):
+        pairs = 'pairs of runs' if v.folds > 1 else 'seeds'
+        return f'a level of {100*alpha:g} % needs at least {least} {pairs}, {least - v.n} more'
     why = f'neither a difference nor equivalence within {margin} is shown'
     if v.folds > 1: return why + '; more images would help most'
     if v.more_seeds is None:
@@ -311,7 +304,6 @@ def _why(v, alpha, margin, general):
     return why + (f'; about {v.more_seeds} more seeds{both} would decide, if the estimate and its SD hold' if
                   v.more_seeds else '')
 
-# %% ../../nbs/sweep/05_stats.ipynb #10c2711f
 def _points(x, sign='+'): return f'{100*x:{sign}.1f}'.replace('-', '−')
 def _span(v):
     what = 'points' + (f' of {v.metric}' if getattr(v, 'metric', '') else '')
@@ -377,7 +369,6 @@ def verdict(
                    generators=S if nested else 1 if folds else G, nested=nested, images=images,
                    folds=G if folds else 1, varies=varies, metric=metric)
 
-# %% ../../nbs/sweep/05_stats.ipynb #7efdeb12
 def corrected(
     v,             # a `Verdict` by itself
     p,             # its p, adjusted for `among` arms
@@ -387,18 +378,6 @@ def corrected(
     "Return the verdict on one of several arms, with the word that its adjusted p allows"
     v = replace(v, p=max(v.p, float(p)), p_equivalence=max(v.p_equivalence, float(p_equivalence)), among=among)
     return v if v.kind == 'undecided' else replace(v, kind=str(_word(v, v.margin, round(1 - v.level, 12))))
-
-# %% ../../nbs/sweep/05_stats.ipynb #2f4bc8cd
-def holm(
-    ps # p of each comparison: a list, dict or Series
-) -> pd.Series: # with the names of `ps`
-    "Return Holm's adjusted p; rejecting those under `alpha` keeps the familywise error rate at `alpha`"
-    p = pd.Series(ps, dtype=float)
-    if not len(p) or not p.between(0, 1).all(): raise BadInput("ps must be numbers from 0 to 1, one per comparison.")
-    order = p.to_numpy().argsort(kind='stable')
-    adjusted = np.empty(len(p))
-    adjusted[order] = np.maximum.accumulate((len(p) - np.arange(len(p)))*p.to_numpy()[order]).clip(max=1)
-    return pd.Series(adjusted, p.index)
 
 # %% ../../nbs/sweep/05_stats.ipynb #a7e87bb5
 def verdicts(
@@ -411,51 +390,8 @@ def verdicts(
     "Judge several comparisons at once, with Holm's (1979) correction"
     if not comparisons: raise BadInput("comparisons is empty: give a dict from a name to its differences.")
     alone, m = {k: verdict(d, margin, alpha, seed, nested) for k, d in comparisons.items()}, len(comparisons)
-    p, pe = holm({k: v.p for k, v in alone.items()}), holm({k: v.p_equivalence for k, v in alone.items()})
-    at = lambda k, level: verdict(comparisons[k], margin, level, seed, nested)
-    out, going = {}, True
-    for i, k in enumerate(sorted(alone, key=lambda k: (alone[k].p, -abs(alone[k].effect or math.inf)))):
-        v = alone[k]
-        going = going and at(k, alpha/(m-i)).kind in ('better', 'worse')
-        equal = v.varies and v.n >= min_seeds(alpha)
-        equal = equal and _word(replace(v, p=1., p_equivalence=pe[k]), margin, alpha) == 'equivalent'
-        kind = v.kind if going else 'equivalent' if equal else 'undecided'
-        out[k] = replace(v, kind=kind, p=float(p[k]), p_equivalence=float(pe[k]), comparisons=m,
-                         more_seeds=0 if kind != 'undecided' else at(k, alpha/m).more_seeds)
-    return {k: out[k] for k in comparisons}
-
-# %% ../../nbs/sweep/05_stats.ipynb #effde03b
-@dataclass(frozen=True)
-class McNemar:
-    "Comparison of two nets on the same images"
-    n: int          # test images
-    only_a: int     # images that only the first classifies correctly
-    only_b: int     # images that only the second classifies correctly
-    estimate: float # accuracy of the first minus that of the second
-    low: float      # lower end of the interval
-    high: float     # upper end
-    level: float    # confidence level
-    p: float        # of McNemar's exact test
-
-    def __str__(self):
-        return (f'{_span(self)}, one pair of runs, {self.n:,} images), McNemar p = {self.p:.2g}: '
-                'a claim about these two nets, not about how they were trained.')
-
-def mcnemar(
-    correct_a, # (n,) correct or wrong, bool or 0 and 1, of one net
-    correct_b, # (n,) of the other net, on the same images
-    level=.95  # confidence level of the interval
-) -> McNemar:
-    "Compare two nets on the same images by McNemar's exact test"
-    _check_fractions(level=level)
-    a, b = np.asarray(correct_a), np.asarray(correct_b)
-    if a.shape != b.shape or a.ndim != 1 or not len(a):
-        raise BadInput(f"correct_a has shape {a.shape}, correct_b {b.shape}: give one value per image in both.")
-    if not (np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all()):
-        raise BadInput("correct_a and correct_b must be 0 or 1: compare predictions with labels first.")
-    a, b, n = a.astype(bool), b.astype(bool), len(a)
-    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    p = _mcnemar([[int((a & b).sum()), only_a], [only_b, int((~a & ~b).sum())]], exact=True).pvalue
-    m = (only_a - only_b)/(n+2)                                         # half an image added to each of the four cells
-    half = stats.norm.ppf((1+level)/2)*math.sqrt((only_a + only_b + 1)/(n+2) - m**2)/math.sqrt(n+2)
-    return McNemar(n, only_a, only_b, (only_a - only_b)/n, max(m-half, -1.), min(m+half, 1.), level, float(p))
+    def holm(what):
+        p = pd.Series({k: getattr(v, what) for k, v in alone.items()}).sort_values()
+        return (p*np.arange(m, 0, -1)).cummax().clip(upper=1)
+    p, pe = holm('p'), holm('p_equivalence')
+    return {k: corrected(v, p[k], pe[k], m) for k, v in alone.items()}
