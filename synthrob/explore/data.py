@@ -5,13 +5,13 @@
 # %% ../../nbs/explore/02_explore_data.ipynb #a54a5385
 from __future__ import annotations
 from contextlib import suppress
-from itertools import zip_longest
+from itertools import product, zip_longest
 from pathlib import Path
 
 import ipywidgets as W, numpy as np, pandas as pd, torch
 from ..cnn.corruptions import common, corrupt, extra
 from ..cnn.learner import predict
-from ..core.basics import BadInput, generator
+from ..core.basics import BadInput, generator, read_json
 from ..core.stages import read_record
 from ..data.core import prepare
 from ..data.splits import splits
@@ -106,6 +106,14 @@ def newest(kind:str,  # of stage: 'split' or 'gan'
                        "runs/split_0.3.ipynb -p ratio 0.3.")
     return max(done)[1]
 
+def _found_again(given, out):
+    "Parameters with the paths that this machine knows for the names in a record: all possibilities"
+    try: known = [p for p in read_json(out/'data'/'content.json') if Path(p).exists()]
+    except (OSError, ValueError): known = []
+    names = [k for k in ('path', 'pool') if given.get(k)]
+    for paths in product(*([p for p in known if Path(p).name == given[k]] or [given[k]] for k in names)):
+        yield given | dict(zip(names, paths), device=None, out=str(out))
+
 def finished_run(folder=None, # `runs/split/<hash>`; None: the newest in `out`
                  out='runs'   # folder of all stages
                 ) -> SplitRun: # its `classifier()`, `part('test')` and `evaluation()` can be read
@@ -114,9 +122,10 @@ def finished_run(folder=None, # `runs/split/<hash>`; None: the newest in `out`
     try: given = read_record(folder)['given']
     except (TypeError, KeyError):
         raise BadInput(f"{folder} holds no finished run: give a folder of runs/split.") from None
-    run = SplitRun(check_params(given | dict(device=None, out=str(folder.parent.parent))))
-    if run.stages['split'].hash != folder.name:
-        raise BadInput(f"The images at {run.p.path or run.p.data!r} or the version of synthrob are not those of "
+    runs = (SplitRun(check_params(o)) for o in _found_again(given, folder.parent.parent))
+    run = next((r for r in runs if r.stages['split'].hash == folder.name), None)
+    if run is None:
+        raise BadInput(f"The images {given.get('path') or given['data']!r} or the version of synthrob are not those of "
                        f"the run in {folder}: bring them back, or train again.")
     run.make('parts')
     return run
