@@ -82,7 +82,7 @@ def frame(acc):
     rows = [dict(part=p, metric='accuracy', ratio=r, cnn_seed=s, value=v, run=f'{r} {s}') for (p, r, s), v in acc.items()]
     given = dict(data='faces', content='d', size=32, real_share=1., split_seed=42, leak=False, space='pixel', cnn='poster', cnn_epochs=20,
                  gan_arch='default', gan_images=1, gan_bs=1, gan_width=1, gan_pick='last', pool_seed=0, reject=0., noise_std=1.,
-                 refresh_every=0, gan_seed=0, margin=.02)
+                 refresh_every=0, gan_seed=0, margin=.02, declared_metric='accuracy', problem='', doubt='', fold=0)
     f = pd.DataFrame(rows).assign(**dict.fromkeys((*SETTING, *SYNTHESIS, *CLASSIFIER)) | given)
     zero = f.ratio == 0
     for k, v in dict(how='add', classes='prior', treatment='synthetic', schedule='mixed', synthetic_weight=1., equal='steps').items(): f[k] = pd.Series(v, f.index, dtype=object).where(~zero)

@@ -24,7 +24,8 @@ __all__ = ['to_float', 'to_uint8', 'stream', 'balanced_stream', 'Augment', 'affi
 def to_float(x:Tensor # images, uint8, (n,c,h,w)
             ) -> Tensor: # images, float32 in [0,1], (n,c,h,w), channels last in memory
     "Convert bytes to floats: `x`/255"
-    return (x.contiguous(memory_format=torch.channels_last) if x.shape[1] > 1 else x)/255
+    x = x.to(torch.float32, memory_format=torch.channels_last if x.shape[1] > 1 else torch.preserve_format)
+    return x.div_(255)
 
 # %% ../../nbs/data/06_loaders.ipynb #88014506
 def to_uint8(x:Tensor # images, float in [0,1], any shape
