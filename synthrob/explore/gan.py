@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import ipywidgets as W, torch
+from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
 from ..core.basics import BadInput
@@ -92,22 +93,24 @@ class GANExplorer(Explorer):
             **(dict(epoch=make(W.SelectionSlider, 'Epoch', 'of the training', options=epochs, value=epochs[-1]))
                if epochs else {}))
 
-    def _draw(self, label, a, b, t, path, noise_std, truncate, epoch=None):
-        "Faces along the way, the face at position `t`, the same noise in each class, and a sample sheet"
-        nz, mark = self.gan.params['nz'], round(t*(self.steps - 1))
-        ends = [shape_noise(class_noise(1, nz, label, s), noise_std, truncate or None) for s in (a, b)]
-        shares = torch.linspace(0, 1, self.steps).tolist()
-        z = torch.cat([interpolate(*ends, s, path) for s in [*shares, *[t]*self.k]])
-        x = generate(self.gan, z, torch.tensor([label]*self.steps + list(range(self.k)))).cpu()
-        c, way, now = self.vocab[label], f'from seed {a} to seed {b}', x[self.steps:]
-        along = [picture(o, f'synthetic face, {c}, {s:.0%} of the way', f'{s:.2g}', 72, 'mark'*(i == mark))
-                 for i, (o, s) in enumerate(zip(x, shares))]
-        here = picture(now[label], f'synthetic face, {c}, {t:.0%} of the way {way}', f'{c}, {t:.2f}', 160)
-        alike = [picture(o, f'the same noise as {k}', k, 72) for o, k in zip(now, self.vocab)]
-        panels = [tiles(way, *along), tiles('this position', here), tiles('the same noise, each class', *alike)]
-        if epoch:
-            file, caption = self.sheets[epoch]
-            with Image.open(file) as im:
-                panels.append(picture(im, f'synthetic faces {caption}, one row per class', caption, im.size))
-        cut = f', truncated at ± {truncate:g}' if truncate else ''
-        return View(f'{c}: {t:.0%} of the {path} way {way}; noise std {noise_std:g}{cut}.', panels, self.warning)
+# %% ../../nbs/explore/03_explore_gan.ipynb #c550956e
+@patch
+def _draw(self:GANExplorer, label, a, b, t, path, noise_std, truncate, epoch=None):
+    "Faces along the way, the face at position `t`, the same noise in each class, and a sample sheet"
+    nz, mark = self.gan.params['nz'], round(t*(self.steps - 1))
+    ends = [shape_noise(class_noise(1, nz, label, s), noise_std, truncate or None) for s in (a, b)]
+    shares = torch.linspace(0, 1, self.steps).tolist()
+    z = torch.cat([interpolate(*ends, s, path) for s in [*shares, *[t]*self.k]])
+    x = generate(self.gan, z, torch.tensor([label]*self.steps + list(range(self.k)))).cpu()
+    c, way, now = self.vocab[label], f'from seed {a} to seed {b}', x[self.steps:]
+    along = [picture(o, f'synthetic face, {c}, {s:.0%} of the way', f'{s:.2g}', 72, 'mark'*(i == mark))
+             for i, (o, s) in enumerate(zip(x, shares))]
+    here = picture(now[label], f'synthetic face, {c}, {t:.0%} of the way {way}', f'{c}, {t:.2f}', 160)
+    alike = [picture(o, f'the same noise as {k}', k, 72) for o, k in zip(now, self.vocab)]
+    panels = [tiles(way, *along), tiles('this position', here), tiles('the same noise, each class', *alike)]
+    if epoch:
+        file, caption = self.sheets[epoch]
+        with Image.open(file) as im:
+            panels.append(picture(im, f'synthetic faces {caption}, one row per class', caption, im.size))
+    cut = f', truncated at ± {truncate:g}' if truncate else ''
+    return View(f'{c}: {t:.0%} of the {path} way {way}; noise std {noise_std:g}{cut}.', panels, self.warning)

@@ -396,6 +396,7 @@ def evaluation(self:SplitRun,
     "Return the evaluation of the classifier on a part"
     return evaluation_from(pd.read_parquet(self._need('split').file('predictions.parquet')), part)
 
+# %% ../../nbs/split/04_run.ipynb #3390a885
 @patch
 def classifier(self:SplitRun) -> nn.Module: # images in [0,1] to logits, in eval mode
     "Read the trained classifier; of vectors, with extractor and scale in front"

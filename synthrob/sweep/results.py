@@ -174,6 +174,7 @@ def _stage_seconds(runs, made):
                 rows.append((r['run'], f'{k}_seconds', of(h) + of(made[h]['inputs'].get('extractor'))))
     return pd.DataFrame(rows, columns=['run', 'metric', 'value'])
 
+# %% ../../nbs/sweep/06_results.ipynb #72e4245c
 def _wall(records):
     "Seconds by the clock in which at least one of the stages was running"
     total, until = 0., pd.Timestamp(0, tz='UTC')
