@@ -17,7 +17,7 @@ from ..core.stages import Stage, now, read_record, versions
 from ..data.splits import default_metric, detectable, difference_limit
 from ..split.params import SplitParams, check_params, check_value, idle_params, names_by_role
 from ..split.run import SplitRun
-from .stats import min_seeds, seeds_needed
+from .stats import min_seeds, points, seeds_needed
 
 # %% auto #0
 __all__ = ['MOST', 'NOTEBOOK', 'axes', 'values', 'combinations', 'execute', 'Cell', 'default_grid', 'Sweep', 'Costs']
@@ -381,7 +381,7 @@ def plan(self:Sweep,
     test = detectable(run.images, run.splits, len(seeds), self.metric, self.margin, sd or .014)
     return '\n'.join([self.head(), '', self.overview().to_string(), '', f"Cost: {self.price(slots)}.",
                       f"Seeds: {self._enough(effect, sd, power, alpha, limit, run.folds)}", f"Test part: {test}",
-                      f"Margin: values of {self.metric or 'the metric'} that differ by less than {self.margin:.1%} "
+                      f"Margin: values of {self.metric or 'the metric'} that differ by less than {points(self.margin, False)} points "
                       "will be called equivalent."])
 
 # %% ../../nbs/sweep/01_grid.ipynb #b61150ac

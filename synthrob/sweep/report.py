@@ -23,12 +23,12 @@ from ..core.stages import read_record
 from .results import (ARM, CLASSIFIER, LOWER_IS_BETTER, SETTING, SYNTHESIS, TREATMENTS, VALUE,
                       conclude, declared_margin, declared_metric, differences, exchange_rate, metric_name, paired_runs,
                       results)
-from .stats import decide, image_se, joint_p, min_seeds
+from .stats import decide, image_se, joint_p, min_seeds, points
 from ..split.params import SplitParams
 
 # %% auto #0
-__all__ = ['INK', 'NETS', 'style', 'plot_ratio', 'corruption_table', 'plot_corruptions', 'points', 'net_name', 'headline',
-           'limits', 'costs', 'duration', 'by_setting', 'image_differences', 'Report', 'report', 'main']
+__all__ = ['INK', 'NETS', 'style', 'plot_ratio', 'corruption_table', 'plot_corruptions', 'net_name', 'headline', 'limits',
+           'costs', 'duration', 'by_setting', 'image_differences', 'Report', 'report', 'main']
 
 # %% ../../nbs/sweep/07_report.ipynb #39fa7c3f
 INK = '#0a0b0c'      # colour of text and axes in a figure; the page replaces it by its own
@@ -133,12 +133,6 @@ def plot_corruptions(table,      # from `corruption_table`, of one classifier, w
     return ax
 
 # %% ../../nbs/sweep/07_report.ipynb #3d4744d8
-def points(x,        # a fraction of 1, or a difference of two
-           sign=True # write a plus sign
-          ) -> str:
-    "Return `x` in points, with one digit"
-    return f"{round(100*x, 1) + 0.:{'+' if sign else ''}.1f}".replace('-', '\u2212')       # + 0. turns -0.0 into 0.0
-
 def _interval(o):
     "The interval of a row within 0 to 100 %, in words; empty for fewer than six seeds"
     if pd.isna(o.low) or o.cnn_seeds < min_seeds(): return ''

@@ -12,8 +12,8 @@ from scipy import optimize, stats
 from ..core.basics import BadInput
 
 # %% auto #0
-__all__ = ['joint_p', 'min_seeds', 'decide', 'power', 'seeds_needed', 'mde', 'Verdict', 'image_se', 'verdict', 'corrected',
-           'verdicts']
+__all__ = ['joint_p', 'min_seeds', 'decide', 'power', 'seeds_needed', 'mde', 'points', 'Verdict', 'image_se', 'verdict',
+           'corrected', 'verdicts']
 
 # %% ../../nbs/sweep/05_stats.ipynb #527de166
 def _check_diffs(diffs, ndims=(1,), axis=None):
@@ -241,6 +241,13 @@ def mde(
     if k < min_seeds(alpha): return math.inf
     return sd*optimize.brentq(lambda d: _power(d*sd, sd, k, alpha) - power, 0, 1e3)
 
+# %% ../../nbs/sweep/05_stats.ipynb #5a1f00d1
+def points(x,        # a fraction of 1, or a difference of two
+           sign=True # write a plus sign
+          ) -> str:
+    "Return `x` in points, with one digit"
+    return f"{round(100*x, 1) + 0.:{'+' if sign else ''}.1f}".replace('-', '\u2212')       # + 0. turns -0.0 into 0.0
+
 # %% ../../nbs/sweep/05_stats.ipynb #8c598004
 @dataclass(frozen=True)
 class Verdict:
@@ -266,7 +273,7 @@ class Verdict:
     metric: str = ''        # what the points are of
 
     def __str__(self):
-        alpha, margin = round(1-self.level, 12), f'the margin of {_points(self.margin, "")} points'
+        alpha, margin = round(1-self.level, 12), f'the margin of {points(self.margin, False)} points'
         general = self.nested or self.generators >= min_seeds(alpha)     # a claim beyond these generators
         runs = _count(self.n, 'paired seed') + (', each with its own generator' if self.nested else
                                                 f' x {self.generators} generators' if self.generators > 1 else '')
@@ -304,10 +311,9 @@ def _why(v, alpha, margin, general):
     return why + (f'; about {v.more_seeds} more seeds{both} would decide, if the estimate and its SD hold' if
                   v.more_seeds else '')
 
-def _points(x, sign='+'): return f'{100*x:{sign}.1f}'.replace('-', '−')
 def _span(v):
     what = 'points' + (f' of {v.metric}' if getattr(v, 'metric', '') else '')
-    return f'{_points(v.estimate)} {what} ({100*v.level:g} % interval {_points(v.low)} to {_points(v.high)}'
+    return f'{points(v.estimate)} {what} ({100*v.level:g} % interval {points(v.low)} to {points(v.high)}'
 
 # %% ../../nbs/sweep/05_stats.ipynb #b34d6117
 def _more_seeds(estimate, sd, n, margin, alpha, max_more=100):
