@@ -30,8 +30,8 @@ from ..data.loaders import Augment, DeviceDL, batch_size, device_dls, to_float
 
 # %% auto #0
 __all__ = ['recipes', 'Recipe', 'LinearHead', 'MLPHead', 'recipe', 'WeightedFocal', 'WeightedFocalFlat', 'RowsCrossEntropy',
-           'RowsFocal', 'balanced_weights', 'DeviceMixUp', 'DeviceCutMix', 'cnn_learner', 'loss_of', 'predict',
-           'Evaluation', 'evaluate', 'learning_problem']
+           'RowsFocal', 'balanced_weights', 'DeviceMixUp', 'DeviceCutMix', 'orthogonalize', 'Muon', 'cnn_learner',
+           'loss_of', 'predict', 'Evaluation', 'evaluate', 'learning_problem']
 
 # %% ../../nbs/02_cnn.ipynb #68adb0c6
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Recipe:
     epochs: int                # passes over a training set of the usual size
     bs: int = 256              # batch size; `batch_size` limits it where images are few
     min_steps: int = 600       # optimisation steps, at least, where `batch_size` limits the batch
+    opt: str = 'adamw'         # 'adamw' or 'muon'
     wd: float = 0.             # decoupled weight decay
     one_cycle: bool = False    # else a constant learning rate
     smooth: float = 0.         # label smoothing, for loss 'ce'
@@ -77,6 +78,7 @@ class Recipe:
 
 # %% ../../nbs/02_cnn.ipynb #719e5226
 def _check_recipe(r):
+    if r.opt not in ('adamw', 'muon'): raise BadInput(f"opt={r.opt!r} is unknown: choose 'adamw' or 'muon'.")
     if r.loss not in ('ce', 'focal'): raise BadInput(f"loss={r.loss!r} is unknown: choose 'ce' or 'focal'.")
     if r.loss == 'focal' and r.smooth: raise BadInput("loss='focal' has no label smoothing: set smooth=0.")
     if r.loss == 'ce' and r.gamma != 2: raise BadInput(f"gamma={r.gamma} is for the focal loss: set loss='focal', too.")
@@ -106,8 +108,8 @@ class MLPHead(nn.Sequential):
 
 recipes = dict(
     poster=Recipe(PosterNet, lr=1e-3, epochs=25),
-    strong=Recipe(StrongNet, lr=4e-3, epochs=30, wd=.05, one_cycle=True, smooth=.1, augment=Augment(erase=.25),
-                  flip=True),
+    strong=Recipe(StrongNet, lr=6e-3, epochs=36, opt='muon', wd=.05, one_cycle=True, smooth=.1,
+                  augment=Augment(degrees=15., scale=.15, translate=.1, erase=.25), flip=True),
     linear=Recipe(LinearHead, lr=2e-3, epochs=10, wd=.05, one_cycle=True),
     mlp=Recipe(MLPHead, lr=1e-3, epochs=10, wd=.05, one_cycle=True, smooth=.1))
 
@@ -127,7 +129,7 @@ def _by_name(name):
     name = str(name)
     if name in recipes: return recipes[name]
     source, _, model = name.partition(':')
-    if source == 'torchvision': return replace(recipes['strong'], net=Torchvision(model), lr=1e-3)
+    if source == 'torchvision': return replace(recipes['strong'], net=Torchvision(model), lr=1e-3, opt='adamw')
     theirs = difflib.get_close_matches(name, Torchvision.names(), 1)
     remedy = f"choose {', '.join(recipes)} or 'torchvision:NAME'."
     if theirs: remedy = f"did you mean 'torchvision:{theirs[0]}'?"
@@ -211,6 +213,34 @@ class DeviceCutMix(_DeviceMix, CutMix):
         self.lam, self.yb1 = 1 - hole.float().mean(), (self.y.flip(0),)
         self.learn.xb = (torch.where(hole, x.flip(0), x),)
 
+# %% ../../nbs/02_cnn.ipynb #6d756f02
+def orthogonalize(m:Tensor # (o,i)
+                 ) -> Tensor: # (o,i), singular values between about .7 and 1.2
+    "Return roughly U Vᵀ of m = U S Vᵀ by five Newton-Schulz steps (Jordan et al. 2024)"
+    x = m.T if m.shape[0] > m.shape[1] else m
+    x = (x/x.norm().clamp_min(1e-7)).to(torch.bfloat16 if has_bf16(m.device) else torch.float32)
+    for _ in range(5):
+        a = x @ x.T
+        x = 3.4445*x + (2.0315*(a @ a) - 4.775*a) @ x
+    return (x.T if m.shape[0] > m.shape[1] else x).to(m.dtype)
+
+class Muon(torch.optim.AdamW):
+    "AdamW, but convolutions of more than 3 channels move along their orthogonalised momentum, without weight decay"
+    momentum, times = .95, 5.               # `times`: learning rate of convolutions over that of the other weights
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group['params']:
+                if p.ndim != 4 or p.shape[1] <= 3 or p.grad is None: continue
+                if not (state := self.state[p]):                 # AdamW reads `step` when it loads a state
+                    state.update(step=torch.zeros(()), exp_avg=torch.zeros_like(p))
+                state['exp_avg'].lerp_(p.grad, 1 - self.momentum)
+                u = orthogonalize(p.grad.lerp(state['exp_avg'], self.momentum).flatten(1)).view_as(p)
+                p.sub_(u, alpha=self.times*group['lr']*max(1, len(p)/p[0].numel())**.5)
+                p.grad = None                                    # AdamW leaves it alone
+        return super().step(closure)
+
 # %% ../../nbs/02_cnn.ipynb #f21a0002
 class _CNNLearner(DistributedLearner):
     "A `Learner` that computes its batches in parts once they exceed the memory of the GPU"
@@ -264,7 +294,8 @@ def cnn_learner(data,              # training `Dataset`, or `DataLoaders`
     with seeded('cnn', seed): net = r.build(dls.one_batch()[0].shape[1:], dls.c).to(memory_format=torch.channels_last)
     dls.train.seed, dls.train.augment = seed, r.augment
     if (rows := dls.train.dataset.targets) is not None: dls.train.targets = rows.to(dls.device)
-    opt_func = lambda params, lr: OptimWrapper(params, torch.optim.AdamW, lr=lr, weight_decay=r.wd, fused=True)
+    opt = dict(adamw=torch.optim.AdamW, muon=Muon)[r.opt]
+    opt_func = lambda params, lr: OptimWrapper(params, opt, lr=lr, weight_decay=r.wd, fused=True)
     mix = {None: None, 'mixup': DeviceMixUp, 'cutmix': DeviceCutMix}[r.mix]
     mix = [] if mix is None else [mix() if r.alpha is None else mix(r.alpha)]
     learn = _CNNLearner(dls, net, loss_of(r, _weights(class_weights, dls)), opt_func, lr=r.lr, wd=r.wd,

@@ -45,13 +45,14 @@ class StrongNet(nn.Module):
     def __init__(self, size=48,     # image side in pixels, at least 16; the weights do not depend on it
                        channels=1,  # 1 grey, 3 colour
                        n_classes=5, # number of classes
-                       nf=64,       # channels of the first stage; the next two have two and four times as many
+                       nf=64,       # channels of the middle stage: the first has a quarter, the last four times as many
                        drop=.2):    # dropout before the last layer
         if size < 16: raise BadInput(f"size={size} is too small for the strong net: choose at least 16.")
         super().__init__()
-        widths = [nf//2, nf, 2*nf, 4*nf]
+        widths = [nf//4, nf//2, nf, 2*nf, 4*nf]
         self.stem = nn.Sequential(_conv_bn(channels, widths[0]), nn.ReLU(inplace=True))
-        self.stages = nn.Sequential(*(_ResBlock(i, o, 2) for i, o in zip(widths, widths[1:])), _ResBlock(4*nf, 4*nf))
+        blocks = _ResBlock(widths[0], widths[0]), *(_ResBlock(i, o, 2) for i, o in zip(widths, widths[1:]))
+        self.stages = nn.Sequential(*blocks)
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(drop), nn.Linear(4*nf, n_classes))
 
     def forward(self, x): return self.head(self.stages(self.stem((x - .5)*4)))

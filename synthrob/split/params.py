@@ -158,9 +158,9 @@ presets = dict(
     quick=dict(size=32, gan_arch='default', gan_images=30_000, gan_bs=64, gan_width=32, gan_pick='last',
                cnn='poster', cnn_epochs=20),
     cpu  =dict(size=48, gan_arch='default', gan_images=250_000, gan_bs=64, gan_width=32, gan_pick='best',
-               cnn='strong', cnn_epochs=10),
+               cnn='strong', cnn_epochs=36),
     gpu  =dict(size=48, gan_arch='default', gan_images=10_000_000, gan_bs=256, gan_width=96, gan_pick='best',
-               cnn='strong', cnn_epochs=60),
+               cnn='strong', cnn_epochs=36),
     study=dict(size=32, gan_arch='study', gan_images=500_000, gan_bs=64, gan_width=32, gan_pick='last',
                cnn='poster', cnn_epochs=25))
 
