@@ -226,10 +226,13 @@ def orthogonalize(m:Tensor # (o,i)
 
 class Muon(torch.optim.AdamW):
     "AdamW, but convolutions of more than 3 channels move along their orthogonalised momentum, without weight decay"
-    momentum, times = .95, 5.               # `times`: learning rate of convolutions over that of the other weights
+    momentum, conv_lr = .95, 5.         # `conv_lr`: learning rate of convolutions over that of the other weights
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self,
+             closure=None # computes the loss again, for `Optimizer.step`; not used in training here
+            ):
+        "Move all weights once"
         for group in self.param_groups:
             for p in group['params']:
                 if p.ndim != 4 or p.shape[1] <= 3 or p.grad is None: continue
@@ -237,7 +240,7 @@ class Muon(torch.optim.AdamW):
                     state.update(step=torch.zeros(()), exp_avg=torch.zeros_like(p))
                 state['exp_avg'].lerp_(p.grad, 1 - self.momentum)
                 u = orthogonalize(p.grad.lerp(state['exp_avg'], self.momentum).flatten(1)).view_as(p)
-                p.sub_(u, alpha=self.times*group['lr']*max(1, len(p)/p[0].numel())**.5)
+                p.sub_(u, alpha=self.conv_lr*group['lr']*max(1, len(p)/p[0].numel())**.5)
                 p.grad = None                                    # AdamW leaves it alone
         return super().step(closure)
 

@@ -160,7 +160,7 @@ presets = dict(
     cpu  =dict(size=48, gan_arch='default', gan_images=250_000, gan_bs=64, gan_width=32, gan_pick='best',
                cnn='strong', cnn_epochs=36),
     gpu  =dict(size=48, gan_arch='default', gan_images=10_000_000, gan_bs=256, gan_width=96, gan_pick='best',
-               cnn='strong', cnn_epochs=36),
+               cnn='strong', cnn_epochs=60),
     study=dict(size=32, gan_arch='study', gan_images=500_000, gan_bs=64, gan_width=32, gan_pick='last',
                cnn='poster', cnn_epochs=25))
 

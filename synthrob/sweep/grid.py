@@ -381,8 +381,8 @@ def plan(self:Sweep,
     test = detectable(run.images, run.splits, len(seeds), self.metric, self.margin, sd or .014)
     return '\n'.join([self.head(), '', self.overview().to_string(), '', f"Cost: {self.price(slots)}.",
                       f"Seeds: {self._enough(effect, sd, power, alpha, limit, run.folds)}", f"Test part: {test}",
-                      f"Margin: values of {self.metric or 'the metric'} that differ by less than {points(self.margin, False)} points "
-                      "will be called equivalent."])
+                      f"Margin: values of {self.metric or 'the metric'} that differ by less than "
+                      f"{points(self.margin, False)} points will be called equivalent."])
 
 # %% ../../nbs/sweep/01_grid.ipynb #b61150ac
 @patch
