@@ -33,7 +33,7 @@ class Wide(StrongNet):
     def __init__(self, size, channels, n_classes): super().__init__(size, channels, n_classes, nf=96)
 
 strong = recipe('strong')
-earlier = dict(opt='adamw', lr=4e-3, augment=Augment(erase=.25))
+earlier = dict(opt='adamw', lr=3e-3, augment=Augment(erase=.25))
 RECIPES = dict(strong=strong, wide=replace(strong, net=Wide), adamw=replace(strong, opt='adamw', bs=128), poster=recipe('poster'),
                previous=replace(strong, net=Previous, bs=128, **earlier))
 
