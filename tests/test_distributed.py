@@ -33,6 +33,10 @@ def gan(path, **changes):
     train, _ = _parts()
     learn = gan_learner(device_dls(train, bs=32, n_steps=8, device='cpu'), nf=8, nz=16, **changes)
     with _context(learn), learn.no_bar(): learn.fit_gan(32*8*3, path)
+
+def done_then_aborts():
+    import atexit
+    atexit.register(os.abort)
 '''
 
 @pytest.fixture(scope='module')
@@ -80,6 +84,10 @@ def test_one_goes_on_where_two_have_ended(tasks):
     tasks.gan(path='both.safetensors', arch='default')
     after = read_tensors('both.safetensors')
     assert all(torch.equal(before[k], after[k]) for k in before if k.startswith('model.'))
+
+def test_what_is_done_counts(tasks):
+    "A process that aborts while its interpreter shuts down, as gloo's threads can make it, has done its work"
+    launch('together_tasks:done_then_aborts', {}, 2)
 
 def test_bad_batch(tasks):
     with pytest.raises(BadInput, match='Batches of 63 images cannot be shared by 2 processes'):

@@ -123,7 +123,7 @@ def launch(target:str,      # a function as 'module:name', called with `params`
         for line in p.stdout:
             if line.startswith(_tick): next(bar, None)
             elif line.startswith(_failed): why = why or json.JSONDecoder().raw_decode(line[len(_failed) + 1:])[0]
-            else: lines = [*lines[-20:], line]
+            else: lines = [*lines[-50:], line]
     finally:
         if p.poll() is None and sys.exc_info()[0]: p.terminate()        # interrupted: end the others too
         p.wait()
@@ -149,5 +149,7 @@ def _worker(target, params):
         sys.stdout.flush()
         raise
     if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)       # no finalisation: a thread of gloo that still holds a tensor would abort the interpreter (-6)
 
 if __name__ == '__main__': _worker(*sys.argv[1:])
