@@ -23,6 +23,7 @@ from ..core.distributed import DistributedLearner
 from ..core.training import Checkpoint, History, SeedEpochs, no_sync
 from ..data.dataset import Dataset
 from ..data.loaders import batch_size, device_dls, to_uint8
+from .losses import ClassMatching
 from .nets import GAN
 from .trainer import GANTrainer, StopOnCollapse, TrainStat, gan_recipe
 
@@ -36,6 +37,7 @@ def gan_learner(data,           # training `Dataset`, or `DataLoaders` of which 
                 seed=0,         # of weights, noise, order and augmentation
                 cbs=None,       # more callbacks
                 device=None,    # see `default_device`; for a `Dataset`
+                classifier=None,# a classifier trained on real images, for a recipe with `matching`
                 **changes       # settings of the recipe to change, see `GANRecipe`
                ) -> Learner:    # train it with `fit_gan`, sample from it with `sample_pool`
     "Return a `Learner` that trains a conditional GAN; raises `BadInput` for settings or a size that do not work"
@@ -46,9 +48,12 @@ def gan_learner(data,           # training `Dataset`, or `DataLoaders` of which 
     xb, yb = dls.one_batch()
     shape = (xb.shape[-1], xb.shape[1]) if xb.ndim == 4 else (xb.shape[1], 0)
     model = GAN(*shape, dls.c, r.nz, r.nf, seed, net=r.net, attention=r.attention, per_class=r.per_class)
+    if r.matching and classifier is None:
+        raise BadInput(f"matching={r.matching} compares images by a classifier of real ones: give `classifier`.")
+    matching = ClassMatching(classifier.to(dls.device), dls.train.dataset) if r.matching else None
     dls.train.balanced = r.balanced
     adam = dict(betas=r.betas, fused=dls.device.type in ('cpu', 'cuda'))
-    trainer = GANTrainer(r, lambda ps: torch.optim.Adam(ps, r.lr_d or r.lr, **adam), seed)
+    trainer = GANTrainer(r, lambda ps: torch.optim.Adam(ps, r.lr_d or r.lr, **adam), seed, matching)
     opt_func = lambda params, lr: OptimWrapper(params, torch.optim.Adam, lr=lr, **adam)
     stats = [TrainStat(o) for o in ('loss_d', 'd_real', 'd_fake')]
     learn = DistributedLearner(dls, model, loss_func=lambda *_: None, opt_func=opt_func, lr=r.lr, metrics=stats,

@@ -4,17 +4,19 @@
 
 # %% ../../nbs/gan/04_losses.ipynb #5f4c2073
 from __future__ import annotations
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
+from fastai.callback.hook import hook_outputs
 from torch import Tensor, nn
 from ..core.basics import BadInput
-from ..data.loaders import affine_grid, relight
+from ..data.loaders import affine_grid, relight, to_float
 
 # %% auto #0
-__all__ = ['adversarial_losses', 'AdversarialLoss', 'gradient_penalty', 'interpolated_penalty', 'LeCam', 'DiffAugment',
-           'AdaptiveStrength']
+__all__ = ['adversarial_losses', 'AdversarialLoss', 'gradient_penalty', 'interpolated_penalty', 'LeCam', 'last_maps',
+           'ClassMatching', 'DiffAugment', 'AdaptiveStrength']
 
 # %% ../../nbs/gan/04_losses.ipynb #c3dbec19
 @dataclass(frozen=True)
@@ -80,6 +82,66 @@ class LeCam(nn.Module):
                 old.lerp_(new.mean().to(old), 1 - self.decay)
             real_mean, fake_mean = self.real/self.total, self.fake/self.total
         return (real - fake_mean).square().mean() + (fake - real_mean).square().mean()
+
+# %% ../../nbs/gan/04_losses.ipynb #0aeeeaa5
+def last_maps(net:nn.Module, # a classifier
+              shape          # of an image: (c,h,w)
+             ) -> list:      # of modules, the finest first
+    "Return the modules whose outputs are the last maps of the three finest resolutions below the image's, or raise"
+    last, was = {}, net.training                                                  # side -> module
+    def look(m, _, out):
+        if isinstance(out, Tensor) and out.ndim == 4: last[out.shape[-1]] = m
+    hooks = [m.register_forward_hook(look) for m in net.modules()]
+    with torch.no_grad(): net.eval()(next(net.parameters()).new_zeros(1, *shape))
+    net.train(was)
+    for h in hooks: h.remove()
+    sides = [s for s in sorted(last, reverse=True) if 4 <= s < shape[-1]][:3]
+    if not sides:
+        raise BadInput(f"The classifier has no maps of 4 to {shape[-1] - 1} pixels: choose another classifier, or a "
+                       "GAN without matching.")
+    return [last[s] for s in sides]
+
+class ClassMatching(nn.Module):
+    "Distance of synthetic from real images: by the class means of a frozen classifier's maps, 0 at best"
+    def __init__(self, net,     # a trained classifier: images in [0,1] (n,c,h,w) to logits; copied, and never changed
+                       images,  # the real images: anything with `x` uint8 (n,c,h,w), `y` (n,) and `vocab`
+                       bs=500): # real images at a time
+        super().__init__()
+        self.net, self.k = copy.deepcopy(net).eval().requires_grad_(False), len(images.vocab)
+        device, n = next(net.parameters()).device, len(images.x)
+        self.at = last_maps(self.net, images.x.shape[1:])
+        sums, squares, counts = [0.]*len(self.at), [0.]*len(self.at), 0.
+        for i in range(0, n, bs):
+            x, own = to_float(images.x[i:i+bs].to(device)), self._one_hot(images.y[i:i+bs].to(device))
+            for j, o in enumerate(self.maps(x)):
+                sums[j] = sums[j] + torch.einsum('nk,nchw->kchw', own, o)
+                squares[j] = squares[j] + o.square().mean((2, 3)).sum(0)
+            counts = counts + own.sum(0)
+        for j, (s, q) in enumerate(zip(sums, squares)):
+            sd = (q/n - (s.sum(0).mean((1, 2))/n)**2).clamp(min=1e-6).sqrt()
+            self.register_buffer(f'mean{j}', s/counts.clamp(min=1)[:, None, None, None])
+            self.register_buffer(f'sd{j}', sd[:, None, None])
+
+    def _one_hot(self, y): return (y[:, None] == torch.arange(self.k, device=y.device)).float()        # (n,k)
+
+    def maps(self, x:Tensor # images in [0,1], (n,c,h,w)
+            ) -> list:      # of maps, float32 (n,channels,side,side)
+        "Return the maps of `x` that are compared"
+        with hook_outputs(self.at, detach=False) as hooks:
+            self.net(x)
+            return [o.float() for o in hooks.stored]
+
+    def forward(self, x:Tensor, # synthetic images in [-1,1], (n,c,h,w)
+                y:Tensor        # their classes (n,)
+               ) -> Tensor:     # scalar
+        own, losses = self._one_hot(y), []
+        counts = own.sum(0)
+        for j, o in enumerate(self.maps((x + 1)/2)):
+            h = (o - getattr(self, f'mean{j}')[y])/getattr(self, f'sd{j}')
+            total = torch.einsum('nk,nchw->kchw', own, h).square().flatten(1).mean(1)
+            pairs = (total - own.T @ h.square().flatten(1).mean(1))/(counts - 1).clamp(min=1)
+            losses.append(pairs.sum()/(counts > 1).sum().clamp(min=1))
+        return torch.stack(losses).mean()
 
 # %% ../../nbs/gan/04_losses.ipynb #92b4ce41
 def _shift_flip(x, u, share, flip):

@@ -36,6 +36,7 @@ class GANRecipe:
     gamma_end: float = None      # its weight at the end of training, reached along a cosine; None: constant
     lazy: int = 4                # apply the penalty on every `lazy`-th step, with `lazy` times the weight
     lecam: float = 0.            # weight of the LeCam regulariser
+    matching: float = 0.         # weight of `ClassMatching` in the generator's loss; above 0 it needs a classifier
     n_critic: int = 1            # steps of the discriminator per step of the generator
     lr: float = 2e-3             # learning rate of the generator
     lr_d: float = None           # of the discriminator; None: the same
@@ -51,6 +52,7 @@ class GANRecipe:
     def params(self) -> dict:
         "The fields as JSON can hold them, for the hash of a stage"
         own = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+        if not self.matching: del own['matching']             # so that GANs made before this field keep their hashes
         return own | dict(augment=getattr(self.augment, 'params', self.augment))
 
 # %% ../../nbs/gan/05_trainer.ipynb #affd39df
@@ -61,9 +63,9 @@ def _check_recipe(r):
     check_name(r.loss, adversarial_losses, f"There is no adversarial loss {r.loss!r}")
     known('penalty', r.penalty, ['r1', 'r2', 'r1r2', 'gp', None])
     if not callable(r.augment): known('augment', r.augment, ['diff', 'ada', None])
-    if r.net == 'mlp' and (r.augment or r.attention):
-        raise BadInput("net='mlp' makes vectors: leave out augment and attention.")
-    for nm, low in dict(gamma=0, lecam=0, half_life=0, lazy=1, n_critic=1, nf=1, nz=1, bs=2).items():
+    if r.net == 'mlp' and (r.augment or r.attention or r.matching):
+        raise BadInput("net='mlp' makes vectors: leave out augment, attention and matching.")
+    for nm, low in dict(gamma=0, lecam=0, matching=0, half_life=0, lazy=1, n_critic=1, nf=1, nz=1, bs=2).items():
         if not (v := getattr(r, nm)) >= low: raise BadInput(f"{nm}={v} is out of range: choose {low} or more.")
     for nm in 'lr', 'lr_d':
         if (v := getattr(r, nm)) is not None and not v > 0:
@@ -73,6 +75,7 @@ def _check_recipe(r):
 # %% ../../nbs/gan/05_trainer.ipynb #8078e695
 gan_recipes = dict(
     default=GANRecipe(),
+    matched=GANRecipe(matching=1., bs=128),
     sngan=GANRecipe(net='resnet', loss='hinge', penalty=None, lr=2e-4, lr_d=4e-4, betas=(0., .9)),
     r3gan=GANRecipe(net='r3gan', lr=1e-3),
     study=GANRecipe(net='study', per_class=True, loss='wasserstein', penalty='gp', gamma=10., lazy=1, n_critic=5,
@@ -100,8 +103,10 @@ class GANTrainer(Callback):
     order, run_valid = 65, False        # after the schedules have set the learning rate, before the checkpoint
     def __init__(self, recipe:GANRecipe,   # how the GAN is trained
                        opt_d=None,         # opt_d(parameters) returns the discriminator's optimizer; required
-                       seed=0):            # of the noise and the augmentation
+                       seed=0,             # of the noise and the augmentation
+                       matching=None):     # `ClassMatching`, for a recipe with that weight
         self.recipe, self.make_opt_d, self.seed, self.adversarial = recipe, opt_d, seed, adversarial_losses[recipe.loss]
+        self.matching = matching
 
     def before_fit(self):
         r, device = self.recipe, self.dls.device
@@ -233,6 +238,7 @@ def g_step(self:GANTrainer, real:Tensor, # images in [-1,1], (n,c,h,w), or vecto
                 with torch.no_grad(): on_real = D(self.augment(real, self.rng), y)
             fake = self.model.generator(self.noise(len(y)), y).float()
             loss = self.adversarial.g(on_real, D(self.augment(fake, self.rng), y))
+            if self.matching is not None: loss = loss + self.recipe.matching*self.matching(fake, y)
         self.opt.zero_grad()
         loss.backward()
         loss, = self._averaged(self.model.generator.parameters(), loss.detach())

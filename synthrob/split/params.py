@@ -78,7 +78,7 @@ class FeatureParams:
 @dataclass
 class GANParams:
     "The GAN"
-    gan_arch: str = _gan(None, "recipe of the GAN: 'default', 'sngan', 'r3gan' or 'study'; None: the preset's")
+    gan_arch: str = _gan(None, "recipe: 'default', 'matched', 'sngan', 'r3gan' or 'study'; None: the preset's")
     gan_images: int = _gan(None, "real images shown to the discriminator; None: the preset's", 1, 10**9)
     gan_bs: int = _gan(None, "batch size of the GAN; None: the preset's", 2, 2**16)
     gan_width: int = _gan(None, "width of the GAN's nets; None: the preset's", 4, 512)
@@ -306,8 +306,10 @@ def _check_nets(cnn, gan, size, channels, vectors):
     from synthrob.cnn.learner import recipe
     from synthrob.core.basics import seeded
     from synthrob.gan.layers import resolutions
+    from synthrob.gan.losses import last_maps
     from synthrob.gan.trainer import gan_recipe
-    with seeded('check'): recipe(cnn).build((channels, size, size), 5)
+    with seeded('check'): net = recipe(cnn).build((channels, size, size), 5)
+    if gan_recipe(gan).matching: last_maps(net, (channels, size, size))
     if (gan_recipe(gan).net == 'mlp') != vectors:
         space, what = ('feature', 'vectors') if vectors else ('pixel', 'images')
         _clash(f'gan_arch={gan!r}', f'space={space!r}', f': choose a GAN for {what}')

@@ -67,6 +67,11 @@ class SplitRun:
         "The experiment on images at ratio 0 with the next seed: its classifier gives soft labels"
         return self._baseline((self.p.cnn_seed + 1) % 2**31)
 
+    @cached_property
+    def guide(self) -> SplitRun:
+        "The experiment on images at ratio 0 with seed 1: its classifier shows a GAN the classes, and judges nothing"
+        return self._baseline(1)
+
     def _baseline(self, seed):
         keep = params_of(self.p, DataParams, RunParams)
         keep |= dict(cnn=self.p.cnn, cnn_epochs=self.p.cnn_epochs, min_steps=self.p.min_steps)
@@ -115,7 +120,8 @@ def _graph(run):
     if best or p.reject or (p.quality != 'none' and c['pool']): judge = run.judge.stages['split']
     if c['gan']:
         own = params_of(p, GANParams) | dict(gan_arch=_gan_recipe(p).params)
-        add('gan', own | many, _train_gan, 2, train=train, judge=judge if best else None)
+        guide = run.guide.stages['split'] if _gan_recipe(p).matching else None
+        add('gan', own | many, _train_gan, 2, train=train, judge=judge if best else None, guide=guide)
     if c['pool']:
         own = dict(params_of(p, PoolParams), pool=p.pool and content_key(p.pool, Path(p.out)/'data'),
                    multiple=pool_multiple(p.ratio, p.how, p.classes) if c['gan'] else None)
@@ -228,7 +234,9 @@ def _fit_gan(run, folder):
     "Train the GAN, in this process or as one of several"
     p, s, best, cbs = run.p, run.splits, None, []
     data = run.images.subset(torch.cat([s.train, s.test])) if p.preset == 'study' else run.items('train')
-    learn = gan_learner(data, _gan_recipe(p), seed=p.gan_seed, device=p.device)
+    r = _gan_recipe(p)
+    guide = run.guide.classifier() if r.matching else None
+    learn = gan_learner(data, r, seed=p.gan_seed, device=p.device, classifier=guide)
     if p.gan_pick == 'best':
         best = SaveBestGAN(run.judge.classifier(), run.part('valid'), every=3, path=folder/'best.safetensors')
         cbs = [best]
@@ -432,7 +440,7 @@ def record(self:SplitRun) -> dict:
     return self._need('split').record | more
 
 @patch(as_prop=True)
-def problems(self:SplitRun) -> dict: # kind of stage, or 'judge' -> sentence
+def problems(self:SplitRun) -> dict: # kind of stage, 'judge' for another classifier's -> sentence
     "Why results of the finished stages must not be counted: trainings that did not learn, a GAN that failed"
     made = {o.hash: o for s in self.stages.values() for o in s.upstream()}.values()
     name = lambda s: s.kind if self.stages.get(s.kind, s).hash == s.hash else 'judge'
