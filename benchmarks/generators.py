@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd, torch
 from fastprogress.fastprogress import progress_bar
 
-from synthrob.cnn.learner import cnn_learner, evaluate
+from synthrob.cnn.learner import cnn_learner, evaluate, recipe
 from synthrob.core.stages import device_name, versions
 from synthrob.data.core import fer2013_path
 from synthrob.gan.learner import gan_learner, synthesize
@@ -29,7 +29,7 @@ EPOCHS = dict(poster=20, strong=12)
 measures = 'intra_fid', 'precision', 'recall', 'coverage', 'gan_test', 'near_copies', 'copies', 'memorises'
 
 def classifier(name, data, seed, device=None):
-    learn = cnn_learner(data, arch=name, seed=seed, epochs=EPOCHS[name], min_steps=0, device=device)
+    learn = cnn_learner(data, arch=recipe(name, epochs=EPOCHS[name], min_steps=0), seed=seed, device=device)
     with learn.no_bar(), learn.no_logging(): learn.fit_recipe()
     return learn
 
