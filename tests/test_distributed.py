@@ -1,5 +1,5 @@
 "One process or two, the same training: loss curves with the same whole batch, and a split run in two processes."
-import json, os
+import json, os, shutil
 import pytest, torch
 from safetensors import safe_open
 from synthrob.core.basics import BadInput, read_tensors
@@ -10,7 +10,7 @@ pytest.importorskip('accelerate', reason="accelerate is not installed: pip insta
 
 # What each process runs: it is imported by them, from a file, as a library is.
 TASKS = '''
-import contextlib, os
+import atexit, contextlib, os
 from synthrob.cnn.learner import cnn_learner
 from synthrob.data.splits import splits
 from synthrob.data.core import prepare
@@ -34,9 +34,11 @@ def gan(path, **changes):
     learn = gan_learner(device_dls(train, bs=32, n_steps=8, device='cpu'), nf=8, nz=16, **changes)
     with _context(learn), learn.no_bar(): learn.fit_gan(32*8*3, path)
 
-def done_then_aborts():
-    import atexit
+def both(cnn_path, gan_path):
+    "Then abort while the interpreter shuts down, as gloo's threads can make it"
     atexit.register(os.abort)
+    cnn(cnn_path, 'poster')
+    gan(gan_path, arch='r3gan', augment=None)
 '''
 
 @pytest.fixture(scope='module')
@@ -52,42 +54,41 @@ def tasks(tmp_path_factory):
     if was is None: del os.environ['PYTHONPATH']
     else: os.environ['PYTHONPATH'] = was
 
-def trained(run, path, **params):
+@pytest.fixture(scope='module')
+def two(tasks):
+    "Checkpoints of a classifier and of a GAN, both trained by the same two processes, which then abort: their work is done"
+    paths = dict(cnn_path='two_cnn.safetensors', gan_path='two_gan.safetensors')
+    launch('together_tasks:both', paths, 2)
+    return paths
+
+def trained(path):
     "Logged rows of a training, and the weights it ends with"
-    run(dict(path=path, **params))
     with safe_open(path, 'pt') as f: rows = torch.tensor([list(h.values()) for h in json.loads(f.metadata()['state'])['history']], dtype=torch.float64)
-    weights = {k: v.float() for k, v in read_tensors(path).items() if k.startswith('model.')}
-    os.remove(path)
-    return rows, weights
+    return rows, {k: v.float() for k, v in read_tensors(path).items() if k.startswith('model.')}
 
-def alone(tasks, name, **params): return trained(lambda kw: getattr(tasks, name)(**kw), 'one.safetensors', **params)
-def in_two(name, **params): return trained(lambda kw: launch(f'together_tasks:{name}', kw, 2), 'two.safetensors', **params)
+def alone(run, path, **params):
+    run(path=path, **params)
+    return trained(path)
 
-def test_classifier(tasks):
+def test_classifier(tasks, two):
     "The same curve, to what bfloat16 rounds; half the batch in one process has another"
-    one, two = alone(tasks, 'cnn', net='poster')[0], in_two('cnn', net='poster')[0]
+    one, both = alone(tasks.cnn, 'one_cnn.safetensors', net='poster')[0], trained(two['cnn_path'])[0]
     assert one[0, 0] - one[-1, 0] > .01                              # it does learn
-    torch.testing.assert_close(two[:, :2], one[:, :2], rtol=0, atol=2e-3)
-    half = alone(tasks, 'cnn', net='poster', bs=32)[0]
+    torch.testing.assert_close(both[:, :2], one[:, :2], rtol=0, atol=2e-3)
+    half = alone(tasks.cnn, 'half.safetensors', net='poster', bs=32)[0]
     assert (half[:, 0] - one[:, 0]).abs().max() > 5e-3
 
-def test_gan(tasks):
+def test_gan(tasks, two):
     "Both nets, penalised by gradients of gradients: losses and logits in two processes are those of one"
-    (one, w1), (two, w2) = alone(tasks, 'gan', arch='r3gan', augment=None), in_two('gan', arch='r3gan', augment=None)
-    torch.testing.assert_close(two, one, rtol=0, atol=5e-3)
+    (one, w1), (both, w2) = alone(tasks.gan, 'one_gan.safetensors', arch='r3gan', augment=None), trained(two['gan_path'])
+    torch.testing.assert_close(both, one, rtol=0, atol=5e-3)
     for k in w1: torch.testing.assert_close(w2[k], w1[k], rtol=0, atol=.02, msg=lambda m: f'{k}: {m}')
 
-def test_one_goes_on_where_two_have_ended(tasks):
+def test_one_goes_on_where_two_have_ended(tasks, two):
     "The checkpoint of two processes is one that a single process finds finished: it trains nothing and has their weights"
-    launch('together_tasks:gan', dict(path='both.safetensors', arch='default'), 2)
-    before = read_tensors('both.safetensors')
-    tasks.gan(path='both.safetensors', arch='default')
-    after = read_tensors('both.safetensors')
-    assert all(torch.equal(before[k], after[k]) for k in before if k.startswith('model.'))
-
-def test_what_is_done_counts(tasks):
-    "A process that aborts while its interpreter shuts down, as gloo's threads can make it, has done its work"
-    launch('together_tasks:done_then_aborts', {}, 2)
+    path = shutil.copy(two['gan_path'], 'found.safetensors')
+    before, after = trained(path), alone(tasks.gan, path, arch='r3gan', augment=None)
+    assert torch.equal(before[0], after[0]) and all(torch.equal(before[1][k], after[1][k]) for k in before[1])
 
 def test_bad_batch(tasks):
     with pytest.raises(BadInput, match='Batches of 63 images cannot be shared by 2 processes'):
@@ -99,6 +100,7 @@ def test_split_run_in_two_processes(faces, tmp_path, monkeypatch):
     from conftest import TOY
     from synthrob.split.core import run_split
     from synthrob.split.params import check_params
+    from synthrob.split.run import SplitRun
     monkeypatch.chdir(tmp_path)
     params = dict(TOY, path=faces, ratio=.5, device='cpu')
     run = run_split(**params, processes=2)
@@ -107,8 +109,8 @@ def test_split_run_in_two_processes(faces, tmp_path, monkeypatch):
     gan = run.stages['gan']
     assert gan.record['history'] and gan.file('samples').is_dir() and not list(run.stages['split'].path.glob('checkpoint*'))
     assert run_split(**params, processes=2).record['finished'] == record['finished']       # found, not made anew
-    alone = run_split(**params)
-    assert all(alone.stages[k].hash != run.stages[k].hash for k in ('gan', 'split')) and 'processes' not in alone.record['params']
+    alone = SplitRun(check_params(params))
+    assert all(alone.stages[k].hash != run.stages[k].hash for k in ('gan', 'split')) and 'processes' not in alone.stages['split'].params
     for bad, why in ((dict(processes=7), 'does not divide'), (dict(processes=2, space='feature'), 'heads train in seconds'),
                      (dict(processes=2, gan_arch='study'), 'nets per class')):
         with pytest.raises(BadInput, match=why): check_params(dict(params, **bad))
