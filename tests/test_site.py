@@ -220,6 +220,27 @@ def unreadable(css) -> list:
             'body.quarto-dark code:not(.sourceCode):not(pre > code)': 'background-color'}
     return [k for k, v in need.items() if v not in rules(css).get(k, '')]
 
+def stems(text):
+    "Words of five letters or more, without the s of a plural"
+    return {re.sub('s$', '', w) for w in re.findall('[a-z]{5,}', text.lower())}
+
+def repeated(description, paragraph) -> bool:
+    "Does a first paragraph hold every word of the description above it?"
+    return stems(description) <= stems(paragraph)
+
+@pytest.mark.parametrize('name', PAGES)
+def test_first_paragraph_does_not_repeat_the_description(name, pages):
+    head, *more = [source(c) for c in pages[name] if c['cell_type'] == 'markdown']
+    description = re.search('^> (.*)', head, re.M)[1]
+    text = re.sub('^(# |> ).*', '', '\n\n'.join([head, *more]), flags=re.M).strip()
+    assert not repeated(description, text.split('\n\n')[0])
+
+def test_the_description_stands_apart():
+    "A page of old said it twice, one paragraph after the other in the same type"
+    assert repeated('From a folder of labelled images to a verdict on synthetic ones', 'You have a folder of labelled images: too few. '
+                    'Would synthetic images help? This page goes from the folder to the verdict.')
+    assert re.search(r'\.description \{[^}]*margin', (NBS/'styles.css').read_text(encoding='utf-8'))
+
 def test_outputs_wrap_and_tables_scroll():
     css = (NBS/'styles.css').read_text(encoding='utf-8')
     assert not unreadable(css)

@@ -192,11 +192,23 @@ def test_the_price(faces, tmp_path, capsys):
     main(args)
     said = capsys.readouterr().out
     assert '12 cells: 0 done' in said and "(12 of 'split', 1 of 'gan', 1 of 'pool')" in said and 'Seeds: no number of seeds shows' in said, said
+    assert 'first run one cell: --ratio 0.5 --cnn_seed 1 in place of --dry_run.' in said, said
     for s in Sweep({**TOY, 'path': faces, 'ratio': [0, .5]}, out=tmp_path).cells[1].stage.upstream():
         if not s.done: write_json(s.file('record.json'), dict(kind=s.kind, hash=s.hash, **s.spec, resumed=False, device='cpu', seconds=50))
     main([*args, '--sd', '.005', '--slots', '2'])
     said = capsys.readouterr().out
     assert '12 cells: 1 done' in said and 'Cost: about 9 min (5 min on 2 slots' in said and 'Seeds: ' in said, said
+
+def test_one_cell_gives_a_price(faces, tmp_path, capsys):
+    "A dry run prints the flags of a cell of the sweep; once it has run, no cost is unknown"
+    args, plan = flags(**TOY, path=faces, out=tmp_path, ratio='0,.3,.5', how='replace,add', cnn_seed='3,4'), lambda: capsys.readouterr().out
+    main([*args, '--dry_run'])
+    first = re.search('first run one cell: (.*) in place of --dry_run', said := plan())
+    assert first and 'Cost: not known' in said, said
+    assert main([*args, *first[1].split(), '--slots', '1']) == 0 and '1 of 1 cells are done' in plan()
+    main([*args, '--dry_run'])
+    said = plan()
+    assert '1 done, 0 failed, 9 to run' in said and 'Cost: about ' in said and 'not known' not in said, said
 
 @pytest.mark.parametrize('args, sentence', [
     (['--raitos', '0'], "There is no argument '--raitos': did you mean '--ratios'?"), (['--ratios', '0,2'], 'ratio=2'),

@@ -306,6 +306,16 @@ def todo(self:Sweep) -> dict: # hash -> `Stage`
 
 # %% ../../nbs/sweep/01_grid.ipynb #9e2199f6
 @patch
+def _one_cell(self:Sweep, costs) -> str:
+    "The flags of the open cell with the most stages of unknown cost"
+    todo, names = self.todo(), dict.fromkeys(k for g in self.grids for k in g if k in _free or k in self.varying)
+    unknown = lambda c: costs.of([s for s in c.stage.upstream() if s.hash in todo])[1].total()
+    p = max((c for c in self.cells if c.state == 'open'), key=unknown).p
+    seed = lambda v: f'{v}..{v}' if v else 1                                 # 1: how many seeds; 3..3: which
+    flags = {k: seed(v) if k.endswith('_seed') else v for k in names if (v := getattr(p, k)) is not None}
+    return ' '.join(f'--{k} {shlex.quote(str(v))}' for k, v in flags.items())
+
+@patch
 def price(self:Sweep,
           slots:int=1 # cells side by side
          ) -> str:
@@ -319,7 +329,8 @@ def price(self:Sweep,
     kinds = ', '.join(f'{n} of {k!r}' for k, n in unknown.items())
     whole = ' without interruption'*bool(costs.resumed & set(unknown))
     return (f"not known for {_n(sum(unknown.values()), 'stage')} ({kinds}): nothing like them has been run here{whole}"
-            + f'; the others: {known}'*bool(seconds))
+            + f'; the others: {known}'*bool(seconds) + f". For a price, first run one cell: {self._one_cell(costs)} "
+            "in place of --dry_run")
 
 # %% ../../nbs/sweep/01_grid.ipynb #86955df0
 @patch
