@@ -37,6 +37,16 @@ def test_each_use_is_a_run_of_its_own(runs):
     assert made['soft'].record['params']['temperature'] == 3. and made['soft'].record['test']['n'] == 100
     assert 'schedule' not in made['plain'].record['params'], 'defaults are no part of the hash'
 
+def test_a_gan_that_matches_classes(runs, face_folder):                        # noqa: F811
+    "Its classifier is that of ratio 0 and seed 1, made once; not the judge, and no GAN without matching depends on it"
+    made, out = runs
+    r, guide = toy(face_folder, out, gan_arch='matched'), toy(face_folder, out, ratio=0, cnn_seed=1)
+    assert r.stages['gan'].record['inputs']['guide'] == guide.record['hash'] != r.judge.stages['split'].hash
+    assert 'guide' not in made['plain'].stages['gan'].record['inputs'] and r.record['test']['n'] == 100
+    made_by = json.loads((r.stages['gan'].path/'record.json').read_text())['params']
+    assert made_by['gan_arch']['matching'] == 1. and 'matching' not in made['plain'].stages['gan'].record['params']['gan_arch']
+    with pytest.raises(BadInput, match="choose a GAN for vectors"): check_params(dict(gan_arch='matched', space='feature'))
+
 def test_robust_accuracy_has_a_verdict(runs, tmp_path):
     made, out = runs
     r = made['adversarial'].record
