@@ -366,7 +366,7 @@ def bare_g_step(b, real, y, noise, rng):
     b.opt_g.step()
     b.D.requires_grad_(True)
 
-image_gans = [k for k, r in gan_recipes.items() if r.net != 'mlp']           # the others make vectors
+image_gans = [k for k, r in gan_recipes.items() if r.net != 'mlp' and not r.matching]     # others make vectors, or need a classifier
 
 @bench(.95, 'steps of the GAN by gan_learner, the worst of the recipes', 'bare PyTorch with the same nets, loss, penalties, EMA')
 def gan(s):

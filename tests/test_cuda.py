@@ -49,7 +49,8 @@ def test_pretended_gpu_refuses_what_a_gpu_refuses():
 @on_gpu
 def test_gans_train_and_sample(arch):
     data = vectors() if gan_recipes[arch].net == 'mlp' else images()
-    learn = gan_learner(data, arch, device='cuda', nf=16, bs=16, lecam=.1 if arch == 'sngan' else 0)
+    net = recipe('poster').build((1, 32, 32), 3) if gan_recipes[arch].matching else None
+    learn = gan_learner(data, arch, device='cuda', nf=16, bs=16, lecam=.1 if arch == 'sngan' else 0, classifier=net)
     learn.fit_gan(64)
     assert next(learn.model.parameters()).is_cuda and len(sample_pool(learn.model, 4)) == 12
     if data.is_images: sample_sheet(learn.model, 2)

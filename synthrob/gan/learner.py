@@ -50,7 +50,7 @@ def gan_learner(data,           # training `Dataset`, or `DataLoaders` of which 
     model = GAN(*shape, dls.c, r.nz, r.nf, seed, net=r.net, attention=r.attention, per_class=r.per_class)
     if r.matching and classifier is None:
         raise BadInput(f"matching={r.matching} compares images by a classifier of real ones: give `classifier`.")
-    matching = ClassMatching(classifier.to(dls.device), dls.train.dataset) if r.matching else None
+    matching = ClassMatching(classifier, dls.train.dataset, device=dls.device) if r.matching else None
     dls.train.balanced = r.balanced
     adam = dict(betas=r.betas, fused=dls.device.type in ('cpu', 'cuda'))
     trainer = GANTrainer(r, lambda ps: torch.optim.Adam(ps, r.lr_d or r.lr, **adam), seed, matching)

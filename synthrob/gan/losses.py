@@ -105,10 +105,12 @@ class ClassMatching(nn.Module):
     "Distance of synthetic from real images: by the class means of a frozen classifier's maps, 0 at best"
     def __init__(self, net,     # a trained classifier: images in [0,1] (n,c,h,w) to logits; copied, and never changed
                        images,  # the real images: anything with `x` uint8 (n,c,h,w), `y` (n,) and `vocab`
-                       bs=500): # real images at a time
+                       bs=500,  # real images at a time
+                       device=None): # where the copy computes; None: where `net` does
         super().__init__()
-        self.net, self.k = copy.deepcopy(net).eval().requires_grad_(False), len(images.vocab)
-        device, n = next(net.parameters()).device, len(images.x)
+        device = next(net.parameters()).device if device is None else device
+        self.net = copy.deepcopy(net).to(device).eval().requires_grad_(False)
+        self.k, n = len(images.vocab), len(images.x)
         self.at = last_maps(self.net, images.x.shape[1:])
         sums, squares, counts = [0.]*len(self.at), [0.]*len(self.at), 0.
         for i in range(0, n, bs):
