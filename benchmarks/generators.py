@@ -42,7 +42,8 @@ def train_gan(r, minutes, seed, train, device):
         learn, at = learner(), time.process_time()
         with learn.no_bar(), learn.no_logging(): learn.fit_gan(n)
         return learn, time.process_time() - at
-    n = r.bs*20*2                                                 # a short training tells how long an image takes
+    fit(r.bs*20)                                                  # what is slow only once
+    n = r.bs*100                                                  # a short training tells how long an image takes
     per_image = fit(n)[1]/n
     n_images = round((60*minutes - (time.process_time() - start))/per_image)
     learn, seconds = fit(n_images)
