@@ -150,3 +150,12 @@ def test_file_system_without_locks(tmp_path, monkeypatch):
 def test_weights_are_readable_by_others(toy_runs):
     modes = {f.name: f.stat().st_mode & 0o777 for f in run(toy_runs).stages['split'].path.iterdir()}
     assert len(set(modes.values())) == 1, modes
+
+def test_a_record_is_whole_from_its_first_moment(tmp_path, monkeypatch):
+    "Another process may read it as soon as it is there: it was written twice, first without its checksum"
+    seen, write = [], stages.write_json
+    def watched(f, obj):
+        write(f, obj)
+        if Path(f).name == 'record.json': seen.append(stages.read_record(Path(f).parent))
+    monkeypatch.setattr(stages, 'write_json', watched)
+    assert Stage('data', {}, lambda s: dict(n=np.int64(3)), out=tmp_path).make().done and [r['n'] for r in seen] == [3]

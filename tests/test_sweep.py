@@ -158,7 +158,7 @@ def test_schedulers_that_fail(faces, tmp_path, monkeypatch):
     f, ps = tmp_path/'scheduler.json', []
     try:
         ps.append(dask('scheduler', '--host', '127.0.0.1', '--port', '0', '--scheduler-file', str(f)))
-        until(f.exists, ps[0])
+        until(lambda: f.exists() and f.read_text().rstrip()[-1:] == '}', ps[0])
         address = json.loads(f.read_text())['address']
         with pytest.raises(BadInput, match='No worker has been free for a minute'): sweep(grid, scheduler=address)
         ps.append(dask('worker', address, '--nthreads', '1'))

@@ -12,7 +12,8 @@ import numpy as np, torch, xxhash
 from filelock import FileLock, SoftFileLock, Timeout
 from fastcore.basics import patch
 from .. import __version__
-from .basics import BadInput, default_device, has_bf16, hash_of, read_json, read_tensors, write_json, writing
+from .basics import (BadInput, _plain, default_device, has_bf16, hash_of, read_json, read_tensors, write_json,
+                                  writing)
 
 # %% auto #0
 __all__ = ['CHECKPOINT', 'Stage', 'now', 'versions', 'device_name', 'read_record', 'discard_damaged']
@@ -212,6 +213,6 @@ def _run(self:Stage):
     seconds = round(time.perf_counter() - t, 3)
     files = {f.relative_to(self.path).as_posix(): _file_sum(f) for f in sorted(self.path.rglob('*'))
              if f.is_file() and not _transient.fullmatch(f.name)}
-    write_json(f := self.file('record.json'), {**head, 'finished': now(), 'seconds': seconds, **more, 'files': files})
-    r = read_json(f)
-    write_json(f, {**r, 'checksum': _record_sum(r)})
+    r = {**head, 'finished': now(), 'seconds': seconds, **more, 'files': files}
+    r = json.loads(json.dumps(_plain(r), allow_nan=False))           # as a file holds it
+    write_json(self.file('record.json'), {**r, 'checksum': _record_sum(r)})      # once: others may read it from here on
