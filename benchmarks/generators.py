@@ -7,22 +7,16 @@ images of each class as the training part. It is judged on the validation part: 
 authentic images instead. Trials that OUT already holds are skipped. nbs/results/02_gans.ipynb reads nbs/results/records/generators.parquet.
 """
 from __future__ import annotations
-import argparse, time
+import time
 from ast import literal_eval
-from functools import cache
-from pathlib import Path
 
-import pandas as pd, torch
-from fastprogress.fastprogress import progress_bar
+import torch
 
 from synthrob.cnn.learner import cnn_learner, evaluate, recipe
-from synthrob.core.stages import device_name, versions
-from synthrob.data.core import fer2013_path
 from synthrob.gan.learner import gan_learner, synthesize
 from synthrob.gan.memorization import evaluate_pool
 from synthrob.gan.trainer import gan_recipe
-from synthrob.split.params import check_params
-from synthrob.split.run import SplitRun
+from trials import run_trials
 
 GUIDE, JUDGE, CAS = 101, 202, 303                                 # seeds of three classifiers that share nothing
 EPOCHS = dict(poster=20, strong=12)
@@ -49,38 +43,24 @@ def train_gan(r, minutes, seed, train, device):
     learn, seconds = fit(n_images)
     return learn, dict(gan_images=n_images, gan_seconds=seconds, cpu_seconds=time.process_time() - start)
 
-def trial(name, minutes, seed, train, valid, judge, device=None):
+_judges = []                                                      # one a run of this script
+
+def judge(train, device):
+    if not _judges: _judges.append(classifier('strong', train, JUDGE, device).model.eval())
+    return _judges[0]
+
+def trial(name, minutes, seed, parts, device=None):
     "A row of plain values"
+    train, valid = parts['train'], parts['valid']
     row, pool = {}, train
     if name != 'authentic':
         name, *changes = name.split(',')
         r = gan_recipe(name, **{k: literal_eval(v) for k, v in (o.split('=') for o in changes)})
         learn, row = train_gan(r, minutes, seed, train, device)
         pool = synthesize(learn.model, train.y.bincount(minlength=train.c).tolist(), seed, progress=False, vocab=train.vocab)
-        summary = evaluate_pool(pool, train, valid, judge(), progress=False).summary
+        summary = evaluate_pool(pool, train, valid, judge(train, device), progress=False).summary
         row |= {k: summary[k] for k in measures} | dict(failure=str(learn.failure and learn.failure['kind']))
     cas = {f'cas_{o}': evaluate(classifier(o, pool, CAS + seed, device), valid).accuracy for o in EPOCHS}
-    return row | cas | dict(n_train=len(train), n_valid=len(valid))
+    return row | cas | dict(n_train=len(train), n_valid=len(valid), threads=torch.get_num_threads())
 
-def main(args=None):
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('out', type=Path, help='a parquet file, written after each trial')
-    p.add_argument('trials', nargs='+', metavar='RECIPE:MINUTES')
-    p.add_argument('--seeds', type=int, nargs='*', default=[1, 2, 3])
-    p.add_argument('--path', default=fer2013_path(), help='of FER-2013')
-    p.add_argument('--root', default='runs', help='where the prepared images are kept')
-    p.add_argument('--device', help="'cpu' or 'cuda'; if left out, CUDA if there is one")
-    a = p.parse_args(args)
-    run = SplitRun(check_params(dict(data='fer2013', path=a.path, out=a.root, ratio=0)))
-    for stage in ('data', 'copies', 'parts'): run.make(stage)
-    train, valid = run.part('train'), run.part('valid')
-    judge = cache(lambda: classifier('strong', train, JUDGE, a.device).model.eval())
-    read = lambda: pd.read_parquet(a.out).to_dict('records') if a.out.exists() else []
-    wanted = [(name, float(minutes), seed) for seed in a.seeds for name, minutes in (o.rsplit(':', 1) for o in a.trials)]
-    for one in progress_bar(wanted):
-        if one in {(o['name'], o['minutes'], o['seed']) for o in read()}: continue
-        row = dict(zip(('name', 'minutes', 'seed'), one)) | trial(*one, train, valid, judge, a.device)
-        row |= dict(device=device_name(a.device), threads=torch.get_num_threads(), torch=versions()['torch'])
-        pd.DataFrame([*read(), row]).to_parquet(a.out)
-
-if __name__ == '__main__': main()
+if __name__ == '__main__': run_trials(__doc__, ('name', 'minutes', 'seed'), trial)

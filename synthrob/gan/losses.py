@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from fastai.callback.hook import hook_outputs
+from fastcore.basics import patch
 from torch import Tensor, nn
 from ..core.basics import BadInput
 from ..data.loaders import affine_grid, relight, to_float
@@ -101,6 +102,7 @@ def last_maps(net:nn.Module, # a classifier
                        "GAN without matching.")
     return [last[s] for s in sides]
 
+# %% ../../nbs/gan/04_losses.ipynb #5f38d416
 class ClassMatching(nn.Module):
     "Distance of synthetic from real images: by the class means of a frozen classifier's maps, 0 at best"
     def __init__(self, net,     # a trained classifier: images in [0,1] (n,c,h,w) to logits; copied, and never changed
@@ -133,17 +135,19 @@ class ClassMatching(nn.Module):
             self.net(x)
             return [o.float() for o in hooks.stored]
 
-    def forward(self, x:Tensor, # synthetic images in [-1,1], (n,c,h,w)
-                y:Tensor        # their classes (n,)
-               ) -> Tensor:     # scalar
-        own, losses = self._one_hot(y), []
-        counts = own.sum(0)
-        for j, o in enumerate(self.maps((x + 1)/2)):
-            h = (o - getattr(self, f'mean{j}')[y])/getattr(self, f'sd{j}')
-            total = torch.einsum('nk,nchw->kchw', own, h).square().flatten(1).mean(1)
-            pairs = (total - own.T @ h.square().flatten(1).mean(1))/(counts - 1).clamp(min=1)
-            losses.append(pairs.sum()/(counts > 1).sum().clamp(min=1))
-        return torch.stack(losses).mean()
+# %% ../../nbs/gan/04_losses.ipynb #f8910a57
+@patch
+def forward(self:ClassMatching, x:Tensor, # synthetic images in [-1,1], (n,c,h,w)
+            y:Tensor        # their classes (n,)
+           ) -> Tensor:     # scalar
+    own, losses = self._one_hot(y), []
+    counts = own.sum(0)
+    for j, o in enumerate(self.maps((x + 1)/2)):
+        h = (o - getattr(self, f'mean{j}')[y])/getattr(self, f'sd{j}')
+        total = torch.einsum('nk,nchw->kchw', own, h).square().flatten(1).mean(1)
+        pairs = (total - own.T @ h.square().flatten(1).mean(1))/(counts - 1).clamp(min=1)
+        losses.append(pairs.sum()/(counts > 1).sum().clamp(min=1))
+    return torch.stack(losses).mean()
 
 # %% ../../nbs/gan/04_losses.ipynb #92b4ce41
 def _shift_flip(x, u, share, flip):
