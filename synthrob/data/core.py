@@ -547,7 +547,8 @@ def _run(a):
     odd = re.compile(r'True|False|None|[-+]?[\d._]+(e[-+]?\d+)?|[-+]?(nan|inf(inity)?)', re.I)   # YAML changes it
     given = ''.join(f" -{'r' if odd.fullmatch(str(v)) and isinstance(v, str) else 'p'} {k} {shlex.quote(str(v))}"
                     for k,v in given.items() if v is not None)
-    print(f"\nNext: papermill nbs/03_split.ipynb runs/split_0.3.ipynb -p ratio 0.3{given}\n"
+    add = ' -p how add' if source != 'faces' else ''            # own images are too few to leave any out
+    print(f"\nNext: papermill nbs/03_split.ipynb runs/split_0.3.ipynb -p ratio 0.3{add}{given}\n"
           f"For a verdict: synthrob_sweep{flags or ' --data faces'} --dry_run   (without --dry_run it runs)")
 
 # %% ../../nbs/00_data.ipynb #33f21881

@@ -378,7 +378,7 @@ def detectable(
            f"Tested {'in all folds' if k > 1 else 'images'}: {sum(tested):,}, of which one is up to {points(one)} of "
            f"{name}. With {seeds} seed{'s'*(seeds != 1)} a difference of {points(2.8*se)} can be found (probability "
            f"80 %, level 5 %) or equivalence within {points(2.9*se)} shown, if two arms disagree on one image in ten "
-           f"and runs scatter by {points(sd)}; seeds alone reach {points(2.8*least)}."]
+           f"and runs scatter by {points(sd)}; more seeds alone reach {points(2.8*least)} at best."]
     if 2.8*se > margin:
         room = (margin/2.8)**2 - sd**2/seeds
         more = f'about {max(1, round(sum(tested)*least**2/room, -2)):,.0f}' if room > 0 else None

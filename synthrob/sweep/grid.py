@@ -359,11 +359,12 @@ def _enough(self:Sweep, effect, sd, power, alpha, limit=0, folds=1) -> str:
     except BadInput as e: return f"{e} The remedies are more test images, folds and longer trainings, not seeds."
     any_ = f" ({most} if it may be any of {len(arms)} arms)"*(len(arms) > 1)
     if limit > effect:
-        return (f"no number of seeds shows a difference of {effect:.1%}, as these test images show at best {limit:.1%}"
-                f"; the sweep has {have}{', in each fold' if folds > 1 else ''}, and a level of {alpha:g} needs "
-                f"{min_seeds(alpha)} runs in all.")
-    return (f"{_n(need, 'classifier seed')}{any_} will show a difference of {effect:.1%} with a probability of "
-            f"{power:.0%}; alpha {alpha:g}, SD of paired differences {sd:.2%}, {why}. The sweep has {have}, "
+        return (f"no number of seeds shows a difference of {points(effect, False)} points, as these test images show at "
+                f"best {points(limit, False)}; the sweep has {have}{', in each fold' if folds > 1 else ''}, and a level "
+                f"of {alpha:g} needs {min_seeds(alpha)} runs in all.")
+    return (f"{_n(need, 'classifier seed')}{any_} will show a difference of {points(effect, False)} points with a "
+            f"probability of {power:.0%}; alpha {alpha:g}, SD of paired differences {points(sd, False)} points, {why}. "
+            f"The sweep has {have}, "
             + ('which is enough.' if have >= need else f"which is too few: --seeds {need}."))
 
 # %% ../../nbs/sweep/01_grid.ipynb #270be2b8
@@ -391,7 +392,7 @@ def plan(self:Sweep,
     limit = difference_limit(run.images, run.splits, self.metric)
     test = detectable(run.images, run.splits, len(seeds), self.metric, self.margin, sd or .014)
     return '\n'.join([self.head(), '', self.overview().to_string(), '', f"Cost: {self.price(slots)}.",
-                      f"Seeds: {self._enough(effect, sd, power, alpha, limit, run.folds)}", f"Test part: {test}",
+                      f"Seeds: {self._enough(effect, sd, power, alpha, limit, run.folds)}", f"Parts: {test}",
                       f"Margin: values of {self.metric or 'the metric'} that differ by less than "
                       f"{points(self.margin, False)} points will be called equivalent."])
 
