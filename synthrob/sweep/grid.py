@@ -359,9 +359,9 @@ def _enough(self:Sweep, effect, sd, power, alpha, limit=0, folds=1) -> str:
     except BadInput as e: return f"{e} The remedies are more test images, folds and longer trainings, not seeds."
     any_ = f" ({most} if it may be any of {len(arms)} arms)"*(len(arms) > 1)
     if limit > effect:
-        return (f"no number of seeds shows a difference of {points(effect, False)} points, as these test images show at "
-                f"best {points(limit, False)}; the sweep has {have}{', in each fold' if folds > 1 else ''}, and a level "
-                f"of {alpha:g} needs {min_seeds(alpha)} runs in all.")
+        return (f"no number of seeds shows a difference of {points(effect, False)} points, as these test images show "
+                f"at best {points(limit, False)}; the sweep has {have}{', in each fold' if folds > 1 else ''}, and a "
+                f"level of {alpha:g} needs {min_seeds(alpha)} runs in all.")
     return (f"{_n(need, 'classifier seed')}{any_} will show a difference of {points(effect, False)} points with a "
             f"probability of {power:.0%}; alpha {alpha:g}, SD of paired differences {points(sd, False)} points, {why}. "
             f"The sweep has {have}, "
