@@ -111,6 +111,8 @@ def simulate_runs(root,                           # folder to write to, as `runs
     common = dict(data='faces', size=32, real_share=1., cnn_epochs=20, split_seed=42, gan_arch='default',
                   gan_images=1000, gan_width=32, margin=.02) | more
     images = _write_record(Stage('data', dict(n=n, vocab=vocab), out=root), 1., content=hash_of(('images', n, vocab)))
+    parts = _write_record(Stage('parts', {}, None, dict(data=images), out=root), 1.)
+    write_parquet(parts.file('parts.parquet'), pd.DataFrame(dict(part=['test']*n)))
     arms = [dict(ratio=0, how='replace', classes='prior', treatment='synthetic')]*(0 in ratios)
     arms += [dict(ratio=r, how=h, classes=c, treatment=t) for r, h, t, c in product(ratios, hows, treatments, classes)
              if r and not (r == 1 and (h == 'add' or t != 'synthetic'))]
@@ -122,7 +124,7 @@ def simulate_runs(root,                           # folder to write to, as `runs
             given = common | arm | dict(cnn=cnn, gan_seed=g, cnn_seed=s)
             if folds > 1: given |= dict(folds=folds, fold=f)
             evs = {part: _simulate_evaluation(given, effect, vocab, hard[f, part]) for part in ('valid', 'test')}
-            split = Stage('split', given, None, dict(train=images, pool=pools[g] if made else None), out=root)
+            split = Stage('split', given, None, dict(train=parts, pool=pools[g] if made else None), out=root)
             write_parquet(split.file('predictions.parquet'), pd.concat(
                 pd.DataFrame(dict(part=k, index=range(n), true=ev.y, predicted=ev.pred)) for k, ev in evs.items()))
             scores = {k: ev.to_dict() for k, ev in evs.items()}

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from synthrob.core.basics import BadInput, write_json
 from synthrob.core.stages import Stage
-from synthrob.sweep.report import (INK, by_setting, corruption_table, image_differences, limits, main, plot_corruptions,
-                                   plot_ratio, report)
+from synthrob.sweep.report import (INK, _by_cluster, _p, by_setting, corruption_table, image_differences, limits, main,
+                                   plot_corruptions, plot_ratio, report)
 from synthrob.sweep.results import (CLASSIFIER, SETTING, SYNTHESIS, VALUE, _wall, conclude, declared_margin, differences,
                                     paired_runs, results)
-from synthrob.sweep.stats import verdict
+from synthrob.sweep.stats import image_se, joint_p, verdict
 from simulate import simulate_runs
 
 def planted(o): return .035 if (o['how'], o['treatment'], o['ratio']) == ('add', 'synthetic', .4) else 0.
@@ -86,7 +86,8 @@ def frame(acc):
     rows = [dict(part=p, metric='accuracy', ratio=r, cnn_seed=s, value=v, run=f'{r} {s}') for (p, r, s), v in acc.items()]
     given = dict(data='faces', content='d', size=32, real_share=1., split_seed=42, leak=False, space='pixel', cnn='poster', cnn_epochs=20,
                  gan_arch='default', gan_images=1, gan_bs=1, gan_width=1, gan_pick='last', pool_seed=0, reject=0., noise_std=1.,
-                 refresh_every=0, gan_seed=0, margin=.02, declared_metric='accuracy', problem='', doubt='', fold=0)
+                 refresh_every=0, gan_seed=0, margin=.02, declared_metric='accuracy', problem='', doubt='', fold=0,
+                 pool_hash=None, recipe_hash=None, finished='')
     f = pd.DataFrame(rows).assign(**dict.fromkeys((*SETTING, *SYNTHESIS, *CLASSIFIER)) | given)
     zero = f.ratio == 0
     for k, v in dict(how='add', classes='prior', treatment='synthetic', schedule='mixed', synthetic_weight=1., equal='steps').items(): f[k] = pd.Series(v, f.index, dtype=object).where(~zero)
@@ -178,6 +179,84 @@ def test_fresh_seeds(tmp_path):
     top = rep.table[rep.table.headline].iloc[0]
     assert top.among == 1 and top.pairs == 6 and 'its p is corrected' not in rep.html
     assert rep.table.chosen.tolist() == conclude(results(tmp_path, cnn_seed=range(6))).chosen.tolist()
+
+def test_only_fresh_seeds_confirm(tmp_path):
+    "Without any the headline has no verdict; with them the lines below it are about them alone"
+    simulate_runs(tmp_path, planted, ratios=(0, .4), hows=('add',), cnn_seeds=range(6), n=200)
+    simulate_runs(tmp_path, ratios=(0,), cnn_seeds=range(6, 12), n=200)
+    simulate_runs(tmp_path, ratios=(.2,), hows=('add',), cnn_seeds=range(12), n=200)
+    t = conclude(results(tmp_path), confirm=6)
+    assert t[t.headline].ratio.item() == .4 and t[t.headline].verdict.item() == 'none' and 'no classifier seeds from 6' in t[t.headline].problem.item()
+    simulate_runs(tmp_path, planted, ratios=(.4,), hows=('add',), cnn_seeds=range(6, 12), n=200)
+    f = results(tmp_path)
+    body, late = report(f, confirm=6, progress=False).body, report(f[f.cnn_seed >= 6], progress=False).body
+    said = lambda html: re.findall('Including the choice of test images[^<]*', html)
+    assert said(body) == said(late) != said(report(f, progress=False).body) and 'Recall by class' in body
+
+def test_one_recipe_and_one_pool(tmp_path):
+    "Runs of an earlier recipe, or with an earlier pool of the same name, are not averaged with the others"
+    simulate_runs(tmp_path, ratios=(0, .5), hows=('add',), n=200)
+    f = results(tmp_path)
+    arm, late = f.ratio > 0, f.cnn_seed > 2
+    new = f.assign(finished=f.finished.astype(str).where(~late, '2027'))
+    pools = new.assign(pool_hash=f.pool_hash.astype(object).where(~(arm & late), 'another'))
+    p, = paired_runs(pools)
+    assert p.cnn_seeds == [3, 4, 5] and '3 runs with another pool' in p.missing
+    recipes = new.assign(recipe_hash=f.recipe_hash.astype(object).where(~late, 'another'))
+    p, = paired_runs(recipes)
+    assert p.cnn_seeds == [3, 4, 5] and '6 runs of another recipe' in p.missing
+    p, = paired_runs(new.assign(recipe_hash=f.recipe_hash.astype(object).where(~arm, 'another')))
+    assert not len(p) and set(conclude(recipes).verdict) == {'undecided'}
+
+def test_folds_are_a_setting(tmp_path):
+    "Arms with five folds and baselines with three are no pairs"
+    for folds, ratios in ((3, (0, .5)), (5, (.3,))): simulate_runs(tmp_path, ratios=ratios, hows=('add',), cnn_seeds=range(2), folds=folds, n=60)
+    five, three = paired_runs(results(tmp_path))[::-1]
+    assert (five.arm['ratio'], len(five)) == (.3, 0) and (three.arm['ratio'], three.folds, len(three)) == (.5, 3, 6)
+
+def test_many_classes_or_folds_are_paid_for(tmp_path):
+    "The p of a recall in a cross-validation is at least Bonferroni's of the corrected t-test"
+    simulate_runs(tmp_path, planted, ratios=(0, .4), hows=('add',), cnn_seeds=range(3), folds=4, n=100)
+    f = results(tmp_path)
+    own = {c: differences(f, 'recall', class_=c).p.item() for c in f['class'].dropna().unique()}
+    table = report(f, progress=False).body.split('p is corrected for')[-1]
+    shown = [re.search(f'>{c}</th>.*?<td[^>]*>([^<]*)</td></tr>', table)[1] for c in own]
+    assert all(o == '<0.001' or float(o) >= min(1, len(own)*p) - .001 for o, p in zip(shown, own.values())), shown
+
+def test_generators_are_flipped_too(tmp_path):
+    "With six GANs p is not below that of the means of the GANs"
+    simulate_runs(tmp_path, planted, ratios=(0, .2, .4), hows=('add',), gan_seeds=range(6), n=100)
+    f = results(tmp_path)
+    t, pairs = conclude(f), paired_runs(f)
+    least = joint_p([(p.value - p.base).mean(1) for p in pairs])
+    assert (t.p.to_numpy(float) >= least - 1e-12)[~t.headline].all() and len(pairs) == 2
+    assert not any('trained GAN' in o for o in limits(f, t))
+
+def test_clusters_of_images(tmp_path):
+    "Near copies and subjects count as one image each"
+    simulate_runs(tmp_path, ratios=(0, .5), hows=('add',), n=120)
+    f, file = results(tmp_path), next(tmp_path.glob('parts/*/parts.parquet'))
+    p, = paired_runs(f)
+    x = image_differences(p, tmp_path)
+    assert (_by_cluster(x, p.base_runs[0], tmp_path) == x).all()
+    t = pd.read_parquet(file)
+    t.assign(near=np.arange(120)//6, subject=[f'p{i//12}' for i in range(120)]).to_parquet(file)
+    c = _by_cluster(x, p.base_runs[0], tmp_path)
+    assert c.shape[-1] == 10 and np.allclose(c.mean(-1), x.mean(-1)) and np.allclose(c[0, 0, 0], x[0, 0, :12].sum()/12)
+    same = np.repeat(np.random.default_rng(0).normal(size=(1, 6, 10)) + np.arange(10)/5, 12, -1)
+    assert image_se(_by_cluster(same, p.base_runs[0], tmp_path)) > 3*image_se(same)
+
+def test_what_holds_for_these_images_only(grid, monkeypatch):
+    f = results(grid, cnn='poster')
+    said = 'is shown for these test images, and not for others'
+    assert said not in report(f, progress=False).body
+    monkeypatch.setattr('synthrob.sweep.report.image_se', lambda x: .05)
+    assert f"So 'better' {said}".replace("'", '&#x27;') in report(f, progress=False).body.replace('&#39;', '&#x27;').replace("'", '&#x27;')
+
+def test_a_margin_given_by_hand(few):
+    assert 'given by hand; the runs declare 2' in report(few, margin=.06, progress=False).body
+    assert '(the runs declare accuracy)' in report(few, metric='macro_f1', progress=False).body
+    assert 'by hand' not in report(few, progress=False).body
 
 def test_what_was_left_out_of_the_data(few):
     for p in few.glob('data/*/record.json'):
@@ -464,6 +543,14 @@ def test_written_files(few, tmp_path, capsys):
     assert csv.value.to_numpy() == pytest.approx(f.value.to_numpy(), nan_ok=True)
     assert (out/'report.html').read_text(encoding='utf-8').startswith('<!doctype html>')
     assert main([str(few), '--only', 'ratio']) == 2 and 'write a name and its values' in capsys.readouterr().err
+
+def test_the_design_has_limits(tmp_path):
+    "Two GANs, a part of the images, exact copies only, several settings"
+    for n in (1000, 2000): simulate_runs(tmp_path, ratios=(0, .5), hows=('add',), gan_seeds=(0, 1), n=100, real_share=.1, copies='exact', gan_pick='best', gan_images=n)
+    f = by_setting(results(tmp_path))
+    said = ' '.join(limits(f[0][1], conclude(f[0][1]), settings=len(f)))
+    for o in ('2 trained GANs', 'one sample of those', 'validation images, more than', 'Near copies were not looked for', 'There are 2 settings'): assert o in said, o
+    assert 'The claim is about these 2 GANs.' in report(results(tmp_path), progress=False).body
 
 def test_what_cannot_be_claimed(grid, few):
     f = results(grid)

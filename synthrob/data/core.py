@@ -304,7 +304,8 @@ def _decode(source, stage):
     table = table[['name','label','part']].assign(group=duplicate_groups(x).numpy())
     write_parquet(stage.file('meta.parquet'), table)
     counts = table.groupby(['part','label']).size()
-    return dict(n=len(x), shape=list(x.shape[1:]), content=hash_images(x), broken=broken, grey=_grey(x, table), **found,
+    content = hash_of([hash_images(x), *(table[k].tolist() for k in ('label','part'))])
+    return dict(n=len(x), shape=list(x.shape[1:]), content=content, broken=broken, grey=_grey(x, table), **found,
                 counts={p: counts[p].to_dict() for p in counts.index.levels[0]})
 
 # %% ../../nbs/00_data.ipynb #f65baa24

@@ -110,7 +110,8 @@ def find_copies(pool,           # synthetic images: anything with `x` uint8 (n,c
     c_t = float((table.c_t*table.n_holdout).sum()/max(1, table.n_holdout.sum()))
     best = best[best.a < m]
     best = best.assign(a=rows.numpy()[best.a], near=near.numpy()[best.a])
-    return CopyReport(near.double().mean().item(), level, p, c_t, table, best, int((fake > least).sum()), m,
+    chance = max(1, int(level*(len(real) + 1)))/(len(real) + 1)
+    return CopyReport(near.double().mean().item(), chance, p, c_t, table, best, int((fake > least).sum()), m,
                       1 - new.double().mean().item())
 
 # %% ../../nbs/gan/08_memorization.ipynb #f890cb80

@@ -120,6 +120,7 @@ def _graph(run):
     if best or p.reject or (p.quality != 'none' and c['pool']): judge = run.judge.stages['split']
     if c['gan']:
         own = params_of(p, GANParams) | dict(gan_arch=_gan_recipe(p).params)
+        if p.preset == 'study': own['test_images'] = True                           # are trained on, as in the study
         guide = run.guide.stages['split'] if _gan_recipe(p).matching else None
         add('gan', own | many, _train_gan, 2, train=train, judge=judge if best else None, guide=guide)
     if c['pool']:
@@ -233,7 +234,7 @@ def items(self:SplitRun,
 def _fit_gan(run, folder):
     "Train the GAN, in this process or as one of several"
     p, s, best, cbs = run.p, run.splits, None, []
-    data = run.images.subset(torch.cat([s.train, s.test])) if p.preset == 'study' else run.items('train')
+    data = run.images.subset(torch.cat([run.train_idx, s.test])) if p.preset == 'study' else run.items('train')
     r = _gan_recipe(p)
     guide = run.guide.classifier() if r.matching else None
     learn = gan_learner(data, r, seed=p.gan_seed, device=p.device, classifier=guide)
@@ -356,8 +357,10 @@ def _fit_classifier(run, folder):
     if p.training == 'adversarial': cbs.append(AdversarialTraining(p.attack_eps))
     if p.labels == 'soft': data = soft_labels(data, run.teacher.classifier(), p.temperature, run.recipe.flip)
     learn = cnn_learner(data, run.items('valid'), run.recipe, seed=p.cnn_seed, device=p.device)
-    if p.equal == 'epochs':
-        learn.recipe = replace(learn.recipe, epochs=round(learn.recipe.epochs*len(data)/data.epoch_len))
+    if p.equal == 'epochs':                                        # class weights get the steps of the mixture, too
+        y = run.part('train').y
+        a = plan(y, run.images.c, p.ratio, p.how, p.classes, p.split_seed)
+        learn.recipe = replace(learn.recipe, epochs=round(learn.recipe.epochs*(len(a.keep) + int(a.add.sum()))/len(y)))
     with distributed(learn): learn.fit_recipe(path=folder/CHECKPOINT, cbs=cbs)
     return learn
 

@@ -24,6 +24,7 @@ from .results import (ARM, CLASSIFIER, LOWER_IS_BETTER, SETTING, SYNTHESIS, TREA
                       conclude, declared_margin, declared_metric, differences, exchange_rate, metric_name, paired_runs,
                       results)
 from .stats import decide, image_se, joint_p, min_seeds, points
+from ..data.splits import join_groups
 from ..split.params import SplitParams
 
 # %% auto #0
@@ -208,14 +209,17 @@ def _about_runs(frame):
 
 def _about_seeds(frame, table, alpha):
     "Sentences on what the number of seeds cannot show"
-    syn = table[table.treatment == 'synthetic']
-    gans, n = (int(syn[k].max()) if len(syn) else 0 for k in ('gan_seeds', 'cnn_seeds'))
-    if gans == 1 and syn.pool.notna().all():
-        yield "All synthetic images come from one pool that was made elsewhere; the verdicts are about that pool."
-    elif gans == 1 and (syn.n_folds == 1).all():
-        yield ("All synthetic images come from one trained GAN. The verdicts are about that GAN; training with another "
-               "seed may give a better or a worse one.")
-    if 0 < n < (least := min_seeds(alpha)):
+    syn, least = table[table.treatment == 'synthetic'], min_seeds(alpha)
+    n = int(syn.cnn_seeds.max()) if len(syn) else 0
+    own = syn[syn.pool.isna() & (syn.n_folds == 1)].gan_seeds
+    if syn.pool.notna().any():
+        yield "The synthetic images come from one pool that was made elsewhere; the verdicts are about that pool."
+    if 0 < (gans := int(own.min()) if len(own) else 0) < least:
+        some, those = ('one trained GAN', 'that GAN') if gans == 1 else (f'{gans} trained GANs', 'those GANs')
+        yield (f"All synthetic images of an arm come from {some}, one pool each. The verdicts are about {those}; "
+               "training with another seed may give a better or a worse one. A claim about all GANs of this kind takes "
+               f"{least} GAN seeds.")
+    if 0 < n < least:
         yield (f"There {'is' if n == 1 else 'are'} {n} classifier seed{'s'*(n > 1)}. Below {least}, the sign-flip test "
                f"cannot reach p = {alpha:g} (its smallest p-value here is {2.**(1 - n):.3g}), so no difference can be "
                "shown, however large.")
@@ -230,6 +234,9 @@ def _about_arms(table):
         yield "Undecided does not mean equal: these runs cannot tell."
     if len(syn) == len(table):
         yield "No control was run: oversampled real images, or class weights, might do as well."
+    if (syn.headline & (syn.among > 1)).any():
+        yield ("The p of a chosen arm is corrected for the choice; its difference and interval are not, and flatter it "
+               "a little.")
     yield ("Should one arm now and then lose much (skewed differences), six seeds are called better or worse falsely "
            "in up to 7 of 100 cases, not 5.")
     nets = table.apply(net_name, axis=1).unique()
@@ -241,14 +248,34 @@ def _about_arms(table):
         elif r.ratio == ran.max() < 1:
             yield f"For the {net_name(r)} the chosen ratio is the largest that was run; a larger one may be better."
 
-def limits(frame,    # from `results`, of one setting
-           table,    # from `conclude`
-           alpha=.05 # level of the tests
-          ) -> list: # of sentences
+def _about_design(frame, settings):
+    "Sentences on what all runs have in common, and so cannot vary"
+    runs = frame.drop_duplicates('run')
+    if (runs.real_share < 1).any():
+        yield "The real images are one sample of those that there are; another sample may give another result."
+        if (runs.gan_pick == 'best').any() or (runs.reject > 0).any():
+            n = frame[(frame.metric == 'accuracy') & (frame.part == 'valid')].n.max()
+            yield (f"The GAN or its images were chosen with {int(n):,} real validation images, more than this share of "
+                   "the real images would leave; ratio 0 does not learn from those.")
+    if (runs.space == 'feature').any():
+        yield ("All runs use one extractor of vectors: classifier seeds repeat the training of a head, not that of the "
+               "extractor.")
+    if (runs['copies'] == 'exact').any():
+        yield ("Near copies were not looked for (copies='exact'): re-cropped or scaled copies of training images may "
+               "be among the test images.")
+    if settings > 1:
+        yield f"There are {settings} settings. Each is judged on its own, without adjustment for their number."
+
+def limits(frame,     # from `results`, of one setting
+           table,     # from `conclude`
+           alpha=.05, # level of the tests
+           settings=1 # how many are judged on these test images
+          ) -> list:  # of sentences
     "Return what cannot be claimed from these runs"
     n = int(frame[(frame.metric == 'accuracy') & (frame.part == 'test')].n.max())
     metric = metric_name(table.metric.iloc[0])
     return [*_about_runs(frame), *_about_seeds(frame, table, alpha), *_about_arms(table),
+            *_about_design(frame, settings),
             "Intervals cover the choice of images, each tested in one of the folds; nothing here holds for images of "
             "another kind." if table.n_folds.max() > 1 else
             f"Intervals in figures and tables describe repeated training, evaluated on these {n:,} test images. Only "
@@ -458,11 +485,17 @@ _arms_words = ("Every arm on the test images against ratio 0 with the same class
                "of 100 experiments with as many seeds would find. The columns on the right are differences, too.")
 
 # %% ../../nbs/sweep/07_report.ipynb #2b63427d
+_arm_of = [*SETTING, *SYNTHESIS, *CLASSIFIER, *ARM]
+
 def _recall_table(top, recalls):
     "Recall of each class at the ratio of the arm `top`, with adjusted p; `recalls`: class -> `differences`"
-    at = {c: o.loc[top.name] for c, o in recalls.items()}
-    known = {c: np.reshape(o.singles, (o.gan_seeds, -1)).mean(0) for c, o in at.items() if not pd.isna(o.p)}
-    p = dict(zip(known, joint_p(list(known.values())))) if known else {}
+    at = {c: _matching(o, top, _arm_of).iloc[0] for c, o in recalls.items()}
+    known, p = {c: np.reshape(o.singles, (o.gan_seeds, -1)) for c, o in at.items() if not pd.isna(o.p)}, {}
+    if known:
+        p = joint_p([o.mean(0) for o in known.values()])
+        if top.gan_seeds >= min_seeds(): p = np.maximum(p, joint_p([o.mean(1) for o in known.values()]))
+        if top.n_folds > 1: p = np.maximum(p, [min(1, len(known)*at[c].p) for c in known])     # as folds share images
+        p = dict(zip(known, p))
     rows = [{'class': c, 'recall at ratio 0, %': _pct(o.baseline), f'at ratio {top.ratio:g}, %': _pct(o.value),
              'difference, points': _diff(o['diff']), 'interval': _interval(o), 'p, corrected': _p(p.get(c))}
             for c, o in at.items()]
@@ -516,21 +549,39 @@ def image_differences(pairs,  # one of `paired_runs`, on the metric
         raise ValueError('the runs were tested on different images')
     return np.array([[r - b for (_, r), (_, b) in zip(row, base)] for row in arm])
 
+def _by_cluster(x, run, root):
+    "Sums of `x` (G,S,images) over near copies and subjects (G,S,clusters), so scaled that their mean is that of images"
+    def up(kind, h): return read_record(Path(root)/kind/h, [])['inputs']['train']
+    parts = up('split', run)
+    if not (Path(root)/'parts'/parts).exists(): parts = up('features', parts)
+    t = pd.read_parquet(Path(root)/'parts'/parts/'parts.parquet')
+    own = [pd.factorize(t[k])[0] for k in ('near', 'subject') if k in t]
+    if not own: return x
+    code = pd.factorize(join_groups(*own).numpy()[(t.part == 'test').to_numpy()])[0]
+    sums = np.zeros((*x.shape[:2], code.max() + 1))
+    np.add.at(sums, (..., code), x)
+    return sums*sums.shape[-1]/x.shape[-1]
+
 # %% ../../nbs/sweep/07_report.ipynb #8f053495
-def _for_other_images(frame, r, alpha):
+def _for_other_images(frame, r, margin, alpha):
     "The interval of the arm `r` including the choice of test images, if the predictions can be read"
     if r.n_folds > 1 or r.cnn_seeds < min_seeds(alpha) or 'root' not in frame.attrs: return
     if r.metric not in ('accuracy', 'balanced_accuracy', 'robust_accuracy'): return
     same = lambda a, b: a == b or (pd.isna(a) and pd.isna(b))
     pairs = next(p for p in paired_runs(frame, r.metric) if all(same(v, r[k]) for k, v in p.arm.items()))
-    try: x = image_differences(pairs, frame.attrs['root'], r.metric)
+    try:
+        x = image_differences(pairs, frame.attrs['root'], r.metric)
+        n, x = x.shape[-1], _by_cluster(x, pairs.base_runs[0], frame.attrs['root'])
     except (OSError, KeyError, ValueError):
         yield 'The predictions of these runs cannot be read, so there is no interval for other images.'
     else:
         means = x.mean(-1) if len(x) > 1 else x[0].mean(-1)
         d = decide(means[None], alpha=alpha, n_boot=9999, image_se=image_se(x)).iloc[0]
-        yield (f'Including the choice of test images ({x.shape[-1]:,}), the {100*(1 - alpha):g} % interval is '
-               f'{_interval(pd.Series({**r, "low": d.low, "high": d.high}))} points.')
+        within = d.low > 0 or d.high < 0 if r.verdict in ('better', 'worse') else d.low > -margin and d.high < margin
+        only = r.verdict != 'undecided' and not within
+        yield (f'Including the choice of test images ({n:,}), the {100*(1 - alpha):g} % interval is '
+               f'{_interval(pd.Series({**r, "low": d.low, "high": d.high}))} points.' +
+               f' So {r.verdict!r} is shown for these test images, and not for others of their kind.'*only)
 
 def _command(frame, r, treatment, seeds):
     "The command of the sweep that adds runs like those of the arm `r`"
@@ -576,13 +627,16 @@ def _verdict_part(frame, table, margin, alpha):
             small += [f"{folds}{r.gan_seeds} GAN x {r.cnn_seeds//r.n_folds} classifier seeds. p against no difference: "
                       f"{_p(r.p)}; against a difference beyond the margin: {_p(r.p_equivalence)}. Probability of "
                       f"improvement: {_pct(r.improvement)} % of all pairs of runs, whatever their seeds."]
+            if pd.isna(r.pool) and r.n_folds == 1 and r.gan_seeds < min_seeds(alpha):
+                small[-1] += f" The claim is about {'this GAN' if r.gan_seeds == 1 else f'these {r.gan_seeds} GANs'}."
             if r.verdict == 'undecided' and r.p_alone <= alpha < r.p:
                 fresh = int(frame.cnn_seed.max()) + 1
                 small.append(f"By itself p is {_p(r.p_alone)}. Fresh seeds need no correction: "
                              f"{_command(frame, r, 'synthetic', f'{fresh}..{fresh + 5}')}, then synthrob_report "
                              f"--confirm {fresh}")
         if r.note: small.append(f"Counted all the same: {r.note}")
-        if not r.problem: small += [*_for_other_images(frame, r, alpha), *_against_controls(frame, r, margin, alpha)]
+        if not r.problem:
+            small += [*_for_other_images(frame, r, margin, alpha), *_against_controls(frame, r, margin, alpha)]
         big = P(headline(r, margin, 1 - alpha), cls='big')
         parts.append(Div(big, *[P(o, cls='small') for o in small], cls='verdict'))
     return parts or [P('No synthetic arm has a complete pair of runs: there is no verdict.', cls='warn')]
@@ -592,7 +646,11 @@ def _exchange(rates, alpha):
     "Sentences on how many synthetic images are worth a real one, from `exchange_rate`"
     for o in rates.to_dict('records'):
         (worth, low, high), level = (o[k] for k in ('worth', 'low', 'high')), f'{100*(1 - alpha):g} % interval'
-        if o['seeds'] < min_seeds(alpha):
+        if pd.isna(worth):
+            why = ('the best fit is at the end of the range that is searched' if o['grows'] else
+                   'these runs do not show that the metric grows with the number of real images')
+            text = f"not estimated, as {why}."
+        elif o['seeds'] < min_seeds(alpha):
             text = f"one synthetic image is worth {worth:.2g} real ones; {o['seeds']} seeds give no interval."
         elif low > 0:
             text = f"one real image is worth {1/worth:.2g} synthetic ones ({level} {1/high:.2g} to {1/low:.2g})."
@@ -600,8 +658,9 @@ def _exchange(rates, alpha):
             text = f"no number of synthetic images is shown to be worth a real one; it takes at least {1/high:.2g}."
         else:
             text = f"a synthetic image harms like {-worth:.2g} real ones less ({level} {-high:.2g} to {-low:.2g})."
+        gans = 'this one generator' if o['gan_seeds'] == 1 else f"these {o['gan_seeds']} generators"
         yield (f"Exchange rate, {net_name(o)}: {text} From {o['runs']} runs with {o['shares']} shares of the real "
-               "images, if the metric grows with the logarithm of their number.")
+               f"images, for {gans}, if the metric grows with the logarithm of the number of images.")
 
 # %% ../../nbs/sweep/07_report.ipynb #abd00e6a
 _robustness_words = (
@@ -642,19 +701,26 @@ def _figures(frame, table, metrics, recalls, margin, alpha, progress):
     return drawn
 
 # %% ../../nbs/sweep/07_report.ipynb #a0f0143e
-def _setting(frame, name, margin, alpha, metric, confirm, progress):
+def _setting(frame, name, margin, alpha, metric, confirm, progress, settings=1):
     "Headlines, conclusion and HTML of one setting"
     table = conclude(frame, margin, alpha, metric, confirm)
+    late = frame if confirm is None else frame[frame.cnn_seed >= confirm]                # runs that judge a headline
     metrics, recalls, remark = _tables(frame, table, margin, alpha, progress)
     drawn = _figures(frame, table, metrics, recalls, margin, alpha, progress)
     def lines(what): return [o for (w, net), figs in drawn.items() if w == what
                              for o in (H3(net[0].upper() + net[1:]), figs[0], _grid(figs[1:]))]
-    tables = [_recall_table(r, recalls) for _, r in table[table.headline & table['diff'].notna()].iterrows()]
+    judged = recalls
+    if confirm is not None: judged = {k: differences(late, 'recall', 'test', margin, alpha, class_=k) for k in recalls}
+    tables = [_recall_table(r, judged) for _, r in table[table.headline & table['diff'].notna()].iterrows()
+              if all(len(_matching(o, r, _arm_of)) for o in judged.values())]
     maps = [o for (w, _), figs in drawn.items() if w == 'maps' for o in figs]
     d, when = frame.attrs.get('declared', {}), ''
     if d.get('declared') and d.get('margin') == margin:
         when = (f", declared on {d['declared'][:10]} by the sweep {d['hash']}, when {d['finished_before']} cells "
                 "were done")
+    own = [o for o in frame.margin.dropna().unique() if abs(o - margin) > 1e-9]
+    if own and not when: when = f", given by hand; the runs declare {', '.join(f'{100*o:g}' for o in own)}"
+    if metric and metric != (first := declared_metric(frame)): when += f' (the runs declare {metric_name(first)})'
     caption = (f'Equivalence margin: {100*margin:g} points of {metric_name(table.metric.iloc[0])}{when}. '
                f'Level of the tests: {100*alpha:g} %.')
     ran = _html_table([dict(what=k, value=v) for k, v in _summary(frame).items()], caption, ('what', 'value'))
@@ -666,9 +732,9 @@ def _setting(frame, name, margin, alpha, metric, confirm, progress):
                                          _grid(maps)],
              'Cost': [_cost_table(frame)],
              'All arms': [P(_arms_words), *(_arms_table(g, others, k) for k, g in table.groupby(names, sort=False))],
-             'What cannot be claimed': [Ul(*[Li(o) for o in limits(frame, table, alpha)])]}
+             'What cannot be claimed': [Ul(*[Li(o) for o in limits(frame, table, alpha, settings)])]}
     sentences = [headline(r, margin, 1 - alpha) for _, r in table[table.headline].iterrows()]
-    html = [*([H2(f'Setting: {name}')] if name else []), *_verdict_part(frame, table, margin, alpha),
+    html = [*([H2(f'Setting: {name}')] if name else []), *_verdict_part(late, table, margin, alpha),
             *[Section(H2(k), *v) for k, v in parts.items()]]
     return [f'{name}: {s}' if name else s for s in sentences], table, html
 
@@ -725,8 +791,8 @@ def report(runs='runs',   # folder of the runs, or a table from `results`
     sentences, tables, parts = [], [], [H1('synthrob report: do synthetic images help?')]
     if frame.simulated.any(): parts.append(P('These runs are simulated: nothing was trained.', cls='warn'))
     parts += [P(o, cls='verdict') for o in _exchange(exchange_rate(frame, metric, 1 - alpha), alpha)]
-    for name, f in by_setting(frame):
-        try: lines, t, html = _setting(f, name, margin, alpha, metric, confirm, progress)
+    for name, f in (parts_of := by_setting(frame)):
+        try: lines, t, html = _setting(f, name, margin, alpha, metric, confirm, progress, len(parts_of))
         except BadInput as e: lines, t, html = [f'{name}: {e}'], None, [H2(f'Setting: {name}'), P(str(e), cls='warn')]
         sentences += lines; parts += html
         if t is not None: tables.append(t)

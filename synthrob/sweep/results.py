@@ -16,7 +16,7 @@ from ..core.basics import BadInput, check_name, hash_of, read_json
 from ..data.splits import default_metric
 from ..core.stages import read_record
 from ..split.params import SplitParams, check_value, _metrics, idle_params, names_by_role
-from .stats import corrected, decide, joint_p, verdict
+from .stats import corrected, decide, joint_p, min_seeds, verdict
 
 # %% auto #0
 __all__ = ['SETTING', 'SYNTHESIS', 'CLASSIFIER', 'ARM', 'SEEDS', 'TREATMENTS', 'RUN_INFO', 'VALUE', 'LOWER_IS_BETTER',
@@ -25,14 +25,14 @@ __all__ = ['SETTING', 'SYNTHESIS', 'CLASSIFIER', 'ARM', 'SEEDS', 'TREATMENTS', '
 
 # %% ../../nbs/sweep/06_results.ipynb #0635b5e4
 # Parameters by their role in a comparison, from the metadata of `SplitParams`
-SETTING = (*names_by_role('setting'), 'content', 'leak')  # equal in all compared runs; `content`: hash of the images
+SETTING = (*names_by_role('setting'), 'folds', 'content', 'leak')  # equal in all compared runs; content: images, labels
 SYNTHESIS, CLASSIFIER = names_by_role('synthesis'), names_by_role('classifier')  # no synthesis without synthetic images
 ARM = names_by_role('arm')                                # what is compared (at ratio 0 the ratio alone)
 SEEDS = 'fold', 'gan_seed', 'cnn_seed'                    # repetitions; each fold has test images of its own
 _types = {f.name: f.type for f in fields(SplitParams)}
 TREATMENTS = SplitParams.__dataclass_fields__['treatment'].metadata['options']   # all but the first are controls
 RUN_INFO = ('margin', 'declared_metric', 'problem', 'doubt', 'level', 'simulated', 'features_hash', 'gan_hash',
-            'pool_hash', 'device', 'versions', 'started', 'finished')              # other columns
+            'pool_hash', 'recipe_hash', 'device', 'versions', 'started', 'finished')              # other columns
 VALUE = ('part', 'metric', 'class', 'corruption', 'severity', 'attack', 'norm', 'eps', 'steps', 'n', 'value')
 
 # %% ../../nbs/sweep/06_results.ipynb #0a5d7e04
@@ -44,10 +44,11 @@ def _params(r, made):
     row = {k: getattr(p, k) for k in (*SETTING, *SYNTHESIS, *CLASSIFIER, *ARM, *SEEDS) if k in _types}
     row |= dict.fromkeys(set(row) & set(idle_params(p)))
     many = (r.get('folds') or g.get('folds') or 1) > 1                   # one test part is no cross-validation
-    row |= dict(fold=g['fold'] if many else None) | ({} if many or 'folds' not in row else dict(folds=None))
+    row |= dict(fold=g['fold'] if many else None, folds=r.get('folds') or g.get('folds') if many else None)
     of, train = made.get(r['inputs'].get('pool'), {}), r['inputs']['train']
     row |= dict(features_hash=train if made.get(train, {}).get('kind') == 'features' else None,
-                gan_hash=of.get('inputs', {}).get('gan'), pool_hash=r['inputs'].get('pool'))
+                gan_hash=of.get('inputs', {}).get('gan'), pool_hash=r['inputs'].get('pool'),
+                recipe_hash=hash_of((r.get('params') or {}).get('recipe')))
     up = lambda h: (i := made.get(h, {}).get('inputs', {})).get('train') or i.get('data')
     while up(train): train = up(train)                             # vectors, parts, data
     return row | dict(
@@ -304,8 +305,19 @@ def _complete(v):
         else: cols = np.delete(cols, by_col.argmax())
     return (rows, cols) if len(rows) and len(cols) else (rows[:0], cols[:0])
 
+def _alike(arm, base):
+    "Runs of an arm with one recipe and one pool for each GAN seed, the newest; their baselines; what is left out"
+    newest, n = max(arm.values(), key=lambda o: o.finished).recipe_hash, len(arm) + len(base)
+    arm, base = ({k: o for k, o in part.items() if o.recipe_hash == newest} for part in (arm, base))
+    words = [f'{n - len(arm) - len(base)} runs of another recipe']*(len(arm) + len(base) < n)
+    pools = {}
+    for (g, (fold, _)), o in sorted(arm.items(), key=lambda o: o[1].finished): pools[g, fold] = o.pool_hash
+    kept = {k: o for k, o in arm.items() if o.pool_hash == pools[k[0], k[1][0]]}
+    return kept, base, words + [f'{len(arm) - len(kept)} runs with another pool']*(len(kept) < len(arm))
+
 def _pair_up(arm, base, gan_seeds, cnn_seeds):
     "`PairedRuns` of the runs `arm` by GAN and classifier seed and `base` by classifier seed"
+    (arm, base, missing), o = _alike(arm, base), next(iter(arm.values()))
     of = lambda o, k: getattr(o, k, np.nan if k == 'value' else '')
     columns = 'value', 'run', 'problem', 'doubt'
     value, runs, bad, _ = (np.array([[of(arm.get((g, s)), k) for s in cnn_seeds] for g in gan_seeds]) for k in columns)
@@ -315,11 +327,11 @@ def _pair_up(arm, base, gan_seeds, cnn_seeds):
     cols = (np.arange(folds)[:, None]*(len(cnn_seeds)//folds) + cols).ravel()
     gan = lambda g: '' if g is None else f'GAN seed {g}, '
     seed = lambda o: (f'fold {o[0]}, ' if folds > 1 else '') + f'classifier seed {o[1]}'
-    missing = [f'{gan(gan_seeds[i])}{seed(cnn_seeds[j])}' for i, j in zip(*np.isnan(value).nonzero())]
+    missing += [f'{gan(gan_seeds[i])}{seed(cnn_seeds[j])}' for i, j in zip(*np.isnan(value).nonzero())]
     missing += [f'baseline with {seed(s)}' for s, v in zip(cnn_seeds, zero) if np.isnan(v)]
     if gone := value.size - len(rows)*len(cols) - int(np.isnan(value + zero).sum()):
         missing.append(f'{gone} complete pair{"s"*(gone > 1)} dropped to keep the table of seeds complete')
-    o, at = next(iter(arm.values())), np.ix_(rows, cols)
+    at = np.ix_(rows, cols)
     why, note = _trouble(base_bad[cols], bad[at], doubt[cols])
     if len(cols) and not (value[at].any() or zero[cols].any()):
         why = why or 'It is 0 in every run, with and without added images: nothing can be compared; add real images.'
@@ -381,7 +393,8 @@ def _per_run(frame, metric, part, where):
         raise BadInput(f"metric={metric!r} has no values for part={part!r}{more}: "
                        f"choose from {', '.join(map(str, frame.metric.unique()))}.")
     runs = f.drop_duplicates('run')
-    runs = runs[['run', 'problem', 'doubt', *SETTING, *SYNTHESIS, *CLASSIFIER, *ARM, *SEEDS]].astype(object)
+    about = 'run', 'problem', 'doubt', 'pool_hash', 'recipe_hash', 'finished'
+    runs = runs[[*about, *SETTING, *SYNTHESIS, *CLASSIFIER, *ARM, *SEEDS]].astype(object)
     runs = runs.where(runs.notna(), None)
     return list(runs.assign(value=runs.run.map(f.groupby('run', observed=True).value.mean())).itertuples(index=False))
 
@@ -489,7 +502,9 @@ def conclude(frame,       # from `results`
     if confirm is not None:
         fresh = {key(p): p for p in paired_runs(frame[frame.cnn_seed >= confirm], metric)}
         for i in t.index[t.headline]:
-            if key(pairs[i]) not in fresh: continue
+            if key(pairs[i]) not in fresh:
+                t.loc[i, ['problem', 'verdict']] = f"It has no classifier seeds from {confirm} to confirm it.", 'none'
+                continue
             pairs[i] = fresh[key(pairs[i])]
             one = _judge([pairs[i]], margin, alpha).rename(columns=dict(p='p_alone'))
             t.loc[[i], _tested] = one.set_index(pd.Index([i]))[_tested]
@@ -504,8 +519,11 @@ def _correct(t, pairs, family, at, margin, alpha, metric):
     "Set the verdicts of the rows `at` of `t`, with p corrected for looking at all rows of `family`"
     if not len(at): return
     family, m = list(family), len(family)
-    by_seed = pd.DataFrame([pd.Series((pairs[i].value - pairs[i].base).mean(0), pairs[i].cnn_seeds) for i in family])
-    p, pe = (joint_p(by_seed, v) for v in (None, margin))
+    of = lambda axis, k: pd.DataFrame([pd.Series((pairs[i].value - pairs[i].base).mean(axis), getattr(pairs[i], k))
+                                       for i in family])
+    p, pe = (joint_p(of(0, 'cnn_seeds'), v) for v in (None, margin))
+    if all(len(pairs[i].gan_seeds) >= min_seeds(alpha) for i in family):        # then the verdict is about any such GAN
+        p, pe = (np.maximum(a, joint_p(of(1, 'gan_seeds'), v)) for a, v in ((p, None), (pe, margin)))
     for i in at:
         q = pairs[i]
         v = verdict(q.diffs, margin, alpha, folds=q.folds > 1, metric=metric_name(metric))
@@ -533,8 +551,12 @@ def _chosen(valid):
 def exchange_rate(frame,       # from `results`, with several values of `real_share`
                   metric=None, # a fraction; None: as declared
                   level=.95    # of the interval
-                 ) -> pd.DataFrame: # by classifier: worth of a synthetic image in real ones, low, high; may be empty
-    "Estimate the worth of a synthetic image: least squares of metric = a + b log(real + worth x synthetic)"
+                 ) -> pd.DataFrame: # by classifier and GAN: worth of a synthetic image in real ones, low, high
+    """Estimate the worth of a synthetic image: least squares of metric = a + b log(real + worth x synthetic)
+
+    Without an estimate (NaN) where the metric does not surely grow with real images alone, or the best fit is at an
+    end of the range that is searched. Folds give no rate. An interval is over the classifier seeds of these GANs.
+    """
     metric, rows = declared_metric(frame, metric), []
     runs = pd.DataFrame(_per_run(frame, metric, 'test', {}))
     n = frame[(frame.metric == 'support') & (frame.part == 'train')].groupby('run', observed=True).value.sum()
@@ -542,24 +564,35 @@ def exchange_rate(frame,       # from `results`, with several values of `real_sh
     for k in set(ARM) - {'ratio', 'how', 'classes'}:                                  # plain mixtures, no controls
         runs = runs[runs[k].isna() | (runs[k] == SplitParams.__dataclass_fields__[k].default)]
     runs = runs[runs.ratio < 1]
-    for _, g in runs.groupby(like, dropna=False):
-        g = g.assign(real=g.real_share.map(n.groupby(g.set_index('run').real_share).mean())).dropna(subset='real')
-        made, share = g.ratio > 0, g.ratio.astype(float)
-        synthetic = g.real*share/np.where(g.how == 'add', 1 - share, 1)
-        if g[~made].real_share.nunique() < 2 or not made.any(): continue
-        real = g.real - synthetic.where(g.how == 'replace', 0)
-        seeds = np.unique(g.cnn_seed)
-        weight = np.vstack([np.ones(len(g)), *(g.cnn_seed != s for s in seeds)])       # all, then without each seed
-        worth = _worth(*(o.to_numpy(float) for o in (real, synthetic, g.value)), weight)
-        k = len(seeds) - 1
-        half = stats.t.ppf((1 + level)/2, k)*math.sqrt(k*worth[1:].var()) if k else math.inf    # jackknife
-        rows.append({o: g[o].iloc[0] for o in (*CLASSIFIER, 'extractor')} | dict(
-            worth=worth[0], low=worth[0] - half, high=worth[0] + half, shares=g[~made].real_share.nunique(),
-            seeds=len(seeds), runs=len(g)))
+    for _, own in runs[runs.fold.isna()].groupby(like, dropna=False):
+        have = n.groupby(own.set_index('run').real_share).mean()
+        own = own.assign(real=own.real_share.map(have)).dropna(subset='real')
+        zero = own[own.ratio == 0]
+        for _, g in own[own.ratio > 0].groupby(list(SYNTHESIS), dropna=False):
+            if zero.real_share.nunique() > 1: rows.append(_rate(pd.concat([zero, g]), level))
     return pd.DataFrame(rows)
 
+def _rate(g, level):
+    "The row of `exchange_rate` for the runs `g` of one classifier and GAN"
+    share, zero = g.ratio.astype(float), g[g.ratio == 0]
+    synthetic = g.real*share/np.where(g.how == 'add', 1 - share, 1)
+    real = g.real - synthetic.where(g.how == 'replace', 0)
+    seeds = np.unique(g.cnn_seed)
+    weight = np.vstack([np.ones(len(g)), *(g.cnn_seed != s for s in seeds)])           # all, then without each seed
+    worth = _worth(*(o.to_numpy(float) for o in (real, synthetic, g.value)), weight)
+    k = len(seeds) - 1
+    quantile = stats.t.ppf((1 + level)/2, k) if k else math.inf
+    slopes = [np.polyfit(np.log(o.real.astype(float)), o.value.astype(float), 1)[0]
+              for _, o in zero.groupby('cnn_seed') if o.real.nunique() > 1]
+    grows = len(slopes) > 1 and np.mean(slopes) > quantile*np.std(slopes, ddof=1)/math.sqrt(len(slopes))
+    if not grows or np.isnan(worth).any(): worth[:] = np.nan
+    half = quantile*math.sqrt(k*worth[1:].var()) if k else math.inf                    # jackknife
+    return {o: g[o].iloc[0] for o in (*CLASSIFIER, 'extractor')} | dict(
+        worth=worth[0], low=worth[0] - half, high=worth[0] + half, grows=grows, shares=zero.real_share.nunique(),
+        seeds=len(seeds), gan_seeds=g.gan_seed.nunique(), runs=len(g))
+
 def _worth(real, synthetic, value, weight):
-    "For each row of `weight` the worth w with the best fit of `value` = a + b log(real + w synthetic), b > 0"
+    "For each row of `weight` the worth w with the best fit of `value` = a + b log(real + w synthetic), b > 0, or NaN"
     least = -.99*(real/np.maximum(synthetic, 1e-9)).min()
     grid = np.r_[np.linspace(max(least, -.2), 0, 100)[:-1], np.geomspace(1e-4, 10, 400)]
     W, fit = weight/weight.sum(1, keepdims=True), []
@@ -567,4 +600,5 @@ def _worth(real, synthetic, value, weight):
         mx, my = W @ x, W @ value
         cov, var = W @ (x*value) - mx*my, W @ x**2 - mx**2
         fit.append(np.where(cov > 0, cov**2/var, 0))
-    return grid[np.argmax(fit, 0)]
+    best = np.argmax(fit, 0)
+    return np.where((best > 0) & (best < len(grid) - 1), grid[best], np.nan)    # at an end the range was too small
