@@ -1,11 +1,14 @@
 "What users bring: each kind of folder, archive and table gives the right images, or one sentence; hostile ones cost no memory"
 import contextlib, gzip, io, os, resource, shlex, shutil, struct, subprocess, sys, tarfile, unicodedata, zipfile, zlib
 from pathlib import Path
-import lmdb, numpy as np, pyarrow as pa, pyarrow.parquet as pq, pytest
+import lmdb, numpy as np, pyarrow as pa, pyarrow.parquet as pq, pytest, torch
 from PIL import Image
 from synthrob.core.basics import BadInput
-from synthrob.data.core import content_key, main, own_size, prepare
-from synthrob.data.splits import splits
+from synthrob.data.core import content_key, data_stage, main, own_size, prepare
+from synthrob.data.dataset import Dataset
+from synthrob.data.rows import DiskImages
+from synthrob.data.splits import difference_limit, splits
+from synthrob.split.mixture import mix
 from synthrob.split.params import check_params
 from synthrob.split.run import SplitRun
 
@@ -368,3 +371,49 @@ def test_lmdb_that_kills(tmp_path):
         try: ok += len(prepare('lsun', tmp_path/'lsun', root=tmp_path/'runs')) > 0
         except BadInput as e: assert '\n' not in str(e)
     assert ok > 5
+
+def test_deep_tiffs_with_their_directory_at_the_end(tmp_path):
+    "12 bits in 16 are as bright from a folder as from an archive, though the head of the file cannot be opened"
+    for c in 'ab':
+        (tmp_path/'deep'/c).mkdir(parents=True)
+        for i in range(6):
+            Image.fromarray(rng.integers(0, 4096, (256, 256)).astype(np.uint16)).save(tmp_path/'deep'/c/f'{i}.tif', compression='tiff_lzw')
+    shutil.make_archive(str(tmp_path/'packed'), 'zip', tmp_path/'deep')
+    a, b = read(tmp_path/'deep', size=32), read(tmp_path/'packed.zip', size=32)
+    assert abs(a.x.float().mean() - b.x.float().mean()) < .5 and 100 < a.x.float().mean() < 150
+
+def test_content_covers_labels(tmp_path):
+    "Runs are paired by it: corrected labels make another data set, another folder does not"
+    fill(tmp_path/'one', n=4)
+    shutil.copytree(tmp_path/'one', tmp_path/'two')
+    shutil.copytree(tmp_path/'one', tmp_path/'three')
+    a, b = (tmp_path/'three'/c/'0.png' for c in 'ab')
+    x, y = a.read_bytes(), b.read_bytes()
+    a.write_bytes(y), b.write_bytes(x)                                           # the same pixels in both classes
+    one, two, three = (data_stage('folder', tmp_path/k, size=32, root=tmp_path/'runs')[0].make().record['content'] for k in ('one', 'two', 'three'))
+    assert one == two != three
+
+def test_pairs_do_not_change_the_split(tmp_path, capsys):
+    "With --copies exact near copies are listed, and the split is that of the experiment, as it is without the list"
+    fill(tmp_path/'im', n=8)
+    im = Image.open(tmp_path/'im'/'a'/'0.png')
+    im.crop((3, 3, 45, 45)).resize((48, 48)).save(tmp_path/'im'/'b'/'9.png')
+    args = ['folder', str(tmp_path/'im'), '--copies', 'exact', '--out', str(tmp_path/'runs')]
+    said = []
+    for more in ([], ['--pairs', str(tmp_path/'f.csv')]):
+        main(args + more)
+        said.append([o for o in capsys.readouterr().out.splitlines() if 'near copies' in o or 'removed' in o])
+    assert said[0] == said[1] and (tmp_path/'f.csv').exists(), said
+
+def test_robust_accuracy_is_an_accuracy(tmp_path):
+    "Its standard error is that of accuracy, however uneven the classes are"
+    fill(tmp_path/'im', 'a', n=40); fill(tmp_path/'im', 'b', n=6)
+    im = read(tmp_path/'im', size=32)
+    limit = [difference_limit(im, splits(im), o) for o in ('accuracy', 'robust_accuracy', 'balanced_accuracy')]
+    assert limit[0] == limit[1] < limit[2]
+
+def test_noise_of_images_on_disk(tmp_path):
+    im = read(fill(tmp_path/'im', n=10), size=32)
+    disk = Dataset(DiskImages.open(next(tmp_path.glob('runs/data/*/images.npy'))), im.y, im.vocab)
+    a, b = (mix(o, None, .5, 'add', treatment='noise') for o in (im, disk))
+    assert not isinstance(disk.x, torch.Tensor) and len(b) == 2*len(im) and torch.equal(a.x, b.x)

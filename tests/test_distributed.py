@@ -11,7 +11,7 @@ pytest.importorskip('accelerate', reason="accelerate is not installed: pip insta
 # What each process runs: it is imported by them, from a file, as a library is.
 TASKS = '''
 import atexit, contextlib, os
-from synthrob.cnn.learner import cnn_learner
+from synthrob.cnn.learner import cnn_learner, recipe
 from synthrob.data.splits import splits
 from synthrob.data.core import prepare
 from synthrob.gan.learner import gan_learner
@@ -38,6 +38,7 @@ def both(cnn_path, gan_path):
     "Then abort while the interpreter shuts down, as gloo's threads can make it"
     atexit.register(os.abort)
     cnn(cnn_path, 'poster')
+    cnn('two_mix.safetensors', recipe('poster', mix='mixup'))
     gan(gan_path, arch='r3gan', augment=None)
 '''
 
@@ -77,6 +78,11 @@ def test_classifier(tasks, two):
     torch.testing.assert_close(both[:, :2], one[:, :2], rtol=0, atol=2e-3)
     half = alone(tasks.cnn, 'half.safetensors', net='poster', bs=32)[0]
     assert (half[:, 0] - one[:, 0]).abs().max() > 5e-3
+
+def test_mixed_images(tasks, two):
+    "Each process mixes within its part of a batch"
+    curve = trained('two_mix.safetensors')[0]
+    assert len(curve) == 3 and curve.isfinite().all()
 
 def test_gan(tasks, two):
     "Both nets, penalised by gradients of gradients: losses and logits in two processes are those of one"

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np, pytest, torch
 from fastai.callback.core import Callback
+from conftest import drawn_faces
 from faults import draw_images, faults, stop_in, toy
 from synthrob.core import stages
 from synthrob.core.basics import BadInput, write_array, write_tensors
@@ -159,3 +160,11 @@ def test_a_record_is_whole_from_its_first_moment(tmp_path, monkeypatch):
         if Path(f).name == 'record.json': seen.append(stages.read_record(Path(f).parent))
     monkeypatch.setattr(stages, 'write_json', watched)
     assert Stage('data', {}, lambda s: dict(n=np.int64(3)), out=tmp_path).make().done and [r['n'] for r in seen] == [3]
+
+def test_a_checkpoint_of_another_seed(tmp_path):
+    "Or of other data: it is refused, not taken for the end of this training"
+    fit = lambda n, seed: gan_learner(drawn_faces(n, 1), nf=8, nz=16, bs=10, seed=seed, device='cpu').fit_gan(200, tmp_path/'g.safetensors')
+    fit(40, 1)
+    fit(40, 1)                                                                       # its own is found
+    for n, seed in ((40, 2), (60, 1)):
+        with pytest.raises(BadInput, match=f'seed {seed}, {n} items'): fit(n, seed)

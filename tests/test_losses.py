@@ -61,3 +61,14 @@ def test_strength_settles_at_the_target():
         ada.update(torch.where(recognised, 1., -1.))
         ps.append(ada.p.item())
     assert sum(ps[-200:])/200 == pytest.approx(.4, abs=.05)                   # 1 - 2p/2 = .6
+
+def test_a_penalty_that_grows_from_nothing(monkeypatch):
+    "gamma=0 with gamma_end: the penalty is taken"
+    from conftest import drawn_faces
+    from synthrob.gan.learner import gan_learner
+    from synthrob.gan.trainer import GANTrainer, gan_recipe
+    seen, penalty = [], GANTrainer.penalty
+    monkeypatch.setattr(GANTrainer, 'penalty', lambda self, *args: seen.append(float(self.gamma)) or penalty(self, *args))
+    learn = gan_learner(drawn_faces(60, 1), gan_recipe('default', gamma=0., gamma_end=10., nf=8, bs=20), device='cpu')
+    with learn.no_bar(), learn.no_logging(): learn.fit_gan(400)
+    assert max(seen) > 0

@@ -235,3 +235,8 @@ def test_folder_without_a_class(faces, tmp_path):
     with pytest.raises(BadInput, match="no class 'sad'"): get()
     (tmp_path/'f'/'sad').mkdir()
     with pytest.raises(BadInput, match='sad'): get()
+
+def test_a_number_of_any_kind():
+    import numpy as np
+    from synthrob.gan.learner import per_class
+    assert per_class(np.int64(5), 3) == per_class(5, 3) == [5, 5, 5]

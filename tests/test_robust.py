@@ -101,3 +101,6 @@ def test_compare_over_seeds(toy_cnn):
     t = c.corruption_errors('many')                           # by corruption; extra ones are no part of mCE
     assert list(t.index) == ['fog', 'contrast'] and t.ce.mean() == pytest.approx(1)
     with pytest.raises(BadInput, match='no robustness'): Comparison(dict(one=runs[0], bare=[(o[0], None) for o in runs])).corruption_errors('bare')
+
+def test_no_corruption_at_all(learn):
+    with pytest.raises(BadInput, match='corruptions is empty'): evaluate_robustness(learn, faces(20, 3), RobustnessLevel(()), progress=False)

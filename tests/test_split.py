@@ -187,3 +187,19 @@ def test_fer2013(fer2013_zip, tmp_path):
     planted = torch.cat([x[:20].flip(-1), x[20:40].roll(2, -2), (x[40:60]*.6 + 30).byte()])
     pairs = near_duplicates(torch.cat([x, planted]))
     assert len(set(zip(pairs.a, pairs.b)) & {(i, 1000 + i) for i in range(60)}) >= 57
+
+def test_a_study_gan_is_no_other_gan(face_folder, tmp_path):
+    "It is trained on test images, so an experiment with equal parameters that must not be does not find it; nor on more than its share"
+    given = dict(data='folder', path=str(face_folder), size=32, gan_arch='study', gan_images=640, gan_bs=32, gan_width=8, gan_pick='last', cnn='poster',
+                 cnn_epochs=1, robustness='none', copies='none', out=str(tmp_path))
+    study, other = (SplitRun(check_params(given | more)).stages for more in (dict(preset='study'), {}))
+    assert study['parts'].hash == other['parts'].hash and study['gan'].hash != other['gan'].hash
+    run = SplitRun(check_params(given | dict(preset='study', real_share=.1)))
+    n = run.make('gan').record['n_train']
+    assert n == len(run.train_idx) + len(run.splits.test) < 200
+
+def test_class_weights_take_as_many_steps_as_the_mixture(face_folder, tmp_path):
+    "With equal epochs of real images, too; and noise images are made of images on disk"
+    given = SMALL | dict(path=str(face_folder), out=str(tmp_path), ratio=.5, how='add', equal='epochs')
+    steps = {o: run_split(**given, treatment=o).record['steps'] for o in ('class_weights', 'oversample')}
+    assert steps['class_weights'] == steps['oversample'] > run_split(**given | dict(ratio=0, equal='steps')).record['steps']

@@ -177,6 +177,7 @@ def balanced_weights(y:Tensor, # labels (n,)
 # %% ../../nbs/02_cnn.ipynb #e997aca1
 class _DeviceMix(MixHandler):
     "What `DeviceMixUp` and `DeviceCutMix` share: the draws and the loss"
+    order = 7                     # after `SplitBatches`: on the part of a batch that is its own
     def before_fit(self):
         if self.learn.loss_func == self.lf: self.learn.loss_func = self.old_lf      # left by an interrupted training
         alpha = self.distrib.concentration1.to(self.dls.device)

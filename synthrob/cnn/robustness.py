@@ -210,6 +210,7 @@ def evaluate_robustness(learn,          # a `Learner` from `cnn_learner`, or a m
     "Evaluate a classifier under corruption and attack, or read a finished result; raise `BadInput` for unusable input"
     lv = robustness_level(level)
     if len(images.y) == 0: raise BadInput("images is empty: choose another part or class.")
+    if not lv.corruptions: raise BadInput("corruptions is empty: name at least one.")
     if valid is not None and len(valid.y) == 0: raise BadInput("valid is empty: give validation images, or valid=None.")
     for c, s in product(lv.corruptions, lv.severities): corrupt(images.x[:0], c, s)
     for o in lv.attacks:

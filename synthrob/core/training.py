@@ -81,11 +81,14 @@ class Checkpoint(Callback):
     order, run_valid = 70, False                               # after everything that an epoch's end changes
     def __init__(self, path,       # a safetensors file
                        every=20.,  # seconds between two checkpoints at least; the last epoch is always saved
-                       tag=''): # identifies the training: a checkpoint with another tag or length raises `BadInput`
-        self.path, self.every, self.tag = Path(path), every, tag
+                       tag=''): # of the training: a checkpoint with another, or of another length, seed or number of
+                                # training items, raises `BadInput`
+        self.path, self.every, self.given = Path(path), every, tag
 
     def before_fit(self):
         self.start, self.saved = 0, time.monotonic()
+        seed = getattr(getattr(self.learn, 'seed_epochs', None), 'seed', None)
+        self.tag = f'{self.given}, seed {seed}, {len(self.dls.train_ds)} items'
         if self.path.exists(): self._load()
 
     def before_epoch(self):

@@ -527,7 +527,8 @@ def _run(a):
         found, pairs = near_stage(stage, read, vocab, a.out)
         found.make(); near = pairs()
     subject = subjects(images, a.groups, a.path) if a.groups else None
-    s = splits(images, seed=a.seed, subject=subject, folds=a.folds or folds, near=near)
+    s = splits(images, seed=a.seed, subject=subject, folds=a.folds or folds,
+               near=near if a.copies == 'near' and source != 'faces' else None)        # as an experiment splits them
     print(describe(images, s, plot=bool(a.sheet)).to_string())
     print(detectable(images, s, a.seeds, a.metric))
     if a.sheet:

@@ -437,7 +437,8 @@ def _look(
 ) -> tuple: # shorter side in pixels; brightest value of a deep grey image, otherwise 0. (0, 0) if it cannot be read
     "Look at the head of an image: how large is it, and how deep?"
     try:
-        im = _open_image(read(head=True))
+        try: im = _open_image(read(head=True))
+        except BrokenImage: im = _open_image(read())           # a TIFF may have its directory at the end
         if not im.mode.startswith('I'): return min(im.size), 0
         with _alone: return min(im.size), int(np.asarray(_open_image(read())).max())
     except Exception: return 0, 0

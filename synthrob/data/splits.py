@@ -335,7 +335,7 @@ def check_metric(metric, # 'accuracy', 'balanced_accuracy', 'macro_f1' or 'recal
 def _se(n, metric, vocab, seeds, sd, disagree=.1):
     "Standard error of a paired difference, that of infinitely many seeds, and the largest worth of an image"
     kind, _, c = metric.partition(':')
-    if kind == 'accuracy': inverse, one = 1/sum(n), 1/sum(n)
+    if kind in ('accuracy', 'robust_accuracy'): inverse, one = 1/sum(n), 1/sum(n)
     elif kind == 'recall': inverse = one = 1/n[list(vocab).index(c)]
     else: inverse, one = sum(1/o for o in n)/len(n)**2, 1/min(n)/len(n)
     return (disagree*inverse + sd**2/seeds)**.5, (disagree*inverse)**.5, one

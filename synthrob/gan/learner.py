@@ -4,7 +4,7 @@
 
 # %% ../../nbs/01_gan.ipynb #23f4e8b5
 from __future__ import annotations
-import json, math, time
+import json, math, numbers, time
 from dataclasses import replace
 from pathlib import Path
 import matplotlib.pyplot as plt, pandas as pd
@@ -108,7 +108,7 @@ def per_class(n, # a number of items, or one number per class
               k  # number of classes
              ) -> list: # of `k` integers
     "Return the number of items of each class; raises `BadInput` if `n` does not fit the classes"
-    n = [int(n)]*k if isinstance(n, int) else [int(o) for o in n]
+    n = [int(n)]*k if isinstance(n, numbers.Integral) else [int(o) for o in n]
     if len(n) != k or min(n) < 0:
         raise BadInput(f"n={n} does not fit {k} classes: give one number, or one per class, none negative.")
     return n

@@ -109,7 +109,7 @@ def _blocks(gan, c, n, seed, noise_std):
 def _accepted(gan, c, n, judge, least, noise_std, seed, most):
     "The first `n` accepted items of class `c`, on the CPU, and the number of candidates"
     kept, have, candidates = [], 0, 0
-    for x in _blocks(gan, c, max(n*most, 10*BLOCK), seed, noise_std) if n else ():
+    for x in _blocks(gan, c, n if judge is None else max(n*most, 10*BLOCK), seed, noise_std) if n else ():
         ok = torch.arange(BLOCK) if judge is None else (_probabilities(judge, x)[:, c] >= least).nonzero()[:, 0].cpu()
         ok = ok[:n - have]
         kept.append(x.cpu()[ok])

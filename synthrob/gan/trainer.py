@@ -177,7 +177,7 @@ def d_step(self:GANTrainer, real:Tensor, # images in [-1,1], (n,c,h,w), or vecto
     n, D, r = len(y), self.model.discriminator, self.recipe
     with torch.no_grad(), self.nets(): fake = self.model.generator(self.noise(n), y).float()
     x = self.augment(torch.cat([real, fake]), self.rng)
-    penalise = bool(r.penalty and r.gamma) and self.step % r.lazy == 0
+    penalise = bool(r.penalty and (r.gamma or r.gamma_end)) and self.step % r.lazy == 0
     x.requires_grad_(penalise and r.penalty != 'gp')
     logits = self.logits(x, y)
     on_real, on_fake = logits[:n], logits[n:]

@@ -242,7 +242,7 @@ def check_params(given:dict      # parameters by name; missing ones have their d
         _clash(f'size={p.size}', f'robustness={p.robustness!r}',
                ": corruptions need 32 pixels; choose a larger size or robustness='none'")
     if vectors: _check_vectors(p)
-    _check_nets(p.cnn, p.gan_arch, p.size, p.channels or 1, vectors)
+    _check_nets(p.cnn, p.gan_arch, p.size, p.channels or 1, vectors, conditions(p)['gan'])
     if p.processes > 1: _check_processes(p)
     default_device(p.device)
     return replace(p, **{k: _fields[k].default for k in idle_params(p)})
@@ -301,8 +301,8 @@ def _foresee(p):
     return own_size(source, p.path, name or None), *preview(source, p.path, name or None, vocab, p.groups, p.metric)
 
 @cache
-def _check_nets(cnn, gan, size, channels, vectors):
-    "Raise `BadInput` unless the classifier takes such images and there is such a GAN"
+def _check_nets(cnn, gan, size, channels, vectors, trained):
+    "Raise `BadInput` unless the classifier takes such images and there is such a GAN, which does if it is `trained`"
     from synthrob.cnn.learner import recipe
     from synthrob.core.basics import seeded
     from synthrob.gan.layers import resolutions
@@ -313,7 +313,7 @@ def _check_nets(cnn, gan, size, channels, vectors):
     if (gan_recipe(gan).net == 'mlp') != vectors:
         space, what = ('feature', 'vectors') if vectors else ('pixel', 'images')
         _clash(f'gan_arch={gan!r}', f'space={space!r}', f': choose a GAN for {what}')
-    if not vectors: resolutions(size, 1)
+    if trained and not vectors: resolutions(size, 1)
 
 def _check_processes(p):
     "Raise `BadInput` for what several processes cannot share"

@@ -73,7 +73,7 @@ def values(name:str, # a parameter
             raise BadInput(f"{name}=0 is no seed at all: give how many (1), or which ([0]).")
         _check_number(n, 'seeds', f'{name}={n}')
         return list(range(n))
-    if name == 'vocab' or name == 'path' and not several: items = [v]           # may contain commas
+    if name == 'vocab' or name in ('path', 'groups') and not several: items = [v]     # may contain commas
     else: items = list(v) if several else v.split(',') if isinstance(v, str) else [v]
     items = [o.strip() if isinstance(o, str) else o for o in items]
     if known[name].type != 'str': items = map(_number, _fill_steps([o for i in items for o in _spread(i, name)], name))

@@ -134,9 +134,9 @@ def plot_corruptions(table,      # from `corruption_table`, of one classifier, w
     return ax
 
 # %% ../../nbs/sweep/07_report.ipynb #3d4744d8
-def _interval(o):
-    "The interval of a row within 0 to 100 %, in words; empty for fewer than six seeds"
-    if pd.isna(o.low) or o.cnn_seeds < min_seeds(): return ''
+def _interval(o, alpha=.05):
+    "The interval of a row within 0 to 100 %, in words; empty for too few seeds, six at the level .05"
+    if pd.isna(o.low) or o.cnn_seeds < min_seeds(alpha): return ''
     return ' to '.join(points(x) for x in np.clip([o.low, o.high], -o.baseline, 1 - o.baseline))
 
 def net_name(row # of a table with the columns `CLASSIFIER` and `extractor`
@@ -176,7 +176,7 @@ def headline(row,        # of `conclude`
                 f"The single pairs of runs: {each} points.")
     if row.verdict == 'undecided' and row.low == row.high:
         return f"{begin} exactly {far} in each of {row.cnn_seeds} pairs, as if one net were run again."
-    interval = f"({100*level:g} % interval {_interval(row)})"
+    interval = f"({100*level:g} % interval {_interval(row, round(1 - level, 12))})"
     among = f", corrected for the choice among {row.among} arms" if row.get('among', 1) > 1 else ''
     return dict(
         better=f"Better: {arm} raised the {what} of {net} {moved}, by {by} points {interval}.",
@@ -580,7 +580,7 @@ def _for_other_images(frame, r, margin, alpha):
         within = d.low > 0 or d.high < 0 if r.verdict in ('better', 'worse') else d.low > -margin and d.high < margin
         only = r.verdict != 'undecided' and not within
         yield (f'Including the choice of test images ({n:,}), the {100*(1 - alpha):g} % interval is '
-               f'{_interval(pd.Series({**r, "low": d.low, "high": d.high}))} points.' +
+               f'{_interval(pd.Series({**r, "low": d.low, "high": d.high}), alpha)} points.' +
                f' So {r.verdict!r} is shown for these test images, and not for others of their kind.'*only)
 
 def _command(frame, r, treatment, seeds):
@@ -612,7 +612,7 @@ def _against_controls(frame, r, margin, alpha):
                 yield f"There is no control with {name} at this ratio: {_command(frame, r, control, seeds)}"
         else:
             o = t.iloc[0]
-            interval = f" ({100*(1 - alpha):g} % interval {_interval(o)})"*bool(_interval(o))
+            interval = f" ({100*(1 - alpha):g} % interval {_interval(o, alpha)})"*bool(_interval(o, alpha))
             yield f"Compared with {name} at the same ratio: {points(o['diff'])} points{interval}."
 
 def _verdict_part(frame, table, margin, alpha):
