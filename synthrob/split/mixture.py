@@ -139,7 +139,7 @@ def _noise(real, add, seed):
     "`add[c]` items of each class, drawn from the Gaussian that has the mean and the covariance of its real items"
     xs = []
     for c, n in enumerate(add.tolist()):
-        own = torch.cat([take(real.x, (real.y == c).nonzero()[:, 0])]).flatten(1).float()         # in memory
+        own = take(real.x, (real.y == c).nonzero()[:, 0]).clone().flatten(1).float()           # in memory
         if n and not len(own): raise BadInput(f"Class {c} has no real item to fit noise to: leave it out.")
         a = torch.randn(n, len(own), generator=generator('noise', seed, c))
         if n: xs.append(own.mean(0) + a @ (own - own.mean(0))/max(len(own) - 1, 1)**.5)
