@@ -1,5 +1,5 @@
 """Time and memory of hostile input, each in a process of its own: `python tests/bounds.py [NAME ...]`"""
-import os, subprocess, sys, tempfile, time
+import os, subprocess, sys, tempfile
 from pathlib import Path
 
 from test_cases import bad_rows, dictionary, fill, giants, long_line, long_name, zeros

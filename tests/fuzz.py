@@ -17,7 +17,7 @@ import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq, torch, y
 from PIL import Image
 from synthrob.cnn.robustness import Robustness
 from synthrob.core import stages
-from synthrob.core.basics import BadInput, read_json, read_tensors, write_array, write_tensors
+from synthrob.core.basics import BadInput, read_json, read_tensors, write_tensors
 from synthrob.data import core, files, sources
 from synthrob.data.core import prepare
 from synthrob.data.dataset import Dataset

@@ -14,13 +14,12 @@ from synthrob.cnn.learner import balanced_weights, cnn_learner, evaluate, learni
 from synthrob.cnn.robustness import RobustnessLevel, evaluate_robustness, robustness_levels
 from synthrob.data.dataset import Dataset, concat
 from synthrob.data.loaders import Augment
-from synthrob.gan.learner import gan_learner, sample_sheet, synthesize
+from synthrob.gan.learner import gan_learner, sample_sheet
 from synthrob.gan.losses import DiffAugment, LeCam, adversarial_losses
 from synthrob.gan.metrics import fid, kid, prdc
 from synthrob.gan.nets import GAN, architectures
-from synthrob.gan.pools import RefreshSynthetic, sample_pool
+from synthrob.gan.pools import sample_pool
 from synthrob.gan.trainer import gan_recipes
-from synthrob.split.mixture import mix
 from synthrob.split.params import check_params
 from synthrob.split.run import SplitRun
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from synthrob.core.basics import BadInput, write_json
 from synthrob.core.stages import Stage
-from synthrob.sweep.report import (INK, _by_cluster, _p, by_setting, corruption_table, image_differences, limits, main,
+from synthrob.sweep.report import (INK, _by_cluster, by_setting, corruption_table, image_differences, limits, main,
                                    plot_corruptions, plot_ratio, report)
 from synthrob.sweep.results import (CLASSIFIER, SETTING, SYNTHESIS, VALUE, _wall, conclude, declared_margin, differences,
                                     paired_runs, results)
