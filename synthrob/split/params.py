@@ -82,7 +82,7 @@ class GANParams:
     gan_images: int = _gan(None, "real images shown to the discriminator; None: the preset's", 1, 10**9)
     gan_bs: int = _gan(None, "batch size of the GAN; None: the preset's", 2, 2**16)
     gan_width: int = _gan(None, "width of the GAN's nets; None: the preset's", 4, 512)
-    gan_pick: str = _gan(None, "'last': the GAN at the end; 'best': at its best on validation; None: the preset's",
+    gan_pick: str = _gan(None, "state of the GAN: 'last', at the end; 'best', on validation; None: the preset's",
                          options=('last', 'best'))
     gan_seed: int = param(0, "seed of the GAN's training", 0, 2**31, when='gan', role='seed')
 

@@ -99,6 +99,8 @@ def plot_ratio(table,       # from `differences`, of one classifier
             if made: ax.errorbar(x[~few], y[~few], bars[:, ~few], fmt='none', ecolor=color, lw=1, capsize=2)
         what = 'vectors' if t['head'].notna().any() else 'images'
         ax.set(xlabel=f'ratio: share of synthetic {what}', ylabel=f'{_no_math(label)} (%)', xlim=(-.03, None))
+        low, high = ax.get_ylim()
+        ax.set_ylim(min(low, (low + high)/2 - 2), max(high, (low + high)/2 + 2))     # a tenth of a point looks small
         if legend: ax.figure.legend(*ax.get_legend_handles_labels(), loc='outside lower center')
     return ax
 
@@ -417,8 +419,10 @@ def _ratio_figure(frame, t, metric, net, margin=None, alpha=.05, class_=None):
     pairs = (f"{_range(syn.pairs)} pairs of runs a point ({_range(syn.gan_seeds)} GAN x {_range(syn.cnn_seeds)} "
              "classifier seeds)" if len(syn) else 'controls only')
     sd = f', SD {100*zero.std():.1f} over {len(zero)} runs' if len(zero) > 1 else ', one run'
+    some = f'{100*(1 - alpha):g} % intervals of the paired difference to ratio 0; '
+    some *= bool((syn.cnn_seeds >= min_seeds()).any())
     caption = (f"{name[0].upper()}{name[1:]}{', smaller is better'*(metric in LOWER_IS_BETTER)}; {net}, "
-               f"test images; {100*(1 - alpha):g} % intervals of the paired difference to ratio 0; {pairs}. "
+               f"test images; {some}{pairs}. "
                f"Ratio 0: {100*zero.mean():.1f} %{sd}.")
     if margin: caption += f' Grey: within {100*margin:g} points of it.'
     lines = [f'ratio 0: {100*zero.mean():.1f}']
