@@ -562,3 +562,12 @@ def test_what_cannot_be_claimed(grid, few):
     for part in ('No control was run', 'There is one classifier, the small CNN', 'Undecided does not mean equal'): assert any(part in o for o in said), part
     f = f.assign(device=np.where(f.ratio == 0, 'cpu', 'cuda'))
     assert any('2 kinds of hardware' in o for o in limits(f, conclude(f)))
+
+def test_an_arm_of_few_seeds_costs_the_others_nothing(tmp_path):
+    simulate_runs(tmp_path, planted, ratios=(0, .2, .4), hows=('add',), n=400)
+    alone = conclude(results(tmp_path))
+    simulate_runs(tmp_path, ratios=(.5,), hows=('add',), cnn_seeds=range(2), n=400)
+    both = conclude(results(tmp_path))
+    few = both.ratio == .5
+    assert both[few].verdict.item() == 'undecided' and 'at least 6 seeds' in both[few].sentence.item()
+    for k in ('p', 'p_equivalence', 'verdict', 'among'): assert both[~few][k].tolist() == alone[k].tolist(), k

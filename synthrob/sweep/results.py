@@ -495,7 +495,9 @@ def conclude(frame,       # from `results`
         if at is not None: t.loc[at, 'chosen'] = True
     for _, g in t[t.chosen & (t.treatment == 'synthetic')].groupby([*SETTING, *SYNTHESIS, *CLASSIFIER], dropna=False):
         t.loc[g.valid_diff.idxmax(), 'headline'] = True
-    for _, g in t[t.low.notna()].groupby([*SETTING, *CLASSIFIER], dropna=False):
+    few = t.low.notna() & (t.cnn_seeds < min_seeds(alpha))             # can decide nothing, and cost the others nothing
+    for i in t.index[few]: _correct(t, pairs, [i], [i], margin, alpha, metric)
+    for _, g in t[t.low.notna() & ~few].groupby([*SETTING, *CLASSIFIER], dropna=False):
         _correct(t, pairs, g.index, g.index[~g.headline], margin, alpha, metric)
         for _, s in g[g.treatment == 'synthetic'].groupby(list(SYNTHESIS), dropna=False):   # the headline's rivals
             _correct(t, pairs, s.index, s.index[s.headline], margin, alpha, metric)
