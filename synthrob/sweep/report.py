@@ -484,10 +484,10 @@ def _arms_table(t, others, name):
 
 _arms_words = ("Every arm on the test images against ratio 0 with the same classifier seed. Pairs: GAN x classifier "
                "seeds. Verdict and p are corrected for the number of arms with enough seeds: of the chosen arm for "
-               "those it was chosen among, of the others for all. Probability of improvement: share of all pairs of runs, "
-               "whatever their seed, in which the arm is better (rliable's definition). Detectable: the smallest "
-               "difference that 80 of 100 experiments with as many seeds would find. The columns on the right are "
-               "differences, too.")
+               "those it was chosen among, of the others for all. Probability of improvement: share of all pairs of "
+               "runs, whatever their seed, in which the arm is better (rliable's definition). Detectable: the "
+               "smallest difference that 80 of 100 experiments with as many seeds would find. The columns on the "
+               "right are differences, too.")
 
 # %% ../../nbs/sweep/07_report.ipynb #2b63427d
 _arm_of = [*SETTING, *SYNTHESIS, *CLASSIFIER, *ARM]
