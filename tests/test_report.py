@@ -342,6 +342,11 @@ def test_one_ratio(few):
     rep = report(few, progress=False, ratio=[0, .5])
     assert rep.table.chosen.tolist() == [True] and 'only one ratio was run' in rep.html
 
+def test_a_control_only_with_few_images(tmp_path):
+    simulate_runs(tmp_path, ratios=(0, .3), hows=("add",), treatments=("oversample",), real_share=.1, n=100)
+    f = results(tmp_path)
+    assert any("one sample of those" in o for o in limits(f, conclude(f)))
+
 def test_one_ratio_of_control_only(tmp_path):
     simulate_runs(tmp_path, ratios=(0, .5), hows=('add',), treatments=('oversample',), cnn_seeds=range(2), n=100)
     rep = report(tmp_path, progress=False)

@@ -255,7 +255,7 @@ def _about_design(frame, settings):
     runs = frame.drop_duplicates('run')
     if (runs.real_share < 1).any():
         yield "The real images are one sample of those that there are; another sample may give another result."
-        if (runs.gan_pick == 'best').any() or (runs.reject > 0).any():
+        if (runs.gan_pick == 'best').any() or (runs.reject.astype(float) > 0).any():
             n = frame[(frame.metric == 'accuracy') & (frame.part == 'valid')].n.max()
             yield (f"The GAN or its images were chosen with {int(n):,} real validation images, more than this share of "
                    "the real images would leave; ratio 0 does not learn from those.")
