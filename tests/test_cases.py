@@ -273,7 +273,7 @@ def test_next_command_and_a_poor_terminal(tmp_path):
     given = printed(f.getvalue()); assert given[:3] == ['papermill', 'nbs/03_split.ipynb', 'runs/split_0.3.ipynb']
     pairs = [(given[i], *given[i+1:i+3]) for i in range(3, len(given), 3)]
     got = {k: v if how == '-r' else _resolve_type(v) for how, k, v in pairs}
-    assert got.pop('ratio') == .3 and got == dict(data='folder', path=str(p), vocab='b,ä→', channels=3, size=64, groups=r'(p\d+)_', folds=4, metric='recall:b',
+    assert (got.pop('ratio'), got.pop('how')) == (.3, 'add') and got == dict(data='folder', path=str(p), vocab='b,ä→', channels=3, size=64, groups=r'(p\d+)_', folds=4, metric='recall:b',
                                                   split_seed=7, out=str(tmp_path/'my runs')), got
     q = SplitRun(check_params(got)); assert q.stages['data'].done and q.p.size == 64
 
