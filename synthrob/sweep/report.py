@@ -250,6 +250,7 @@ def _about_arms(table):
         elif r.ratio == ran.max() < 1:
             yield f"For the {net_name(r)} the chosen ratio is the largest that was run; a larger one may be better."
 
+# %% ../../nbs/sweep/07_report.ipynb #0ea3bd15
 def _about_design(frame, settings):
     "Sentences on what all runs have in common, and so cannot vary"
     runs = frame.drop_duplicates('run')

@@ -315,6 +315,7 @@ def _alike(arm, base):
     kept = {k: o for k, o in arm.items() if o.pool_hash == pools[k[0], k[1][0]]}
     return kept, base, words + [f'{len(arm) - len(kept)} runs with another pool']*(len(kept) < len(arm))
 
+# %% ../../nbs/sweep/06_results.ipynb #5ad758df
 def _pair_up(arm, base, gan_seeds, cnn_seeds):
     "`PairedRuns` of the runs `arm` by GAN and classifier seed and `base` by classifier seed"
     (arm, base, missing), o = _alike(arm, base), next(iter(arm.values()))
@@ -574,6 +575,7 @@ def exchange_rate(frame,       # from `results`, with several values of `real_sh
             if zero.real_share.nunique() > 1: rows.append(_rate(pd.concat([zero, g]), level))
     return pd.DataFrame(rows)
 
+# %% ../../nbs/sweep/06_results.ipynb #651e71c1
 def _rate(g, level):
     "The row of `exchange_rate` for the runs `g` of one classifier and GAN"
     share, zero = g.ratio.astype(float), g[g.ratio == 0]
