@@ -576,3 +576,14 @@ def test_an_arm_of_few_seeds_costs_the_others_nothing(tmp_path):
     few = both.ratio == .5
     assert both[few].verdict.item() == 'undecided' and 'at least 6 seeds' in both[few].sentence.item()
     for k in ('p', 'p_equivalence', 'verdict', 'among'): assert both[~few][k].tolist() == alone[k].tolist(), k
+
+def test_checks_that_asked_too_much_or_too_little():
+    "A level with fewer seeds shows its interval; a size that only a GAN minds, and commas in a pattern, are no errors"
+    from synthrob.split.params import check_params
+    from synthrob.sweep.grid import values
+    from synthrob.sweep.report import _interval
+    row = pd.Series(dict(low=.01, high=.03, cnn_seeds=5, baseline=.5))
+    assert _interval(row, .1) == '+1.0 to +3.0' and _interval(row) == ''
+    assert check_params(dict(ratio=0, size=36, cnn='poster')).size == 36
+    with pytest.raises(BadInput, match='size=36'): check_params(dict(ratio=.3, size=36, cnn='poster'))
+    assert values('groups', r'(p\d{1,3})_') == [r'(p\d{1,3})_']
