@@ -5,6 +5,7 @@ import pytest, torch
 from synthrob.core.basics import BadInput
 from synthrob.split.params import check_params
 from synthrob.split.run import SplitRun
+from synthrob.sweep.command import main
 from synthrob.sweep.grid import Sweep, default_grid
 from synthrob.sweep.report import report
 from synthrob.sweep.results import differences, results
@@ -83,7 +84,7 @@ run_split(**json.loads(sys.argv[1]))"""
     assert again.record['resumed'] and again.record['history'] == made[use].record['history']
     assert torch.equal(again.evaluation().probs, made[use].evaluation().probs)
 
-def test_sweeps(face_folder, tmp_path):                                      # noqa: F811
+def test_sweeps(face_folder, tmp_path, capsys):                                   # noqa: F811
     "Controls come with the default grid; a metric without its figure is refused before anything runs"
     base = dict(data='folder', path=str(face_folder), robustness='none')
     grid = default_grid(base | dict(labels='soft'), tmp_path)
@@ -92,3 +93,5 @@ def test_sweeps(face_folder, tmp_path):                                      # n
     grid = default_grid(base | dict(training='adversarial', attack_eps=.01), tmp_path)
     assert {c.p.treatment for c in Sweep(grid, metric='robust_accuracy', out=tmp_path).cells} == {'synthetic', 'oversample', 'noise'}
     with pytest.raises(BadInput, match='needs attack_eps'): Sweep(dict(ratio=[0, .5]), metric='robust_accuracy', out=tmp_path)
+    flags = '--data', 'folder', '--path', str(face_folder), '--out', str(tmp_path), '--ratios', '0,.5', '--metric', 'robust_accuracy', '--dry_run'
+    assert main([*flags, '--attack_eps', '.01']) == 0 and main(flags) == 2 and 'needs attack_eps' in capsys.readouterr().err

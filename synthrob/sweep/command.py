@@ -142,7 +142,7 @@ def sweep(spec=None,     # a YAML file, a grid, or a list of grids; without rati
     o = {k: v[0] for k, v in _settings.items()} | switches | settings | {
         k: v for k, v in given.items() if k not in own and v is not None}
     _check_settings(o)
-    check_params({k: o[k] for k in ('margin', 'device') if o[k] is not None} | dict(metric=o['metric']))
+    check_params({k: o[k] for k in ('margin', 'device') if o[k] is not None} | dict(metric=o['metric'], attack_eps=.01))
     grids = [{**g, **own} for g in grids]
     grids = [one for g in grids for one in ([g] if 'ratio' in g else default_grid(g, o['out']))]
     s = Sweep(grids, **{k: o.pop(k) for k in ('margin', 'metric', 'out', 'device', 'kernel')})
