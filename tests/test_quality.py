@@ -178,6 +178,15 @@ def test_pool_report(net):
     shuffled = evaluate_pool(Dataset(pool.x[mixed], pool.y[mixed], emotions), train, holdout, net, progress=False).summary
     assert shuffled['intra_fid'] == pytest.approx(s['intra_fid'], rel=1e-4) and shuffled['near_copies'] == s['near_copies']
 
+def test_a_perfect_pool_has_the_figures_of_real_images(net):
+    "Though the pool has as many images of each class, more than the data, where one class is rare"
+    def uneven(n, seed): return faces(n, seed).subset(((torch.arange(n) % 5 > 0) | (torch.arange(n) < n//8)).nonzero()[:, 0])
+    train, holdout = uneven(1200, 1), uneven(600, 2)
+    q = evaluate_pool(faces(2400, 3), train, holdout, net, progress=False).summary
+    assert (q['n_pool'], q['n_real']) == (2400, len(train))
+    for k in 'fid', 'intra_fid': assert q[k] == pytest.approx(q[f'{k}_real'], rel=.1), k
+    assert abs(q['gan_test'] - q['accuracy_real']) < .05
+
 def test_pool_report_refuses(net):
     train, holdout, pool = faces(50, 1), faces(50, 2), faces(50, 3)
     part = lambda o, i: Dataset(o.x[i], o.y[i], o.vocab)

@@ -9,8 +9,8 @@ from synthrob.core.basics import BadInput, write_json
 from synthrob.core.stages import Stage
 from synthrob.sweep.report import (INK, _by_cluster, by_setting, corruption_table, image_differences, limits, main,
                                    plot_corruptions, plot_ratio, report)
-from synthrob.sweep.results import (CLASSIFIER, SETTING, SYNTHESIS, VALUE, _wall, conclude, declared_margin, differences,
-                                    paired_runs, results)
+from synthrob.sweep.results import (CLASSIFIER, SETTING, SYNTHESIS, VALUE, PairedRuns, _judge, _wall, conclude, declared_margin,
+                                    differences, paired_runs, results)
 from synthrob.sweep.stats import image_se, joint_p, verdict
 from simulate import simulate_runs
 
@@ -56,7 +56,9 @@ def test_the_planted_effect_is_found(page):
     assert set(t[t.headline].among) == {10} and set(others.among) == {20}
 
 def test_a_planted_weakness_is_found(grid):
-    heat = corruption_table(results(grid))
+    frame = results(grid)
+    assert frame[frame.metric == 'attack_accuracy'].eps.min() > 0, 'without attack it is the accuracy'
+    heat = corruption_table(frame)
     worst = heat[heat.kind == 'corruption'].sort_values('diff').head(2)
     assert set(zip(worst.corruption, worst.how, worst.ratio, worst.treatment)) <= {('fog', 'replace', .5, 'synthetic'), ('fog', 'replace', .5, 'oversample')}
     assert (worst['diff'] + .1).abs().max() < .03
@@ -171,6 +173,18 @@ def test_folds(tmp_path):
     assert remove(tmp_path/'1', fold=3, cnn_seed=1, ratio=.3) == 1, 'a seed without all its folds is left out'
     pairs, = paired_runs(results(tmp_path/'1'))
     assert pairs.diffs.shape == (5, 1) and pairs.missing[0] == 'GAN seed 0, fold 3, classifier seed 1'
+
+def test_probability_of_improvement():
+    "Of runs of one fold, tested on the same images; of errors, smaller is better"
+    base = np.array([.6, .61, .5, .51])
+    pairs = PairedRuns({}, base[None] + .02, base, [0], [(f, s) for f in (0, 1) for s in (0, 1)], None, None, folds=2)
+    assert [_judge([pairs], .02, .05, lower).improvement.item() for lower in (False, True)] == [1., 0.]
+
+def test_several_gans(tmp_path):
+    "The headline of each kind of GAN pays for the arms of all"
+    for arch in 'default', 'sngan': simulate_runs(tmp_path, ratios=(0, .3, .5), hows=('add',), n=100, gan_arch=arch)
+    t = conclude(results(tmp_path))
+    assert t.headline.sum() == 2 and set(t.among) == {4}
 
 def test_fresh_seeds(tmp_path):
     "The choice sees the first seeds, the verdict the fresh ones"

@@ -4,6 +4,7 @@ import json, signal, subprocess, sys, time
 from functools import partial
 import numpy as np, pandas as pd, pytest, torch
 from conftest import drawn_faces as faces
+from synthrob.cnn.attacks import attack
 from synthrob.cnn.learner import cnn_learner, evaluate, recipe
 from synthrob.core.basics import BadInput, seeded, write_tensors
 from synthrob.cnn.models import StrongNet
@@ -101,6 +102,15 @@ def test_compare_over_seeds(toy_cnn):
     t = c.corruption_errors('many')                           # by corruption; extra ones are no part of mCE
     assert list(t.index) == ['fog', 'contrast'] and t.ce.mean() == pytest.approx(1)
     with pytest.raises(BadInput, match='no robustness'): Comparison(dict(one=runs[0], bare=[(o[0], None) for o in runs])).corruption_errors('bare')
+
+def test_a_sure_net_is_attacked_as_well(toy_cnn):
+    "Logits twenty times as large predict the same, and hide no gradient"
+    class Sure(torch.nn.Module):
+        def __init__(self): super().__init__(); self.net = toy_cnn.model.eval()
+        def forward(self, x): return 20*self.net(x)
+    images = faces(100, 3)
+    plain, sure = (attack(m.eval(), images.x, images.y, 'fgsm', 2/255).accuracy for m in (toy_cnn.model, Sure()))
+    assert sure == pytest.approx(plain, abs=.03)
 
 def test_no_corruption_at_all(learn):
     with pytest.raises(BadInput, match='corruptions is empty'): evaluate_robustness(learn, faces(20, 3), RobustnessLevel(()), progress=False)

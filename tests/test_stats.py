@@ -6,7 +6,7 @@ coverage within 93 to 97 % are asserted without allowance, since the rule is bui
 from __future__ import annotations
 from functools import lru_cache
 import numpy as np, pytest
-from scipy import stats
+from scipy import special, stats
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import ttost_paired
 from simulate import cross_validated, simulated
@@ -119,6 +119,23 @@ def test_these_generators(G):
 
 def test_one_generator_says_nothing_about_others():
     assert wrong(decide(table(2000, 1, 8, (1, .5, .5)))).mean() > .3
+
+def test_more_seeds_do_not_replace_test_images():
+    "Where the choice of test images alone keeps a verdict away, no number of seeds is promised"
+    x = np.tile(np.repeat([1., -1., 0.], [30, 30, 340]), (8, 1))                  # 60 of 400 images change, in each run
+    x[np.arange(8), np.arange(340, 348)] = [1, -1]*4
+    of_all, of_these = verdict(x[None]), verdict(x.mean(-1))
+    assert (of_all.kind, of_these.kind) == ('undecided', 'equivalent') and image_se(x) > .019
+    assert of_all.more_seeds is None and of_all.effect == of_these.effect
+
+def test_effect_is_that_of_the_units():
+    "d_z of Hedges (1981): of seeds; with folds or many GANs of their means"
+    D = .01 + table(1, 6, 8, (1, .5, 1))[0]
+    def d_z(v):
+        df = len(v) - 1
+        return v.mean()/v.std(ddof=1)*special.gamma(df/2)/np.sqrt(df/2)/special.gamma((df - 1)/2)
+    assert verdict(D[0]).effect == pytest.approx(d_z(D[0])) and verdict(D[:3]).effect == pytest.approx(d_z(D[:3].mean(0)))
+    assert verdict(D).effect == pytest.approx(d_z(D.mean(1))) and verdict(D, folds=True).effect == pytest.approx(d_z(D.mean(1)))
 
 @pytest.mark.parametrize('S', (6, 12))
 def test_images_of_this_kind(S):

@@ -22,7 +22,7 @@ __all__ = ['default_steps', 'Predictor', 'project', 'AttackResult', 'attack', 'a
 
 # %% ../../nbs/cnn/05_attacks.ipynb #343b702c
 class Predictor(nn.Module):
-    "A classifier as it predicts: images in [0,1] (n,c,h,w) to log-probabilities (n,k), float32"
+    "A classifier as it predicts: images in [0,1] (n,c,h,w) to log-probabilities (n,k), float64"
     def __init__(self,
                  learn,    # a `Learner` from `cnn_learner`, a model from images in [0,1] to logits, or a `Predictor`
                  flip=None # average over an image and its mirror image? None: as in the learner's recipe
@@ -35,9 +35,9 @@ class Predictor(nn.Module):
         self.training = self.net.training
 
     def forward(self, x):
-        with torch.autocast(x.device.type, enabled=False):        # gradients in float32
-            p = self.net(x).float().log_softmax(1)
-            if self.flip: p = torch.logaddexp(p, self.net(x.flip(-1)).float().log_softmax(1)) - math.log(2)
+        with torch.autocast(x.device.type, enabled=False):        # a sure net's loss has no gradient in float32
+            p = self.net(x).double().log_softmax(1)
+            if self.flip: p = torch.logaddexp(p, self.net(x.flip(-1)).double().log_softmax(1)) - math.log(2)
         return p
 
 # %% ../../nbs/cnn/05_attacks.ipynb #a6274b04

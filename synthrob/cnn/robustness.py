@@ -330,9 +330,9 @@ def _corruption_figures(rob, references):
         (e0, e), (ref0, ref) = (np.split(o, [1], axis=-1) for o in np.split(s, 2, axis=-1))
         out = {('mca', ''): 1 - e[..., is_common].mean(-1)/n}
         if not is_common.all(): out['mca_extra', ''] = 1 - e[..., ~is_common].mean(-1)/n
-        hurts = (ref > ref0 + 1e-9) & is_common
+        wrong, hurts = (ref > 1e-9) & is_common, (ref > ref0 + 1e-9) & is_common
         with np.errstate(divide='ignore', invalid='ignore'):
-            out['mce', ''] = (e/ref)[..., is_common].mean(-1)
+            out['mce', ''] = np.where(wrong, e/ref, 0).sum(-1)/wrong.sum(-1)
             out['relative_mce', ''] = np.where(hurts, (e - e0)/(ref - ref0), 0).sum(-1)/hurts.sum(-1)
         return out | {('corruption', c): 1 - e[..., i]/n for i, c in enumerate(group.index)}
     return np.concatenate([_errors(rob), np.mean([_errors(r) for r in references], axis=0)], 1), figures
@@ -500,8 +500,8 @@ def corruption_errors(self:Comparison, name # of a run
                      ) -> pd.DataFrame:     # rows: common corruptions; columns: error, reference, ce, relative_ce
     "Return a run's errors beside the reference's; mCE is the mean of `ce`; raise `BadInput` if one has no robustness"
     t, ref = (1 - self._accuracies(k).mean(axis=1) for k in (name, self.reference))
-    t = pd.DataFrame(dict(error=t, reference=ref, ce=t/ref, relative_ce=(t - t['clean'])/(ref - ref['clean'])))
-    t['relative_ce'] = t.relative_ce.where(ref > ref['clean'] + 1e-9)
+    t = pd.DataFrame(dict(error=t, reference=ref, ce=(t/ref).where(ref > 1e-9),
+                          relative_ce=((t - t['clean'])/(ref - ref['clean'])).where(ref > ref['clean'] + 1e-9)))
     return t.loc[[c for c in t.index if c in common]]
 
 @patch

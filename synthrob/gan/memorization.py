@@ -12,7 +12,9 @@ from torch import Tensor
 from fastcore.basics import patch
 from scipy.stats import hypergeom, rankdata
 from ..core.basics import BadInput, generator
+from ..data.dataset import Dataset
 from ..data.near import near_duplicates, plot_pairs
+from ..data.rows import take
 from .metrics import cas, check_alike, features, fid, intra_class, kid, prdc, score
 
 # %% auto #0
@@ -118,7 +120,7 @@ def find_copies(pool,           # synthetic images: anything with `x` uint8 (n,c
 @dataclass
 class PoolReport:
     "The result of `evaluate_pool`"
-    summary: dict           # numbers by name; those that end in `_real` are of real training images
+    summary: dict           # numbers by name; those that end in `_real` are of `n_real` real training images
     by_class: pd.DataFrame  # a row per class
     copies: CopyReport      # test for memorisation
     images: tuple = ()      # pool and training images, for the figure
@@ -127,7 +129,7 @@ class PoolReport:
     def sentence(self) -> str:
         "The result in words"
         s = self.summary
-        parts = [f"Intra-class FID {s['intra_fid']:.3g} (real images {s['intra_fid_real']:.3g}, n = {s['n_pool']:,})",
+        parts = [f"Intra-class FID {s['intra_fid']:.3g} (real images {s['intra_fid_real']:.3g}, n = {s['n_real']:,})",
                  f"coverage {s['coverage']:.0%} (real {s['coverage_real']:.0%})",
                  f"a classifier agrees with {s['gan_test']:.0%} of the labels (real {s['accuracy_real']:.0%})"]
         if s['cas'] is not None: parts.append(f"one trained on the pool is right for {s['cas']:.0%} of real images")
@@ -146,11 +148,13 @@ class PoolReport:
         return plot_pairs(pool, self.copies.pairs.head(n), train, n)
 
 # %% ../../nbs/gan/08_memorization.ipynb #9adc5eac
-def _like(images, pool):
-    "Rows of `images`: of each class as many as `pool` has, or all"
-    rows, n = [(images.y.cpu() == c).nonzero()[:, 0] for c in range(len(images.vocab))], pool.y.bincount().tolist()
-    order = lambda c: torch.randperm(len(rows[c]), generator=generator('like', 0, c))
-    return torch.cat([rows[c][order(c)[:n[c]]] for c in range(len(rows))])
+def _alike(*sets):
+    "Rows of each of `sets` of images, in order: the same number of each class, that of the smallest set"
+    n = torch.stack([o.y.cpu().bincount(minlength=len(o.vocab)) for o in sets]).amin(0).tolist()
+    def rows(y, c):
+        own = (y == c).nonzero()[:, 0]
+        return own[torch.randperm(len(own), generator=generator('like', 0, c))[:n[c]]]
+    return [torch.cat([rows(o.y.cpu(), c) for c in range(len(n))]).sort().values for o in sets]
 
 def evaluate_pool(pool,          # synthetic images: anything with `x` uint8 (n,c,h,w), `y` (n,) and `vocab`
                   train,         # the real images that the generator was trained on
@@ -163,17 +167,17 @@ def evaluate_pool(pool,          # synthetic images: anything with `x` uint8 (n,
                  ) -> PoolReport:
     "Compute all metrics of `pool`; raise `BadInput` if the sets do not match or a class has fewer than two images"
     check_alike(pool=pool, train=train, holdout=holdout)
-    beside = _like(train, pool)
-    (f, z), (fh, zh), (ft, _) = (features(model, x, bs, progress) for x in (pool.x, holdout.x, train.x[beside]))
+    some, beside = (Dataset(take(o.x, rows), o.y[rows], o.vocab) for o, rows in zip((pool, train), _alike(pool, train)))
+    (f, z), (fh, zh), (ft, _) = (features(model, o.x, bs, progress) for o in (some, holdout, beside))
     summary = dict(n_pool=len(pool.y), n_train=len(train.y), n_holdout=len(holdout.y), n_real=len(beside))
     summary, table = summary | dict(n_features=f.shape[1]), {}
-    for end, g, y in (('', f, pool.y), ('_real', ft, train.y[beside])):
+    for end, g, y in (('', f, some.y), ('_real', ft, beside.y)):
         whole, table[f'fid{end}'] = intra_class(fid, fh, holdout.y, g, y)
         values = dict(fid=fid(fh, g), intra_fid=whole, kid=kid(fh, g), **prdc(fh, g, k))
         summary |= {f'{m}{end}': v for m, v in values.items()}
-    table['kid'] = intra_class(kid, fh, holdout.y, f, pool.y)[1]
+    table['kid'] = intra_class(kid, fh, holdout.y, f, some.y)[1]
     found = find_copies(pool, train, holdout, progress=None if progress else False)
-    test, real, trained = score(z, pool), score(zh, holdout), cas(fit, pool, holdout, bs) if fit else None
+    test, real, trained = score(z, some), score(zh, holdout), cas(fit, pool, holdout, bs) if fit else None
     summary |= dict(gan_test=test.accuracy, accuracy_real=real.accuracy, cas=trained and trained.accuracy,
                     memorises=found.memorises, near_copies=found.share, near_copies_p=found.p, copies=found.sure,
                     c_t=found.c_t)

@@ -134,7 +134,7 @@ def _graph(run):
     add('split', own | many, _train_classifier, train=train, pool=s.get('pool'), teacher=teacher)
     if p.robustness != 'none':
         add('robustness', dict(level=asdict(robustness_level(p.robustness))), _evaluate_robustness, split=s['split'])
-    if p.quality != 'none' and c['pool']: add('quality', {}, _evaluate_pool, 2, pool=s['pool'], judge=judge)
+    if p.quality != 'none' and c['pool']: add('quality', {}, _evaluate_pool, 3, pool=s['pool'], judge=judge)
     return s
 
 # %% ../../nbs/split/04_run.ipynb #0a9aa7e5

@@ -37,7 +37,7 @@ _metrics = dict(accuracy='accuracy', balanced_accuracy='balanced accuracy', macr
                 robust_accuracy='robust accuracy', mca='mean corruption accuracy', ece='calibration error',
                 recall='recall')
 NETS = dict(poster="small CNN (the study's)", strong='strong CNN', linear='linear head', mlp='MLP head')  # plain names
-_attack = dict(fgsm='FGSM', pgd='PGD', apgd='APGD', dlr='APGD-DLR', deepfool='DeepFool', autoattack='AutoAttack')
+_attack = dict(fgsm='FGSM', pgd='PGD', apgd='APGD', dlr='APGD-DLR', deepfool='DeepFool', autoattack='cascade')
 _marker, _dash = dict(replace='o', add='s'), dict(synthetic='-', oversample='--', class_weights=':', noise='-.')
 _label = dict(synthetic='synthetic', oversample='control: oversampled real images',
               class_weights='control: class weights', noise='control: Gaussian noise')
@@ -111,7 +111,7 @@ def corruption_table(frame # from `results`
     rows, by = [], dict(corruption=['corruption'], attack=['attack', 'norm', 'eps'])
     radius = lambda norm, eps: f'length {eps:.3g}' if norm == '2' else f'± {255*eps:.3g}/255'      # grey levels
     for kind, cols in by.items():
-        values = frame[(frame.metric == f'{kind}_accuracy') & ~(frame.eps == 0)]
+        values = frame[frame.metric == f'{kind}_accuracy']
         for key, f in values.groupby(cols, observed=True, sort=False):
             name = key[0] if kind == 'corruption' else f"{_attack.get(key[0], key[0])}, {radius(*key[1:])}"
             rows += [p.arm | dict(kind=kind, corruption=name, pairs=len(p), diff=p.diffs.mean())
@@ -485,8 +485,8 @@ def _arms_table(t, others, name):
 
 _arms_words = ("Every arm on the test images against ratio 0 with the same classifier seed. Pairs: GAN x classifier "
                "seeds. Verdict and p are corrected for the number of arms with enough seeds: of the chosen arm for "
-               "those it was chosen among, of the others for all. Probability of improvement: share of all pairs of "
-               "runs, whatever their seed, in which the arm is better (rliable's definition). Detectable: the "
+               "the synthetic ones, of the others for all. Probability of improvement: share of all pairs of "
+               "runs of a fold, whatever their seed, in which the arm is better (rliable's definition). Detectable: the "
                "smallest difference that 80 of 100 experiments with as many seeds would find. The columns on the "
                "right are differences, too.")
 
@@ -627,12 +627,12 @@ def _verdict_part(frame, table, margin, alpha):
     for _, r in table[table.headline].iterrows():
         small = []
         if r.among > 1 and r.cnn_seeds >= min_seeds(alpha):
-            small.append(f"The ratio was chosen on validation images among {r.among} arms; p is corrected for that.")
+            small.append(f"The ratio was chosen on validation images; p is corrected for {r.among} synthetic arms.")
         if r.verdict in ('better', 'worse', 'equivalent', 'undecided') and r.cnn_seeds >= min_seeds(alpha):
             folds = f'{r.n_folds} folds x '*(r.n_folds > 1)
             small += [f"{folds}{r.gan_seeds} GAN x {r.cnn_seeds//r.n_folds} classifier seeds. p against no difference: "
                       f"{_p(r.p)}; against a difference beyond the margin: {_p(r.p_equivalence)}. Probability of "
-                      f"improvement: {_pct(r.improvement)} % of all pairs of runs, whatever their seeds."]
+                      f"improvement: {_pct(r.improvement)} % of all pairs of runs{' of a fold'*bool(folds)}, whatever their seeds."]
             if pd.isna(r.pool) and r.n_folds == 1 and r.gan_seeds < min_seeds(alpha):
                 small[-1] += f" The claim is about {'this GAN' if r.gan_seeds == 1 else f'these {r.gan_seeds} GANs'}."
             if r.verdict == 'undecided' and r.p_alone <= alpha < r.p:
@@ -671,8 +671,8 @@ def _exchange(rates, alpha):
 # %% ../../nbs/sweep/07_report.ipynb #abd00e6a
 _robustness_words = (
     "A corruption imitates noise, blur, weather or compression; the figures are means over its severities. An attack "
-    "changes the pixels just so that the classifier errs: FGSM in one step, PGD in several, AutoAttack by the best of "
-    "several ways. ± 2/255: by at most 2 of 255 grey levels a pixel.")
+    "changes the pixels just so that the classifier errs: FGSM in one step, PGD in several, the cascade by four "
+    "attacks in turn. ± 2/255: by at most 2 of 255 grey levels a pixel.")
 
 def _tables(frame, table, margin, alpha, progress, most=12):
     "`conclude`'s table, `differences` of other metrics and of the recall of at most `most` classes; a remark"

@@ -148,7 +148,8 @@ def _read_table(file, run):
 def _long(tables):
     "Tables of corruptions and attacks with one row per value"
     if 'attacks' in tables:
-        yield tables['attacks'].rename(columns=dict(accuracy='value')).assign(metric='attack_accuracy', part='test')
+        t = tables['attacks'].rename(columns=dict(accuracy='value'))
+        yield t[t.eps > 0].assign(metric='attack_accuracy', part='test')           # without attack: 'accuracy'
     if 'corruptions' in tables:
         t = tables['corruptions']
         metrics = ['accuracy', 'ece', *(c for c in t if c.startswith('recall_'))]
@@ -420,9 +421,9 @@ def _judge(pairs, margin, alpha, lower=False):
         row = p.arm | dict(gan_seeds=len(p.gan_seeds), cnn_seeds=len(p.cnn_seeds), pairs=len(p), missing=len(p.missing),
                            n_folds=p.folds, problem=p.problem, note=p.note)
         if len(p):
-            d = p.value.ravel()[:, None] - p.base
+            d = p.value.reshape(len(p.value), p.folds, -1, 1) - p.base.reshape(p.folds, 1, -1)     # within a fold
             row |= dict(baseline=p.base.mean(), value=p.value.mean(), diff=p.diffs.mean(),
-                        improvement=((d > 0) + (d == 0)/2).mean(), singles=(p.value - p.base).ravel().round(6).tolist())
+                        improvement=(((d < 0) if lower else (d > 0)) + (d == 0)/2).mean(), singles=(p.value - p.base).ravel().round(6).tolist())
         rows.append(row)
         if len(p.cnn_seeds) > 1 and not p.problem: by_shape.setdefault((p.folds > 1, p.diffs.shape), []).append(i)
     tests = ['low', 'high', 'p', 'p_equivalence']
@@ -500,8 +501,8 @@ def conclude(frame,       # from `results`
     for i in t.index[few]: _correct(t, pairs, [i], [i], margin, alpha, metric)
     for _, g in t[t.low.notna() & ~few].groupby([*SETTING, *CLASSIFIER], dropna=False):
         _correct(t, pairs, g.index, g.index[~g.headline], margin, alpha, metric)
-        for _, s in g[g.treatment == 'synthetic'].groupby(list(SYNTHESIS), dropna=False):   # the headline's rivals
-            _correct(t, pairs, s.index, s.index[s.headline], margin, alpha, metric)
+        s = g[g.treatment == 'synthetic']                              # the headlines' rivals, of all GANs
+        _correct(t, pairs, s.index, s.index[s.headline], margin, alpha, metric)
     if confirm is not None:
         fresh = {key(p): p for p in paired_runs(frame[frame.cnn_seed >= confirm], metric)}
         for i in t.index[t.headline]:

@@ -184,20 +184,21 @@ def _sd_quantiles(df):
 
 def power(
     effect,     # true difference, a fraction of 1
-    sd,         # standard deviation of the paired differences over seeds
+    sd,         # standard deviation of the paired differences over seeds, scalar or an array as `k`
     k,          # number of seeds, scalar or array
     alpha=.05,  # level
     margin=None # None: power to find the effect; a margin: power to show equivalence within it
 ) -> np.ndarray: # probability, with the shape of `k`
     "Return the probability of 'better' (or 'worse', for a negative effect) or, with `margin`, of 'equivalent'"
-    _check_fractions(sd=sd, alpha=alpha, **({} if margin is None else dict(margin=margin)))
-    k, least, d = np.asarray(k)[..., None], min_seeds(alpha), abs(effect)/sd
+    _check_fractions(sd=np.min(sd), alpha=alpha, **({} if margin is None else dict(margin=margin)))
+    k, sd, least = np.asarray(k)[..., None], np.asarray(sd)[..., None], min_seeds(alpha)
+    d = abs(effect)/sd
     if (k < 2).any(): raise BadInput(f"k={k.min()} is out of range: give at least 2 seeds.")
     df = np.maximum(k-2, 1)
     s = np.stack([_sd_quantiles(int(o)) for o in df.ravel()]).reshape(*df.shape[:-1], 400)
     if margin is None:
         p = stats.norm.cdf(d*np.sqrt(df+1) - stats.t.ppf(1-alpha/2, df)*s).mean(-1)
-        p = np.where(k[..., 0] == least, np.minimum(p, stats.norm.cdf(d)**least), p)
+        p = np.where(k[..., 0] == least, np.minimum(p, stats.norm.cdf(d[..., 0])**least), p)
     else:
         root = np.sqrt(df + 1)
         t = stats.t.ppf(1-alpha/2, df)*s                         # the interval lies within the margin and holds zero
@@ -316,12 +317,12 @@ def _span(v):
     return f'{points(v.estimate)} {what} ({100*v.level:g} % interval {points(v.low)} to {points(v.high)}'
 
 # %% ../../nbs/sweep/05_stats.ipynb #b34d6117
-def _more_seeds(estimate, sd, n, margin, alpha, max_more=100):
+def _more_seeds(estimate, sd, n, margin, alpha, image_se=0., max_more=100):
     "Further seeds until a verdict has power .8, for the nearer verdict; None above `max_more`"
     least = min_seeds(alpha)
     if n < least: return least - n
     ks = np.arange(n+1, n+max_more+1)
-    sd = min(max(sd, 1e-9), .99)
+    sd = np.sqrt(sd**2 + ks*image_se**2).clip(1e-9, .99)                # seeds average out, test images do not
     enough = power(estimate, sd, ks, alpha) >= .8
     if abs(estimate) < margin: enough |= power(estimate, sd, ks, alpha, margin) >= .8
     return int(ks[enough.argmax()] - n) if enough.any() else None
@@ -362,16 +363,16 @@ def verdict(
     d = d.mean(-1) if d.ndim == 3 else d
     G, S = (1, len(d)) if d.ndim == 1 else d.shape
     r, least = decide(d[None], margin, alpha, seed, 9999, extra, folds).iloc[0], min_seeds(alpha)
-    units = G if folds else min(G, S) if G >= least else S              # what more seeds would add to
-    n, varies = G*S if folds else S, bool(np.ptp(d) > 1e-12)
-    sd, df = float(r.se*math.sqrt(units)), units - 1                    # SD of one unit
+    own = d if d.ndim == 1 else d.mean(1 if folds or least <= G <= S else 0)        # what more seeds would add to
+    n, varies, df, spread = G*S if folds else S, bool(np.ptp(d) > 1e-12), len(own) - 1, own.std(ddof=1)
     hedges = math.exp(math.lgamma(df/2) - math.lgamma((df-1)/2) - math.log(df/2)/2) if df > 1 else math.nan
+    sd = float(math.sqrt(max(0, r.se**2 - extra**2)*len(own)))          # of one unit; that of the images stays
     return Verdict(str(r.kind), *(float(r[o]) for o in ('estimate', 'low', 'high')), level=round(1-alpha, 12),
                    p=float(r.p), p_equivalence=float(r.p_equivalence), margin=float(margin), n=n,
-                   effect=float(r.estimate/sd*hedges) if sd > 1e-12 and df > 1 else None,
+                   effect=float(r.estimate/spread*hedges) if spread > 1e-12 and df > 1 else None,
                    more_seeds=0 if r.kind != 'undecided' else least - n if n < least else
-                              None if folds else _more_seeds(r.estimate, sd, units, margin, alpha),
-                   mde=mde(min(sd, .99), units, alpha=alpha) if S >= least and varies and not folds else None,
+                              None if folds else _more_seeds(r.estimate, sd, len(own), margin, alpha, extra),
+                   mde=mde(min(r.se*math.sqrt(df + 1), .99), df + 1, alpha=alpha) if S >= least and varies and not folds else None,
                    generators=S if nested else 1 if folds else G, nested=nested, images=images,
                    folds=G if folds else 1, varies=varies, metric=metric)
 
