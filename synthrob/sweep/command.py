@@ -14,7 +14,7 @@ from ..core.basics import BadInput, check_name, command
 from ..core.stages import discard_damaged
 from ..split.params import SplitParams, check_params
 from .cluster import run_cells
-from .grid import MOST, _common, Sweep, axes, default_grid
+from .grid import MOST, _common, Sweep, axes, default_grid, values
 
 # %% auto #0
 __all__ = ['grids_of', 'read_spec', 'sweep', 'parser', 'main']
@@ -142,8 +142,11 @@ def sweep(spec=None,     # a YAML file, a grid, or a list of grids; without rati
     o = {k: v[0] for k, v in _settings.items()} | switches | settings | {
         k: v for k, v in given.items() if k not in own and v is not None}
     _check_settings(o)
-    check_params({k: o[k] for k in ('margin', 'device') if o[k] is not None} | dict(metric=o['metric'], attack_eps=.01))
+    o |= {k: True for k, v in switches.items() if v}                                    # a file's no is weaker
+    check_params({k: o[k] for k in ('margin', 'device') if o[k] is not None})
     grids = [{**g, **own} for g in grids]
+    for g in grids if o['metric'] else ():                                              # before anything is decoded
+        check_params({k: values(k, v)[0] for k, v in g.items()} | dict(metric=o['metric']))
     grids = [one for g in grids for one in ([g] if 'ratio' in g else default_grid(g, o['out']))]
     s = Sweep(grids, **{k: o.pop(k) for k in ('margin', 'metric', 'out', 'device', 'kernel')})
     plan, retry, repair = {k: o.pop(k) for k in _plan}, o.pop('retry'), o.pop('repair')

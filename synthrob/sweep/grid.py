@@ -6,7 +6,7 @@
 from __future__ import annotations
 import contextlib, itertools, math, re, shlex, statistics
 from collections import Counter, defaultdict
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from decimal import Decimal
 from pathlib import Path
 import pandas as pd
@@ -50,6 +50,7 @@ def _number(o):
         with contextlib.suppress(ValueError): return kind(o)
     return o
 
+_trained = 'gan_seed', 'cnn_seed'    # of which a number says how many
 MOST = 100_000    # values of an axis, and cells of a grid
 
 # %% ../../nbs/sweep/01_grid.ipynb #4888bfca
@@ -65,10 +66,10 @@ def _check_number(n, what, of):
 def values(name:str, # a parameter
            v         # a value; or several: a list, a range, text with commas, `...` for equal steps, '0..5'
           ) -> list: # without duplicates
-    "Return the checked values of an axis; an integer n for a seed means the seeds 0 to n-1. Raises `BadInput`"
+    "Return the checked values of an axis; an integer n for seeds of nets means 0 to n-1. Raises `BadInput`"
     known, several = axes(), hasattr(v, '__iter__') and not isinstance(v, str)
     check_name(name, known, f"There is no parameter {name!r}")
-    if name.endswith('_seed') and not several and re.fullmatch(r'-?\d+', str(v)):
+    if name in _trained and not several and re.fullmatch(r'-?\d+', str(v)):
         if (n := check_value(name, int(v))) == 0:
             raise BadInput(f"{name}=0 is no seed at all: give how many (1), or which ([0]).")
         _check_number(n, 'seeds', f'{name}={n}')
@@ -86,14 +87,17 @@ def combinations(grid:dict # parameter -> value or values, see `values`
     "Write out a grid; raises `BadInput` for a wrong value, or if no combination is possible"
     grid = {k: values(k, v) for k, v in grid.items()}
     _check_number(math.prod(map(len, grid.values())), 'cells', 'This grid')
-    first = {k: v[0] for k, v in grid.items() if k in names_by_role('setting', 'classifier', 'report', 'run')}
-    for k, vs in grid.items():
-        for v in vs: check_params({**first, k: v})
-    good, bad = [], Counter()
+    good, bad, why, works = [], Counter(), {}, set()
     for vs in itertools.product(*grid.values()):
         one = dict(zip(grid, vs))
         try: good.append((one, check_params(one)))
-        except BadInput as e: bad[str(e)] += 1
+        except BadInput as e:
+            bad[str(e)] += 1
+            for o in one.items(): why.setdefault(o, str(e))
+        else: works |= set(one.items()) if good[-1][1].ratio else {('ratio', one['ratio'])}      # where little matters
+    if any(grid.get('ratio', [1])):
+        for o in ((k, v) for k, vs in grid.items() for v in vs):
+            if o in why and o not in works: raise BadInput(why[o])
     if not good: raise BadInput(next(iter(bad)))
     return good, bad
 
@@ -169,11 +173,6 @@ def _first(grid, **common):
     "The experiment of a grid's first values"
     return SplitRun(check_params({k: values(k, v)[0] for k, v in grid.items()} | common))
 
-def _all_folds(grid, **common):
-    "`grid` with all folds, if it does not choose any"
-    n = _first(grid, **common).folds
-    return grid if 'fold' in grid or n == 1 else {**grid, 'fold': list(range(n))}
-
 def default_grid(
     given:dict, # parameters but for ratio
     out='runs'  # folder of all stages
@@ -203,18 +202,18 @@ class Sweep:
                 ):
         grids = [grids] if isinstance(grids, dict) else list(grids)
         self.margin, self.metric, self.out, self.device = margin, metric, Path(out), device
-        self.left_out, self.combos = Counter(), []
-        cells, seen, grids = {}, {}, [_all_folds(g, metric=metric) for g in grids]
+        self.left_out, self.combos, cells, seen = Counter(), [], {}, {}
         for good, bad in map(combinations, grids):
-            for eps in {p.attack_eps for _, p in good}:
-                check_params(dict(margin=margin, metric=metric, attack_eps=eps))
+            for one in {(p.data, p.path, p.vocab, p.attack_eps): one for one, p in good}.values():
+                check_params(one | dict(margin=margin, metric=metric))
             self.left_out += bad
             for one, p in good:
-                p.out, p.device, p.margin, p.metric = str(out), device, margin, metric
-                c = Cell(p, kernel, seen)
-                self.combos.append(({**asdict(p), **one}, cells.setdefault(c.hash, c)))   # all parameters, the cell
+                for fold in [p.fold] if 'fold' in one else range(p.folds or 1):
+                    q = replace(p, out=str(out), device=device, margin=margin, metric=metric, fold=fold)
+                    c = Cell(q, kernel, seen)
+                    self.combos.append((asdict(q) | one | dict(fold=fold), cells.setdefault(c.hash, c)))
         self.grids = [{k: values(k, v) for k, v in g.items()} for g in grids]
-        names = dict.fromkeys(k for g in self.grids for k in g)
+        names = dict.fromkeys([*(k for g in self.grids for k in g), 'fold'])
         self.varying = [k for k in names if len({one[k] for one, _ in self.combos}) > 1]
         self.cells = list(cells.values())
         own = dict(cells=sorted(cells), margin=margin) | (dict(metric=metric) if metric else {})
@@ -266,7 +265,8 @@ _free = names_by_role('arm', 'seed')
 
 def _cost_keys(kind, params, inputs):
     "What stages of equal cost have in common: also the training part, or only the parameters"
-    own = {k: v for k, v in params.items() if k not in (*_free, 'multiple')}
+    steps = ('equal', 'ratio') if params.get('equal') == 'epochs' else ()       # they grow with the ratio
+    own = {k: v for k, v in params.items() if k not in (*_free, 'multiple') or k in steps}
     return [(kind, hash_of(own | more)) for more in ({'train': inputs.get('train')}, {})]
 
 class Costs:
@@ -312,7 +312,7 @@ def _one_cell(self:Sweep, costs) -> str:
     unknown = lambda c: costs.of([s for s in c.stage.upstream() if s.hash in todo])[1].total()
     p = max((c for c in self.cells if c.state == 'open'), key=unknown).p
     seed = lambda v: f'{v}..{v}' if v else 1                                 # 1: how many seeds; 3..3: which
-    flags = {k: seed(v) if k.endswith('_seed') else v for k in names if (v := getattr(p, k)) is not None}
+    flags = {k: seed(v) if k in _trained else v for k in names if (v := getattr(p, k)) is not None}
     return ' '.join(f'--{k} {shlex.quote(str(v))}' for k, v in flags.items())
 
 @patch
@@ -354,18 +354,20 @@ def _enough(self:Sweep, effect, sd, power, alpha, limit=0, folds=1) -> str:
     why = 'as given' if sd else f'that of {pairs} finished pairs' if pairs > 5 else 'a guess, 1 to 1.4 points are usual'
     sd = sd or (found if pairs > 5 else .014)
     arms = {tuple(one[k] for k in self.varying if k not in _seeds) for one, _ in self.combos if one['ratio']}
-    have = min(Counter(tuple(one[k] for k in self.varying if k != 'cnn_seed') for one, _ in self.combos).values())
+    alike = [k for k in self.varying if k not in ('cnn_seed', 'fold')]
+    have = min(Counter(tuple(one[k] for k in alike) for one, _ in self.combos).values())
     try: need, most = (seeds_needed(effect, sd, power, alpha, comparisons=n) for n in (1, max(1, len(arms))))
     except BadInput as e: return f"{e} The remedies are more test images, folds and longer trainings, not seeds."
+    runs = f"{have//folds}{', in each fold' if folds > 1 else ''}"
     any_ = f" ({most} if it may be any of {len(arms)} arms)"*(len(arms) > 1)
     if limit > effect:
         return (f"no number of seeds shows a difference of {points(effect, False)} points, as these test images show "
-                f"at best {points(limit, False)}; the sweep has {have}{', in each fold' if folds > 1 else ''}, and a "
+                f"at best {points(limit, False)}; the sweep has {runs}, and a "
                 f"level of {alpha:g} needs {min_seeds(alpha)} runs in all.")
     return (f"{_n(need, 'classifier seed')}{any_} will show a difference of {points(effect, False)} points with a "
             f"probability of {power:.0%}; alpha {alpha:g}, SD of paired differences {points(sd, False)} points, {why}. "
-            f"The sweep has {have}, "
-            + ('which is enough.' if have >= need else f"which is too few: --seeds {need}."))
+            f"The sweep has {runs}, "
+            + ('which is enough.' if have >= need else f"which is too few: --seeds {math.ceil(need/folds)}."))
 
 # %% ../../nbs/sweep/01_grid.ipynb #270be2b8
 @patch
@@ -419,5 +421,8 @@ def summary(self:Sweep,
     if whys: lines.append(f"{_n(len(whys), 'cell')} must not be counted; {': '.join(next(iter(whys.items())))}")
     if failed: lines.append("--retry (retry=True) tries failed cells again; their folders hold error.json.")
     out = shlex.quote(str(self.out))
-    if n['done']: lines.append(f"Next: synthrob_report {out}   (verdicts and figures on one page)")
+    said = [r['given'] for c in self.cells if c.state == 'done' and (r := c.run.stages['split'].record)]
+    same = all((o['margin'], o.get('metric')) == (self.margin, self.metric) for o in said)
+    own = '' if same else f' --sweep {self.stage.hash}'                          # the runs declare something else
+    if n['done']: lines.append(f"Next: synthrob_report {out}{own}   (verdicts and figures on one page)")
     return '\n'.join(lines)

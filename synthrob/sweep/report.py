@@ -25,7 +25,7 @@ from .results import (ARM, CLASSIFIER, LOWER_IS_BETTER, SETTING, SYNTHESIS, TREA
                       results)
 from .stats import decide, image_se, joint_p, min_seeds, points
 from ..data.splits import join_groups
-from ..split.params import SplitParams
+from ..split.params import SplitParams, fixed_test
 
 # %% auto #0
 __all__ = ['INK', 'NETS', 'style', 'plot_ratio', 'corruption_table', 'plot_corruptions', 'net_name', 'headline', 'limits',
@@ -222,7 +222,8 @@ def _about_seeds(frame, table, alpha):
                "training with another seed may give a better or a worse one. A claim about all GANs of this kind takes "
                f"{least} GAN seeds.")
     if 0 < n < least:
-        yield (f"There {'is' if n == 1 else 'are'} {n} classifier seed{'s'*(n > 1)}. Below {least}, the sign-flip test "
+        what = f'pair{"s"*(n > 1)} of runs' if syn.n_folds.max() > 1 else f'classifier seed{"s"*(n > 1)}'
+        yield (f"There {'is' if n == 1 else 'are'} {n} {what}. Below {least}, the sign-flip test "
                f"cannot reach p = {alpha:g} (its smallest p-value here is {2.**(1 - n):.3g}), so no difference can be "
                "shown, however large.")
     if lack := int((table.missing > 0).sum()):
@@ -241,11 +242,11 @@ def _about_arms(table):
                "a little.")
     yield ("Should one arm now and then lose much (skewed differences), six seeds are called better or worse falsely "
            "in up to 7 of 100 cases, not 5.")
-    nets = table.apply(net_name, axis=1).unique()
-    yield (f"There is one classifier, the {nets[0]}. A gain on a weak classifier may vanish on a strong one."
-           if len(nets) == 1 else "Each classifier is judged on its own, without adjustment for their number.")
+    nets = table.drop_duplicates(list(CLASSIFIER))
+    yield (f"There is one classifier, the {net_name(nets.iloc[0])}. A gain on a weak classifier may vanish on a strong "
+           "one." if len(nets) == 1 else "Each classifier is judged on its own, without adjustment for their number.")
     for _, r in syn[syn.headline].iterrows():
-        ran = syn[syn.apply(net_name, axis=1).eq(net_name(r)) & (syn.how == r.how)].ratio
+        ran = _matching(syn, r, [*CLASSIFIER, 'how']).ratio
         if ran.nunique() == 1: yield f"For the {net_name(r)} only one ratio was run; others may be better."
         elif r.ratio == ran.max() < 1:
             yield f"For the {net_name(r)} the chosen ratio is the largest that was run; a larger one may be better."
@@ -377,7 +378,8 @@ def _summary(frame):
     runs = frame.drop_duplicates('run')
     one, all_of = runs.iloc[0], lambda k: _listed(runs[k])
     words = lambda k: '; '.join(f'{o}: {_words[o]}' for o in sorted(runs[k].dropna().unique()))
-    n = {p: int(g.n.max()) for p, g in frame[frame.metric == 'accuracy'].groupby('part', observed=True)}
+    n = {p: int(g.groupby('fold', dropna=False).n.max().sum())
+         for p, g in frame[frame.metric == 'accuracy'].groupby('part', observed=True)}
     about = {k: SplitParams.__dataclass_fields__[k] for k in SYNTHESIS}
     gan = [f"{f.metadata['about'].partition(';')[0].partition(':')[0]} ({k}): {all_of(k)}" for k, f in about.items()
            if runs[k].notna().any() and set(runs[k].dropna()) != {f.default}]
@@ -412,16 +414,19 @@ def _ratio_figure(frame, t, metric, net, margin=None, alpha=.05, class_=None):
     key, _, of = metric.partition(':')
     own = dict(balanced_accuracy='recall').get(key, key)                        # its mean
     zero = frame[(frame.metric == own) & (frame.part == 'test') & (frame.ratio == 0)]
+    zero = zero[zero.cnn_seed.isin(frame[frame.ratio > 0].cnn_seed)]            # without a teacher's
     zero = _matching(zero, t.iloc[0], CLASSIFIER)
     if of or class_: zero = zero[zero['class'] == (of or class_)]
     zero, t = zero.groupby('run', observed=True).value.mean(), t[t['diff'].notna()]
     name = _metrics.get(metric, metric_name(metric)) + (f' of {class_}' if class_ else '')
     syn = t[t.treatment == 'synthetic']
-    pairs = (f"{_range(syn.pairs)} pairs of runs a point ({_range(syn.gan_seeds)} GAN x {_range(syn.cnn_seeds)} "
+    whose = 'one pool' if syn.pool.notna().all() else f'{_range(syn.gan_seeds)} GAN'
+    if len(syn) and syn.n_folds.max() > 1: whose = f'{_range(syn.n_folds)} folds x {whose}'
+    pairs = (f"{_range(syn.pairs)} pairs of runs a point ({whose} x {_range(syn.cnn_seeds//syn.n_folds)} "
              "classifier seeds)" if len(syn) else 'controls only')
     sd = f', SD {100*zero.std():.1f} over {len(zero)} runs' if len(zero) > 1 else ', one run'
     some = f'{100*(1 - alpha):g} % intervals of the paired difference to ratio 0; '
-    some *= bool((syn.cnn_seeds >= min_seeds()).any())
+    some *= bool((syn.low.notna() & (syn.cnn_seeds >= min_seeds())).any())
     caption = (f"{name[0].upper()}{name[1:]}{', smaller is better'*(metric in LOWER_IS_BETTER)}; {net}, "
                f"test images; {some}{pairs}. "
                f"Ratio 0: {100*zero.mean():.1f} %{sd}.")
@@ -464,11 +469,14 @@ def _diff(x): return '' if pd.isna(x) else points(x)
 def _p(x): return '' if pd.isna(x) else '<0.001' if x < .001 else f'{x:.3f}'
 
 def _net_name(net, table):
-    "'strong CNN', or 'strong CNN, 20 epochs' if there are several"
-    many = _epochs(table[table.apply(net_name, axis=1) == net_name(net)]).nunique() > 1
-    return net_name(net) + (f", {_epochs(pd.DataFrame([net])).item():g} epochs" if many else '')
+    "'strong CNN', or 'strong CNN, 20 epochs, at least 600 steps' if there are several"
+    same = table[table.apply(net_name, axis=1) == net_name(net)]
+    words = [net_name(net)]
+    if _epochs(same).nunique() > 1: words.append(f'{_epochs(pd.DataFrame([net])).item():g} epochs')
+    if same.min_steps.nunique() > 1: words.append(f"at least {net['min_steps']} steps")
+    return ', '.join(words)
 
-def _arms_table(t, others, name):
+def _arms_table(t, others, name, alpha):
     "The arms of the classifier `name` from `conclude`; `others`: `differences` of further metrics, with the same rows"
     rows = []
     for i, r in t.iterrows():
@@ -476,7 +484,7 @@ def _arms_table(t, others, name):
         if r.classes == 'balance': arm += ', smallest classes first'
         row = {'arm': arm, 'ratio': f'{r.ratio:g}', 'pairs': f'{r.gan_seeds} x {r.cnn_seeds}',
                'ratio 0, %': _pct(r.baseline), f'{metric_name(r.metric)}, %': _pct(r.value),
-               'difference, points': _diff(r['diff']), 'interval': _interval(r),
+               'difference, points': _diff(r['diff']), 'interval': _interval(r, alpha),
                'probability of improvement, %': _pct(r.improvement),
                'verdict': _symbol.get(r.verdict, 'none') + ', chosen'*r.chosen, 'p, no difference': _p(r.p),
                'p, beyond the margin': _p(r.p_equivalence), 'detectable, points': _pct(r.mde)}
@@ -486,8 +494,9 @@ def _arms_table(t, others, name):
 _arms_words = ("Every arm on the test images against ratio 0 with the same classifier seed. Pairs: GAN x classifier "
                "seeds. Verdict and p are corrected for the number of arms with enough seeds: of the chosen arm for "
                "the synthetic ones, of the others for all. Probability of improvement: share of all pairs of "
-               "runs of a fold, whatever their seed, in which the arm is better (rliable's definition). Detectable: the "
-               "smallest difference that 80 of 100 experiments with as many seeds would find. The columns on the "
+               "runs of a fold, whatever their seed, in which the arm is better (rliable's definition). Empty: not "
+               "measured. Detectable: the smallest difference that 80 of 100 experiments with as many seeds would "
+               "find. The columns on the "
                "right are differences, too.")
 
 # %% ../../nbs/sweep/07_report.ipynb #2b63427d
@@ -524,14 +533,17 @@ def by_setting(frame     # from `results`
     runs, out = frame.drop_duplicates('run'), []
     parts = [s for _, s in runs.groupby(list(SETTING), dropna=False, observed=True)]
     parts = [s for s in parts if s.ratio.gt(0).any()] or parts      # judge and extractor are trained at ratio 0 only
-    vary = [k for k in (*SETTING, *SYNTHESIS) if pd.concat(parts)[k].nunique() > 1]
+    every = pd.concat(parts)
+    some = every[(every.treatment == 'synthetic').fillna(False).astype(bool)]
+    vary = [k for ks, o in ((SETTING, every), (SYNTHESIS, some)) for k in ks if o[k].nunique(dropna=False) > 1]
     for s in parts:
         made = s[s.treatment == 'synthetic'].drop_duplicates(list(SYNTHESIS)).sort_values(list(SYNTHESIS))
         for _, m in (made if len(made) else s.head(1)).iterrows():
             real = (s.treatment != 'synthetic').fillna(True).astype(bool)
             f = frame[frame.run.isin(s.run[real | s.index.isin(_matching(s, m, SYNTHESIS).index)])]
             f.attrs = frame.attrs
-            name = (f"{k.replace('_', ' ')} {_listed(pd.Series([m[k]]))}" for k in vary if not pd.isna(m[k]))
+            name = (f"{k.replace('_', ' ')} {'none' if pd.isna(m[k]) else _listed(pd.Series([m[k]]))}" for k in vary
+                    if k in SETTING or len(made))
             out.append((', '.join(name), f))
     return out
 
@@ -589,17 +601,32 @@ def _for_other_images(frame, r, margin, alpha):
                f'{_interval(pd.Series({**r, "low": d.low, "high": d.high}), alpha)} points.' +
                f' So {r.verdict!r} is shown for these test images, and not for others of their kind.'*only)
 
-def _command(frame, r, treatment, seeds):
-    "The command of the sweep that adds runs like those of the arm `r`"
+def _seed_flag(seeds):
+    "Seeds as `--seeds` takes them: how many, or which"
+    seeds = sorted(map(int, seeds))
+    n, first = len(seeds), seeds[0]
+    if seeds == [*range(first, first + n)]: return f'{first}..{first + n - 1}' if first else n
+    return ','.join(map(str, seeds)) if n > 1 else f'{first}..{first}'
+
+def _command(frame, r, treatment, margin, seeds=None):
+    "The command of the sweep that adds runs like those of the arm `r`; `seeds`: None: as many"
     cols = [*SETTING, *CLASSIFIER, *(k for k in ARM if k not in ('ratio', 'treatment'))]
+    default, own = SplitParams.__dataclass_fields__, _matching(frame, r, _arm_of)
+    declared = frame.attrs.get('declared', {}).get('metric'), *frame.declared_metric.dropna().unique()
     if treatment == 'synthetic': cols += SYNTHESIS
-    default = SplitParams.__dataclass_fields__
     given = {k: r[k] for k in cols if k in default and not pd.isna(r[k]) and r[k] != default[k].default}
-    path = dict(path='PATH') if r['data'] != 'faces' else {}
+    if r['data'].partition(':')[0] not in fixed_test and pd.isna(r.folds): given['folds'] = 1
+    if r['data'] != 'faces': given['path'] = 'PATH'
+    if 'pool' in given: given['pool'] = 'POOL'
     ratios = f'{r.ratio:g}' if treatment != 'synthetic' else f'0,{r.ratio:g}'
-    given |= path | dict(ratios=ratios, treatment=treatment, seeds=seeds)
+    given |= dict(ratios=ratios, treatment=treatment, seeds=_seed_flag(seeds or own.cnn_seed.unique()))
+    if treatment == 'synthetic' and (gans := own.gan_seed.dropna().unique().tolist()) not in ([0], []):
+        given['gan_seeds'] = _seed_flag(gans)
+    if margin != default['margin'].default: given['margin'] = margin
+    if r.metric in declared: given['metric'] = r.metric
+    if frame.level.isna().all(): given['robustness'] = 'none'
     if (root := frame.attrs.get('root', 'runs')) != 'runs': given['out'] = root
-    flag = lambda v: shlex.quote(f'{v:g}' if isinstance(v, float) else str(v))
+    flag = lambda v: shlex.quote(repr(float(v)).removesuffix('.0') if isinstance(v, float) else str(v))
     return 'synthrob_sweep ' + ' '.join(f'--{k} {flag(v)}' for k, v in given.items())
 
 # %% ../../nbs/sweep/07_report.ipynb #a7757c97
@@ -614,8 +641,7 @@ def _against_controls(frame, r, margin, alpha):
             t = _matching(t[t.treatment == 'synthetic'], r, [*SYNTHESIS, *CLASSIFIER, *ARM])
         if t is None or not len(t) or t.low.isna().all():
             if r.ratio < 1:
-                seeds = frame.cnn_seed.nunique()
-                yield f"There is no control with {name} at this ratio: {_command(frame, r, control, seeds)}"
+                yield f"There is no control with {name} at this ratio: {_command(frame, r, control, margin)}"
         else:
             o = t.iloc[0]
             interval = f" ({100*(1 - alpha):g} % interval {_interval(o, alpha)})"*bool(_interval(o, alpha))
@@ -630,16 +656,18 @@ def _verdict_part(frame, table, margin, alpha):
             small.append(f"The ratio was chosen on validation images; p is corrected for {r.among} synthetic arms.")
         if r.verdict in ('better', 'worse', 'equivalent', 'undecided') and r.cnn_seeds >= min_seeds(alpha):
             folds = f'{r.n_folds} folds x '*(r.n_folds > 1)
-            small += [f"{folds}{r.gan_seeds} GAN x {r.cnn_seeds//r.n_folds} classifier seeds. p against no difference: "
+            whose = f'{r.gan_seeds} GAN' if pd.isna(r.pool) else 'one pool'
+            small += [f"{folds}{whose} x {r.cnn_seeds//r.n_folds} classifier seeds. p against no difference: "
                       f"{_p(r.p)}; against a difference beyond the margin: {_p(r.p_equivalence)}. Probability of "
-                      f"improvement: {_pct(r.improvement)} % of all pairs of runs{' of a fold'*bool(folds)}, whatever their seeds."]
+                      f"improvement: {_pct(r.improvement)} % of all pairs of runs{' of a fold'*bool(folds)}, whatever "
+                      "their seeds."]
             if pd.isna(r.pool) and r.n_folds == 1 and r.gan_seeds < min_seeds(alpha):
                 small[-1] += f" The claim is about {'this GAN' if r.gan_seeds == 1 else f'these {r.gan_seeds} GANs'}."
             if r.verdict == 'undecided' and r.p_alone <= alpha < r.p:
-                fresh = int(frame.cnn_seed.max()) + 1
-                small.append(f"By itself p is {_p(r.p_alone)}. Fresh seeds need no correction: "
-                             f"{_command(frame, r, 'synthetic', f'{fresh}..{fresh + 5}')}, then synthrob_report "
-                             f"--confirm {fresh}")
+                fresh, root = int(frame.cnn_seed.max()) + 1, frame.attrs.get('root', 'runs')
+                run = _command(frame, r, 'synthetic', margin, range(fresh, fresh + 6))
+                small.append(f"By itself p is {_p(r.p_alone)}. Fresh seeds need no correction: {run}, then synthrob_report "
+                             f"{shlex.quote(root)} --confirm {fresh}")
         if r.note: small.append(f"Counted all the same: {r.note}")
         if not r.problem:
             small += [*_for_other_images(frame, r, margin, alpha), *_against_controls(frame, r, margin, alpha)]
@@ -674,13 +702,21 @@ _robustness_words = (
     "changes the pixels just so that the classifier errs: FGSM in one step, PGD in several, the cascade by four "
     "attacks in turn. ± 2/255: by at most 2 of 255 grey levels a pixel.")
 
+def _like(table, compare):
+    "The rows of `compare()`, from `differences`, in the order of `table`; empty where an arm lacks the metric"
+    try: t = compare()
+    except BadInput: t = table.iloc[:0]                                    # no baseline has it
+    key = lambda o: [tuple(None if pd.isna(v) else v for v in row) for row in o[_arm_of].itertuples(index=False)]
+    at = dict(zip(key(t), t.index))
+    return t.reindex([at.get(k, -1) for k in key(table)]).set_axis(table.index).assign(**table[_arm_of])
+
 def _tables(frame, table, margin, alpha, progress, most=12):
     "`conclude`'s table, `differences` of other metrics and of the recall of at most `most` classes; a remark"
     have, top, own = set(frame[frame.part == 'test'].metric.unique()), table[table.headline], table.metric.iloc[0]
     metrics = [m for m in _metrics if m in have and m not in (own, 'recall')]
     jobs = [(m, {}) for m in metrics] + [('recall', dict(class_=k)) for k in frame['class'].dropna().unique()]
     bar = progress_bar(jobs, leave=False, display=progress)
-    done = [differences(frame, m, 'test', margin, alpha, **more) for m, more in bar]
+    done = [_like(table, partial(differences, frame, m, 'test', margin, alpha, **more)) for m, more in bar]
     recalls = {more['class_']: t for (_, more), t in zip(jobs, done) if more}
     if len(recalls) <= most: return {own: table, **dict(zip(metrics, done))}, recalls, ''
     moved = lambda k: -recalls[k]['diff'].loc[top.index].abs().max()
@@ -696,12 +732,13 @@ def _figures(frame, table, metrics, recalls, margin, alpha, progress):
         name, own = _net_name(net, table), partial(_matching, row=net, cols=CLASSIFIER)
         def figure(t, m, **kw): return partial(_ratio_figure, frame, own(t), m, name, alpha=alpha, **kw)
         legend = partial(_ratio_legend, own(table))
+        has = lambda t: own(t)['diff'].notna().any()
         jobs['metrics', name] = [legend] + [figure(t, m, margin=margin if m == table.metric.iloc[0] else None)
-                                            for m, t in metrics.items()]
-        jobs['recall', name] = [legend] + [figure(t, 'recall', class_=k) for k, t in recalls.items()]
-        maps = own(heat[heat.treatment == 'synthetic']).groupby(['how', 'classes'], sort=False)
-        jobs['maps', name] = [partial(_heat_figure, g, name, how + ', smallest classes first'*(k == 'balance'), limit)
-                              for (how, k), g in maps]
+                                            for m, t in metrics.items() if has(t)]
+        jobs['recall', name] = [legend] + [figure(t, 'recall', class_=k) for k, t in recalls.items() if has(t)]
+        words = lambda how, k, use: ', '.join([how, *['smallest classes first']*(k == 'balance'), *[use]*bool(use)])
+        jobs['maps', name] = [partial(_heat_figure, g, name, words(how, k, use), limit)
+                              for (_, how, k), use, g in _lines(own(heat[heat.treatment == 'synthetic']))]
     drawn, todo = {k: [] for k in jobs}, [(k, job) for k, some in jobs.items() for job in some]
     for k, job in progress_bar(todo, leave=False, display=progress): drawn[k].append(job())
     return drawn
@@ -737,7 +774,8 @@ def _setting(frame, name, margin, alpha, metric, confirm, progress, settings=1):
              'Corruptions and attacks': [P(_robustness_words if maps else 'Robustness was not evaluated.'),
                                          _grid(maps)],
              'Cost': [_cost_table(frame)],
-             'All arms': [P(_arms_words), *(_arms_table(g, others, k) for k, g in table.groupby(names, sort=False))],
+             'All arms': [P(_arms_words),
+                          *(_arms_table(g, others, k, alpha) for k, g in table.groupby(names, sort=False))],
              'What cannot be claimed': [Ul(*[Li(o) for o in limits(frame, table, alpha, settings)])]}
     sentences = [headline(r, margin, 1 - alpha) for _, r in table[table.headline].iterrows()]
     html = [*([H2(f'Setting: {name}')] if name else []), *_verdict_part(late, table, margin, alpha),

@@ -46,6 +46,8 @@ def _params(r, made):
     many = (r.get('folds') or g.get('folds') or 1) > 1                   # one test part is no cross-validation
     row |= dict(fold=g['fold'] if many else None, folds=r.get('folds') or g.get('folds') if many else None)
     of, train = made.get(r['inputs'].get('pool'), {}), r['inputs']['train']
+    gan = made.get(of.get('inputs', {}).get('gan'), {}).get('params', {})
+    row |= dict(pool_of=(of.get('params') or {}).get('pool'), gan_of=gan.get('test_images', False))
     row |= dict(features_hash=train if made.get(train, {}).get('kind') == 'features' else None,
                 gan_hash=of.get('inputs', {}).get('gan'), pool_hash=r['inputs'].get('pool'),
                 recipe_hash=hash_of((r.get('params') or {}).get('recipe')))
@@ -60,8 +62,8 @@ def _params(r, made):
 
 def _problem(r, made):
     "What keeps the run of the record `r` from counting: the problems of its stages, or a single class predicted"
-    of = dict(r['inputs']) | made.get(r['inputs'].get('pool'), {}).get('inputs', {})
-    found = [o['problem'] for o in (r, *(made[h] for h in of.values() if h in made)) if o.get('problem')]
+    def up(o): return [o, *(u for h in o['inputs'].values() if h in made for u in up(made[h]))]
+    found = [o['problem'] for o in up(r) if o.get('problem')]           # also of teacher, judge, guide and extractor
     if not found and (m := np.array(r['test'].get('confusion', [[]]))).any(0).sum() == 1 < len(m):
         found = [f"All test images were called {r['test']['vocab'][m.any(0).argmax()]!r} "
                  f"({100*r['test']['accuracy']:.1f} %): train for more steps."]
@@ -194,7 +196,7 @@ def _cells(root, cells):
     try:
         sweep = read_json(root/'sweep'/name/'sweep.json')
         wanted = {c['hash'] for c in sweep['cells']}
-        declared = {k: sweep.get(k) for k in ('hash', 'margin', 'declared', 'finished_before')}
+        declared = {k: sweep.get(k) for k in ('hash', 'margin', 'metric', 'declared', 'finished_before')}
     except (OSError, ValueError):
         if isinstance(cells, str):
             have = ', '.join(p.parent.name for p in sorted((root/'sweep').glob('*/sweep.json'))) or 'none'
@@ -220,20 +222,21 @@ def results(runs='runs', # folder of the runs (`out` of the parameters)
     only, missing, errors, declared = _cells(root, cells)
     (records, skipped), params, values = _records(root, 'split'), [], []
     made = {r['hash']: r for k in ('data', 'parts', 'features', 'gan', 'pool') for r in _records(root, k)[0]}
+    every = made | {r['hash']: r for r in records}
     for r in records:
         if only is not None and r['hash'] not in only: continue
-        try: p, v = _params(r, made), list(_values(r))
+        try: p, v = _params(r, every), list(_values(r))
         except _unusable: skipped['damaged'] += 1; continue
         params.append(p); values += v
     if not params:
         raise BadInput(f"There is no finished run in {str(root)!r}" + (' among those cells.' if cells is not None else
                        ': start one with papermill nbs/03_split.ipynb, or a batch with synthrob_sweep.'))
-    params = _select(pd.DataFrame(params), where)
+    params = _select(_distinct(pd.DataFrame(params)), where)
     same = [*SETTING, *SYNTHESIS, *CLASSIFIER, *ARM, *SEEDS]         # of equal runs by several versions, the newest
     new = params.sort_values('finished').drop_duplicates(same, keep='last').sort_index()
     robust, level, bad, tested = _robustness(root, set(new.run), level)
     values = pd.DataFrame(values, columns=['run', 'part', 'metric', 'class', 'n', 'value'])
-    seconds = _stage_seconds(new, made | {r['hash']: r for r in records})
+    seconds = _stage_seconds(new, every)
     rows = [o for o in (values[values.run.isin(set(new.run))], *robust, seconds) if len(o)]
     frame = _typed(pd.concat(rows, ignore_index=True).reindex(columns=['run', *VALUE]), new.assign(level=level))
     skipped |= dict(robustness_damaged=bad['damaged'], robustness_unfinished=bad['unfinished'],
@@ -245,6 +248,14 @@ def results(runs='runs', # folder of the runs (`out` of the parameters)
     return frame
 
 # %% ../../nbs/sweep/06_results.ipynb #1c99eb5e
+def _distinct(params):
+    "`params` with other names for pools, and GANs, of one name that differ by `pool_of` and `gan_of`"
+    words = dict(pool=lambda o: f' ({str(o)[:8]})', gan_arch=' (saw test images)'.__mul__)
+    for (k, word), of in zip(words.items(), ('pool_of', 'gan_of')):
+        many = params.groupby(k)[of].transform('nunique') > 1
+        params[k] = params[k].where(~many, params[k].fillna('') + params[of].map(word))
+    return params.drop(columns=['pool_of', 'gan_of'])
+
 def _select(params, where):
     "The runs of `params` with the values in `where`"
     for k, v in where.items():
@@ -361,6 +372,7 @@ def paired_runs(frame,             # from `results`
     "Pair every arm with the baseline of the same classifier seed; raise `BadInput` if there are no pairs"
     key = lambda o, *cols: tuple(getattr(o, c) for group in cols for c in group)
     like = ('ratio', 'how', 'classes', 'equal') if against else ()
+    if against == 'noise': like = tuple(k for k in ARM if k != 'treatment')        # it is used as synthetic images are
     base, arms, seeds = {}, {}, {}
     for o in _per_run(frame, metric, part, where):
         is_base = o.treatment == against if against else not o.ratio
@@ -423,7 +435,8 @@ def _judge(pairs, margin, alpha, lower=False):
         if len(p):
             d = p.value.reshape(len(p.value), p.folds, -1, 1) - p.base.reshape(p.folds, 1, -1)     # within a fold
             row |= dict(baseline=p.base.mean(), value=p.value.mean(), diff=p.diffs.mean(),
-                        improvement=(((d < 0) if lower else (d > 0)) + (d == 0)/2).mean(), singles=(p.value - p.base).ravel().round(6).tolist())
+                        improvement=((d < 0 if lower else d > 0) + (d == 0)/2).mean(),
+                        singles=(p.value - p.base).ravel().round(6).tolist())
         rows.append(row)
         if len(p.cnn_seeds) > 1 and not p.problem: by_shape.setdefault((p.folds > 1, p.diffs.shape), []).append(i)
     tests = ['low', 'high', 'p', 'p_equivalence']

@@ -372,7 +372,8 @@ def verdict(
                    effect=float(r.estimate/spread*hedges) if spread > 1e-12 and df > 1 else None,
                    more_seeds=0 if r.kind != 'undecided' else least - n if n < least else
                               None if folds else _more_seeds(r.estimate, sd, len(own), margin, alpha, extra),
-                   mde=mde(min(r.se*math.sqrt(df + 1), .99), df + 1, alpha=alpha) if S >= least and varies and not folds else None,
+                   mde=mde(min(r.se*math.sqrt(df + 1), .99), df + 1, alpha=alpha)
+                       if S >= least and varies and not folds else None,
                    generators=S if nested else 1 if folds else G, nested=nested, images=images,
                    folds=G if folds else 1, varies=varies, metric=metric)
 
