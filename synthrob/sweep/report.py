@@ -666,8 +666,8 @@ def _verdict_part(frame, table, margin, alpha):
             if r.verdict == 'undecided' and r.p_alone <= alpha < r.p:
                 fresh, root = int(frame.cnn_seed.max()) + 1, frame.attrs.get('root', 'runs')
                 run = _command(frame, r, 'synthetic', margin, range(fresh, fresh + 6))
-                small.append(f"By itself p is {_p(r.p_alone)}. Fresh seeds need no correction: {run}, then synthrob_report "
-                             f"{shlex.quote(root)} --confirm {fresh}")
+                small.append(f"By itself p is {_p(r.p_alone)}. Fresh seeds need no correction: {run}, then "
+                             f"synthrob_report {shlex.quote(root)} --confirm {fresh}")
         if r.note: small.append(f"Counted all the same: {r.note}")
         if not r.problem:
             small += [*_for_other_images(frame, r, margin, alpha), *_against_controls(frame, r, margin, alpha)]
