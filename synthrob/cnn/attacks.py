@@ -178,8 +178,7 @@ def attack_curve(learn,               # a classifier: see `Predictor`
                 ) -> pd.DataFrame:    # columns attack, norm, eps, steps, n, accuracy; eps 0: no attack
     "Return robust accuracy by attack and radius; raise `BadInput` as `attack` does"
     model, x, y = Predictor(learn).eval(), images.x, torch.as_tensor(images.y).cpu()
-    if not isinstance(steps, dict): steps = dict.fromkeys(attacks, steps)
-    n_steps = {name: steps.get(name) or default_steps.get(name) for name in attacks}
+    n_steps = {k: (steps.get(k) if isinstance(steps, dict) else steps) or default_steps.get(k) for k in attacks}
     for name, e in product(attacks, eps): _check(model, x, y, name, e, norm, n_steps[name])
     clean = correct = attack(model, x, y, 'fgsm', 0.).correct
     rows, todo = [], list(product(attacks, [0., *sorted(set(eps) - {0})]))
