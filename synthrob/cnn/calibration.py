@@ -6,7 +6,7 @@
 from __future__ import annotations
 import copy
 from dataclasses import asdict, dataclass
-import numpy as np, pandas as pd
+import matplotlib.pyplot as plt, numpy as np, pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -46,7 +46,6 @@ def plot_reliability(ev:Evaluation, # predictions on a set of images
                      title=None     # None: n, accuracy and calibration error
                     ):              # matplotlib axes
     "Draw accuracy by confidence with Wilson's 95 % intervals; calibrated bars end at the dots"
-    import matplotlib.pyplot as plt
     if ax is None: ax = plt.subplots(figsize=(3.8, 3), dpi=80)[1]
     t = reliability(ev, n_bins).query('n > 0')
     width = (t.high - t.low).to_numpy()

@@ -531,12 +531,11 @@ def corrupted(images:Tensor,       # clean, uint8 (n,c,h,w)
               names=common,        # corruptions, or one of them
               severities=range(1, 6), # of 1 (mild) to 5 (severe)
               seed=0,              # seed of the noise
-              index=None,          # position of each image in the whole set (n,); None: 0, 1, 2, ...
               bs:int=1024          # images per batch
              ) -> Iterator[Corrupted]:
     "Corrupt all images batch by batch, for each name and severity; raise `BadInput` before the first batch"
     names, severities = [names] if isinstance(names, str) else list(names), list(severities)
-    index = _checked(images, names, severities, index)
+    index = _checked(images, names, severities, None)
     if not isinstance(bs, int) or bs < 1: raise BadInput(f"bs={bs!r} is out of range: choose a whole number from 1.")
     batches = [slice(i, min(i + bs, len(images))) for i in range(0, len(images), bs)]
     return (Corrupted(name, s, rows, corrupt(images[rows], name, s, seed, index[rows]))

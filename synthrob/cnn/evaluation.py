@@ -4,7 +4,7 @@
 
 # %% ../../nbs/cnn/02_evaluation.ipynb #9c983732
 from __future__ import annotations
-import numpy as np, pandas as pd
+import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from fastcore.basics import patch
 from scipy.stats import binomtest
 from ..core.basics import BadInput
@@ -83,7 +83,7 @@ def plot_confusion(self:Confusion, ax=None,      # axes to draw on
                                    title=None    # None: n and accuracy
                   ):                             # matplotlib axes
     "Draw the confusion matrix as a heat map: share of the true class, and the count in brackets"
-    import matplotlib.pyplot as plt, seaborn as sns
+    import seaborn as sns
     m = self.confusion
     share = m.div(m.sum(axis=1).clip(lower=1), axis=0)
     text = [[f'{s:.0%}\n({n})' if n else '·' for s, n in zip(*o)] for o in zip(share.values, m.values)]
@@ -100,7 +100,7 @@ def plot_confusion(self:Confusion, ax=None,      # axes to draw on
 def plot_classes(self:Confusion, ax=None  # axes to draw on
                 ):                        # matplotlib axes
     "Draw precision and recall by class as bars"
-    import matplotlib.pyplot as plt, seaborn as sns
+    import seaborn as sns
     t = self.per_class.reset_index().melt('class', ['precision', 'recall'], var_name='measure')
     if ax is None: ax = plt.subplots(figsize=(max(3.5, .8*len(self.vocab) + 1.5), 2.6), dpi=80)[1]
     sns.barplot(t, x='class', y='value', hue='measure', palette='colorblind', ax=ax)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 import difflib, math
 from dataclasses import dataclass, fields, replace
-import torch
+import matplotlib.pyplot as plt, torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Beta
@@ -101,10 +101,8 @@ class MLPHead(nn.Sequential):
     "A classifier of vectors (n,dim) with one hidden layer; returns logits (n,n_classes)"
     on_vectors = True
     def __init__(self, dim:int,       # length of a vector
-                       n_classes:int, # number of classes
-                       nf=256,        # hidden units
-                       drop=.5):      # dropout of the hidden units
-        super().__init__(nn.Linear(dim, nf), nn.ReLU(), nn.Dropout(drop), nn.Linear(nf, n_classes))
+                       n_classes:int): # number of classes
+        super().__init__(nn.Linear(dim, 256), nn.ReLU(), nn.Dropout(.5), nn.Linear(256, n_classes))
 
 recipes = dict(
     poster=Recipe(PosterNet, lr=1e-3, epochs=25),
@@ -427,11 +425,9 @@ def top_losses(self:Evaluation, k:int=None,  # how many; None: all
 def plot_top_losses(self:Evaluation, images, # the evaluated images, in order: anything with `x` uint8 (n,c,h,w)
                                      k:int=9,         # how many
                                      largest=True,    # the worst, or the best?
-                                     ncols=None,      # pictures in a row; None: fastai's choice
-                                     **kwargs         # for fastai's `plot_top_losses`, e.g. `figsize`
+                                     **kwargs         # for fastai's `plot_top_losses`, e.g. `ncols` or `figsize`
                    ): # the axes
     "Draw the images of the largest (or smallest) losses: prediction / actual / loss / probability"
-    import matplotlib.pyplot as plt
     from fastai.vision.learner import plot_top_losses as show_top_losses
     if len(images.x) != self.n:
         raise BadInput(f"{len(images.x)} images were given, but {self.n} were evaluated: give the same ones.")
@@ -439,7 +435,7 @@ def plot_top_losses(self:Evaluation, images, # the evaluated images, in order: a
     x, name = to_float(images.x[idx.to(images.x.device)]).cpu(), lambda i: self.vocab[int(i)]
     shown, preds = [(TensorImage(a), name(i)) for a, i in zip(x, self.y[idx])], [(name(i),) for i in self.pred[idx]]
     with plt.rc_context({'axes.titlesize': 8, 'figure.dpi': 72}):
-        show_top_losses(TensorImage(x), TensorCategory(self.y[idx]), shown, preds, self.probs[idx], losses, ncols=ncols,
-                        cmap='gray', vmin=0, vmax=1, **kwargs)
+        show_top_losses(TensorImage(x), TensorCategory(self.y[idx]), shown, preds, self.probs[idx], losses, cmap='gray',
+                        vmin=0, vmax=1, **kwargs)
     plt.suptitle('prediction / actual / loss / probability', fontsize=9, weight='normal')
     return plt.gcf().axes

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from fastai.layers import Lambda
 from ..core.basics import BadInput, check_name, seeded
 
 # %% auto #0
@@ -26,6 +27,8 @@ class PosterNet(nn.Sequential):
                          nn.Linear(64*(size//4)**2, 128), nn.ReLU(inplace=True), nn.Linear(128, n_classes))
 
 # %% ../../nbs/cnn/01_models.ipynb #5b595baf
+def _standardise(x): return (x - .5)*4         # images in [0,1] to about mean 0 and standard deviation 1
+
 def _conv_bn(ni, no, stride=1, ks=3):
     return nn.Sequential(nn.Conv2d(ni, no, ks, stride, ks//2, bias=False), nn.BatchNorm2d(no))
 
@@ -55,7 +58,7 @@ class StrongNet(nn.Module):
         self.stages = nn.Sequential(*blocks)
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(drop), nn.Linear(4*nf, n_classes))
 
-    def forward(self, x): return self.head(self.stages(self.stem((x - .5)*4)))
+    def forward(self, x): return self.head(self.stages(self.stem(_standardise(x))))
 
 # %% ../../nbs/cnn/01_models.ipynb #cb323901
 def small_stem(net:nn.Module, # a torchvision model, changed in place
@@ -76,10 +79,6 @@ def small_stem(net:nn.Module, # a torchvision model, changed in place
     if finer and isinstance(layers[1][1], nn.MaxPool2d): net.set_submodule(layers[1][0], nn.Identity())
 
 # %% ../../nbs/cnn/01_models.ipynb #34c49457
-class _Standardise(nn.Module):
-    "Scale images in [0,1] to about mean 0 and standard deviation 1"
-    def forward(self, x): return (x - .5)*4
-
 @dataclass(frozen=True)
 class Torchvision:
     "The untrained torchvision classifier `name`, called as net(size, channels, n_classes)"
@@ -106,7 +105,7 @@ class Torchvision:
         if self.name.startswith('maxvit_'): more = dict(input_size=(size, size))
         net = models.get_model(self.name, weights=None, num_classes=n_classes, **more)
         small_stem(net, size, channels)
-        return nn.Sequential(_Standardise(), net)
+        return nn.Sequential(Lambda(_standardise), net)
 
 # %% ../../nbs/cnn/01_models.ipynb #6a960083
 class _NoWeights(TorchFunctionMode):

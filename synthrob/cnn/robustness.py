@@ -9,11 +9,10 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-import numpy as np, pandas as pd
+import matplotlib.pyplot as plt, numpy as np, pandas as pd
 import torch
 from ..core.basics import (BadInput, generator, hash_array, hash_of, read_json, read_metadata, read_tensors, reading,
-                                  write_json,
-                                  write_parquet, write_tensors)
+                                  write_json, write_parquet, write_tensors)
 from fastcore.basics import patch
 from fastprogress.fastprogress import progress_bar
 from scipy.stats import t as student_t
@@ -255,7 +254,7 @@ def _collect(done, images, lv, seed):
 def plot_corruptions(self:Robustness, ax=None # axes to draw on
                     ):                        # the axes
     "Draw a heat map of accuracy by corruption and severity, with the mean over severities"
-    import matplotlib.pyplot as plt, seaborn as sns
+    import seaborn as sns
     t = self.corruptions.pivot(index='corruption', columns='severity', values='accuracy').loc[self.by_corruption.index]
     t['mean'] = t.mean(axis=1)
     if ax is None: ax = plt.subplots(figsize=(2 + .5*t.shape[1], .8 + .22*len(t)), dpi=68)[1]
@@ -271,7 +270,6 @@ def plot_corruptions(self:Robustness, ax=None # axes to draw on
 def plot_worst(self:Robustness, ax=None # axes to draw on
               ):                        # the axes
     "Plot accuracy by corruption, worst first, with Wilson's 95 % interval for so many images; dashed: clean accuracy"
-    import matplotlib.pyplot as plt
     t, n = self.by_corruption.sort_values('accuracy', kind='stable'), self.clean['n']
     if ax is None: ax = plt.subplots(figsize=(4, .8 + .18*len(t)), dpi=60)[1]
     low, high = np.array([_wilson(p, n) for p in t.accuracy]).T        # of one severity: wide enough for their mean
@@ -289,7 +287,6 @@ def plot_worst(self:Robustness, ax=None # axes to draw on
 def plot_calibration(self:Robustness, ax=None # axes to draw on
                     ):                        # the axes
     "Plot the expected calibration error by severity (0: clean), without and with the temperature"
-    import matplotlib.pyplot as plt
     if ax is None: ax = plt.subplots(figsize=(4, 2.6), dpi=68)[1]
     t = self.corruptions[self.corruptions.group == 'common'].groupby('severity')[['ece', 'ece_calibrated']].mean()
     labels = dict(ece='uncalibrated', ece_calibrated=f"at T = {self.clean['temperature'] or 1:.2f}")
@@ -338,9 +335,9 @@ def _corruption_figures(rob, references):
     return np.concatenate([_errors(rob), np.mean([_errors(r) for r in references], axis=0)], 1), figures
 
 # %% ../../nbs/cnn/06_robustness.ipynb #fa53be89
-def _bootstrap(sums, figures, level=.95, seed=0):
+def _bootstrap(sums, figures, level=.95):
     "Return (measure, of) -> (value, low, high), with percentiles of 1,000 resamples of the images"
-    n, rng = len(sums), np.random.default_rng(seed)
+    n, rng = len(sums), np.random.default_rng(0)
     times = np.stack([np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(1000)])
     resampled = figures(times @ sums)
     ends = {k: np.percentile(v, [50*(1 - level), 50*(1 + level)]).tolist() for k, v in resampled.items()}
@@ -356,12 +353,12 @@ def _over_seeds(runs, level):
         out[k] = v.mean(), max(v.mean() - half, low), min(v.mean() + half, high)
     return out
 
-def _figures(ev, rob, references, level, seed, many):
+def _figures(ev, rob, references, level, many):
     "Return (measure, of, n) -> (value, low, high) of one classifier; without intervals if it has `many` seeds"
     value = lambda v, interval=(np.nan, np.nan): v if many else (v, *interval)
     out = {('ece', '', len(ev.y)): value(ev.ece)}
     for sums, figures in [_clean_figures(ev)] + ([_corruption_figures(rob, references or [rob])] if rob else []):
-        found = figures(sums.sum(0)) if many else _bootstrap(sums, figures, level, seed)
+        found = figures(sums.sum(0)) if many else _bootstrap(sums, figures, level)
         out |= {(*k, len(sums)): v for k, v in found.items() if references or 'mce' not in k[0]}
     if rob:
         out['ece_corrupted', '', rob.clean['n']] = value(rob.summary['ece_corrupted'])
@@ -375,8 +372,7 @@ class Comparison:
     "Several classifiers on the same test images: see `table`, `headline`, `per_class` and the plots"
     def __init__(self,
                  runs:dict,  # name -> a split run or (evaluation, robustness or None), or a list of these, one per seed
-                 level=.95,  # confidence level of the intervals
-                 seed:int=0  # of the bootstrap
+                 level=.95   # confidence level of the intervals
                 ):           # the first of `runs` is the reference
         "Compare classifiers; raise `BadInput` unless all were evaluated on the same images"
         if not runs: raise BadInput("runs is empty: give classifiers by name, e.g. dict(real=a, mixed=b).")
@@ -389,7 +385,7 @@ class Comparison:
         references, rows = self.robustness.get(self.reference, []), []
         for name, v in runs.items():
             many = len(v) > 1
-            found = [_figures(*o, references, level, seed, many) for o in v]
+            found = [_figures(*o, references, level, many) for o in v]
             for (m, of, n), (value, low, high) in (_over_seeds(found, level) if many else found[0]).items():
                 rows.append(dict(run=name, measure=m, of=of, value=value, low=low, high=high, n=n, seeds=len(v),
                                  interval='seeds' if many else 'images'))
@@ -454,7 +450,6 @@ def _repr_html_(self:Comparison):
 def plot_headline(self:Comparison, ax=None # axes to draw on
                  ):                        # the axes
     "Plot clean, corrupted and attacked accuracy with intervals"
-    import matplotlib.pyplot as plt
     label = lambda name, norm, eps: f"{name}\n{'' if norm == 'inf' else 'ℓ2 '}ε = {eps}"
     t = self.table.set_index(['measure', 'of'])
     ticks = {('accuracy', ''): 'clean', ('mca', ''): 'corrupted'}
@@ -476,7 +471,6 @@ def plot_headline(self:Comparison, ax=None # axes to draw on
 @patch
 def plot_confusions(self:Comparison):
     "Draw the confusion matrices side by side, summed over seeds; return the axes"
-    import matplotlib.pyplot as plt
     k, size = len(self.evaluations), len(self.vocab)
     fig, (axs,) = plt.subplots(1, k, figsize=((.6*size + 1.3)*k, .44*size + 1), dpi=50, squeeze=False)
     for ax, (name, evs) in zip(axs, self.evaluations.items()):
@@ -513,7 +507,7 @@ def differences(self:Comparison, name # of a run
 @patch
 def plot_differences(self:Comparison):
     "Draw heat maps of `differences`, in points, and return the axes"
-    import matplotlib.pyplot as plt, seaborn as sns
+    import seaborn as sns
     d = {k: 100*self.differences(k) for k in self.robustness if k != self.reference}
     if not d: raise BadInput("There are no differences to plot: give robustness for the reference and another run.")
     most, (rows, cols) = max(5, *(t.abs().to_numpy().max() for t in d.values())), next(iter(d.values())).shape

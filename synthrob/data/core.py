@@ -150,8 +150,7 @@ def folder(path=None,    # folder, zip or tar; required
     "Read images from a folder or archive, `[part/]class/image`; raises `BadInput` without a path"
     if path is None:
         raise BadInput("data='folder' needs a path: give a folder or zip with one folder of images per class.")
-    if name not in (None, 'links'):
-        raise BadInput(f"data='folder:{name}' is unknown: use 'folder', or 'folder:links'.")
+    if name not in (None, 'links'): raise BadInput(f"data='folder:{name}' is unknown: use 'folder', or 'folder:links'.")
     links, size = name == 'links', size or own_size('folder', path, name) or 48
     def read(out):
         files = list_images(path, links)
@@ -411,11 +410,10 @@ def _near_line(r, n):
 
 def describe(images:Dataset,     # as returned by `prepare`
              splits:Splits=None, # from `splits`; None: made with the defaults
-             plot:bool=True,     # a figure: counts, and a sheet of images
-             near=None           # pairs from `prepare_near`, for the splits of the defaults
+             plot:bool=True      # a figure: counts, and a sheet of images
             ) -> pd.DataFrame:   # images of each class in each part
     "Print what is in `images`, what was found, and what a split removes; return the counts"
-    s = splits if splits is not None else globals()['splits'](images, near=near)
+    s = splits if splits is not None else globals()['splits'](images)
     n, r = images.y.bincount(minlength=len(images.vocab)), s.report
     kept = {k: images.y[getattr(s, k)].bincount(minlength=len(n)).numpy() for k in ('train','valid','test')}
     table = pd.DataFrame(kept, index=images.vocab).assign(removed=lambda t: n.numpy() - t.sum(axis=1))

@@ -238,8 +238,7 @@ def load(cls:Dataset, folder # what `save` wrote
         x, y = (torch.from_numpy(read_array(folder/f'{o}.npy')) for o in 'xy')
         ds = Dataset(x, y, about['vocab'], pd.read_parquet(folder/'items.parquet'), about['about'], about['epoch_len'])
         same = ds.hash == about['content']
-    if not same:
-        raise BadInput(f"{folder} does not hold the items that were saved there: make it again.")
+    if not same: raise BadInput(f"{folder} does not hold the items that were saved there: make it again.")
     return ds
 
 @patch

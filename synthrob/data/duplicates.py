@@ -5,7 +5,7 @@
 # %% ../../nbs/data/05_duplicates.ipynb #f6d3b06e
 from __future__ import annotations
 import hashlib
-import numpy as np, torch
+import numpy as np, pandas as pd, torch
 from .rows import blocks
 
 # %% auto #0
@@ -20,20 +20,13 @@ def duplicate_groups(x # images, uint8 (n,c,h,w)
     for b in blocks(x, 1<<20):
         h[a:a+len(b)] = np.frombuffer(b''.join(map(digest, b)), np.uint64).reshape(-1, 2)
         a += len(b)
-    order = np.lexsort(h.T)                                      # equal hashes side by side, first appearance first
-    new = np.ones(len(h), bool); new[1:] = (np.diff(h[order], axis=0) != 0).any(1)
-    first, rank, group = order[new], np.empty(new.sum(), np.int64), np.empty(len(h), np.int64)
-    rank[first.argsort()] = np.arange(len(first))
-    group[order] = rank[new.cumsum() - 1]
-    return torch.from_numpy(group)
+    return torch.from_numpy(pd.DataFrame(h).groupby([0, 1], sort=False).ngroup().to_numpy(copy=True))
 
-def flat(x,                  # images, uint8 (n,c,h,w)
-         threshold:float=5., # grey levels
-         size:int=1<<20      # bytes processed at a time
-        ) -> torch.Tensor:   # bool (n,)
-    "Return whether each image is nearly flat: its pixels deviate by less than `threshold` (SD) in every channel"
+def flat(x # images, uint8 (n,c,h,w)
+        ) -> torch.Tensor: # bool (n,)
+    "Return whether each image is nearly flat: its pixels deviate by less than 5 grey levels (SD) in every channel"
     out, a = torch.zeros(len(x), dtype=torch.bool), 0
-    for b in map(torch.from_numpy, blocks(x, size)):
-        out[a:a+len(b)] = b.flatten(2).float().std(2, correction=0).amax(1) < threshold
+    for b in map(torch.from_numpy, blocks(x, 1<<20)):
+        out[a:a+len(b)] = b.flatten(2).float().std(2, correction=0).amax(1) < 5
         a += len(b)
     return out

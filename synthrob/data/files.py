@@ -426,11 +426,10 @@ def is_colour(read # function that returns the content of an image file
 
 def _spread(names, n): return names[::max(1, len(names)//n)]
 
-def has_colour(files:ImageFiles, # from `list_images`
-               n:int=1000        # images to check, spread over all
+def has_colour(files:ImageFiles # from `list_images`
               ) -> bool:
-    "Return whether any of `n` images is in colour"
-    return any(is_colour(partial(files.read, o)) for o in _spread(files.table.name, n))
+    "Return whether any of 1,000 images, spread over all, is in colour"
+    return any(is_colour(partial(files.read, o)) for o in _spread(files.table.name, 1000))
 
 def _look(
     read # read(head=True) returns the first bytes of an image file, read() all

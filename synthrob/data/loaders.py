@@ -5,7 +5,7 @@
 # %% ../../nbs/data/06_loaders.ipynb #487b80a2
 from __future__ import annotations
 import math
-import torch
+import matplotlib.pyplot as plt, torch
 import torch.nn.functional as F
 from torch import Tensor
 from ..core.basics import BadInput, default_device, generator
@@ -14,6 +14,7 @@ from .rows import DiskImages, read_ahead
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.data.transforms import CategoryMap
+from fastai.torch_core import show_image
 from fastcore.basics import patch
 
 # %% auto #0
@@ -236,7 +237,6 @@ def show_batch(self:DeviceDL, b=None,         # a batch `(x, y)`; None: the next
                               axs=None        # axes to draw on
               ):                              # the axes
     "Draw a sheet of images with their classes"
-    import matplotlib.pyplot as plt
     xb, yb = (self.one_batch() if b is None else b)[:2]
     if yb.ndim > 1: yb = yb.argmax(1)                                                # rows of `targets`
     n = min(max_n, len(xb))
@@ -247,8 +247,7 @@ def show_batch(self:DeviceDL, b=None,         # a batch `(x, y)`; None: the next
     axs = axs.flatten() if hasattr(axs, 'flatten') else axs
     for ax in axs: ax.axis('off')
     for i, ax in zip(range(n), axs):
-        im = xb[i].detach().float().cpu().clamp(0, 1)
-        ax.imshow(im[0] if len(im) == 1 else im.permute(1, 2, 0), cmap='gray' if len(im) == 1 else None, vmin=0, vmax=1)
+        show_image(xb[i].detach().float().clamp(0, 1), ax, cmap='gray', vmin=0, vmax=1)
         ax.set_title(titles[i] if titles else self.dataset.vocab[int(yb[i])], fontsize=7, pad=2)
     return axs
 

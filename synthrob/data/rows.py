@@ -195,15 +195,14 @@ def take(x,  # images: tensor or `DiskImages`
 # %% ../../nbs/data/02_rows.ipynb #3800a372
 def read_ahead(images:DiskImages, # uint8 (n,c,h,w)
                idxs,              # an iterable of index tensors, int64, one a batch
-               device='cpu',      # device of the batches
-               depth:int=2):      # batches read ahead, at most
-    "Yield the images of each batch, uint8, on `device`, while a thread reads the next ones"
+               device='cpu'):     # device of the batches
+    "Yield the images of each batch, uint8, on `device`, while a thread reads the next two"
     pin = torch.device(device).type == 'cuda'
     ex, todo, ready = ThreadPoolExecutor(1, thread_name_prefix='read_ahead'), iter(idxs), deque()
     def begin():
         if (i := next(todo, None)) is not None: ready.append(ex.submit(images._read, images.idx[i], pin))
     try:
-        for _ in range(depth): begin()
+        for _ in range(2): begin()
         while ready:
             xb = ready.popleft().result()
             begin()

@@ -49,8 +49,7 @@ def _read_lmdb(folder, first=b'', n=0):
     if not file.is_file(): raise BadInput(f"{folder} is not an LMDB database, it has no data.mdb: {again}")
     with tempfile.TemporaryFile() as errors:
         p = subprocess.Popen([sys.executable, '-c', _lmdb_reader, str(folder), first.hex(), str(min(n, 1<<62)),
-                              str(MAX_BYTES)],
-                             stdout=subprocess.PIPE, stderr=errors)
+                              str(MAX_BYTES)], stdout=subprocess.PIPE, stderr=errors)
         def damaged(why): return BadInput(f"{file} is not an LMDB database or is damaged ({why}): {again}")
         def take(k):
             if len(b := p.stdout.read(k)) == k: return b
@@ -256,8 +255,7 @@ def parquet_images(
     out,               # the `.npy` to write: uint8, (n,channels,size,size)
     label:str=None,    # the column of labels; None: found by type and name
     size:int=48,       # height and width
-    channels:int=None, # 1 grey, 3 colour; None: colour if one of about 1,000 images is
-    bs:int=128         # images in a block
+    channels:int=None  # 1 grey, 3 colour; None: colour if one of about 1,000 images is
 ) -> tuple: # name, label and part of each row; [{name, reason}] of the broken images; their sizes, and sentences
     "Read a data set in parquet, streamed and resumable; raise `BadInput` for damage or unclear columns"
     path = existing(path)
@@ -280,7 +278,7 @@ def parquet_images(
                 for j,(b,k) in enumerate(zip(_bytes(batch[image]), batch[label].to_pylist()), end - len(batch)):
                     rows.append(item(f'{f.parent.name}/{f.stem}/{j}', part, b, k))
                     size += len(b) if isinstance(b, bytes) else 0
-                if len(rows) >= bs or size > MAX_BYTES or end == counts[i]:
+                if len(rows) >= 128 or size > MAX_BYTES or end == counts[i]:
                     yield sum(counts[:i]) + end, [i, end], rows
                     rows, size = [], 0
             done = 0

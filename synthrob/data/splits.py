@@ -97,9 +97,8 @@ def _repeats(group, mask):
 
 def _conflicts(images):
     "A mask of the images whose group has more than one label"
-    g, y = images.group.numpy(), images.y.numpy()
-    pairs = np.unique(np.stack([g, y]), axis=1)[0]
-    return np.isin(g, np.flatnonzero(np.bincount(pairs, minlength=1) > 1))
+    labels = pd.Series(images.y.numpy()).groupby(images.group.numpy())
+    return (labels.transform('nunique') > 1).to_numpy(copy=True)
 
 # %% ../../nbs/data/08_splits.ipynb #6b5ca532
 def join_groups(group,  # of each item: numbers (n,)

@@ -32,12 +32,11 @@ HEADINGS = {
     'flat': 'Images whose pixels hardly differ.'}
 
 def image_groups(images, # `Dataset` of all parts
-                 splits, # `Splits` of `images`
-                 row=6   # images in a row where they are no copies
+                 splits  # `Splits` of `images`
                 ) -> dict: # heading -> list of arrays of indices that are shown together
     "Group images by class, as copies, conflicting labels and leaks; near copies only if the split looked for them"
     t, y, exact = splits.table, images.y.numpy(), images.group.numpy()
-    rows = lambda i: [i[j:j+row] for j in range(0, len(i), row)]
+    rows = lambda i: [i[j:j+6] for j in range(0, len(i), 6)]                # of images that are no copies
     shuffled = lambda c, i: i[torch.randperm(len(i), generator=generator('explore', c)).numpy()]
     by_class = zip_longest(*(rows(shuffled(c, np.flatnonzero(y == c))) for c in range(images.c)))
     def groups(by): return sorted(pd.Series(y).groupby(np.asarray(by)).indices.values(), key=len, reverse=True)
@@ -137,11 +136,9 @@ class CorruptionExplorer(Explorer):
     def __init__(self,
                  images=None, # `Dataset`; None: test images and classifier of the newest run, else embedded faces
                  model=None,  # with `images`: a classifier, from images in [0,1] to logits; None: images only
-                 flip=False,  # average predictions over mirror images
-                 out='runs',  # folder of all stages
-                 seed:int=0   # of the corruptions
+                 out='runs'   # folder of all stages
                 ):
-        self.warning = ''
+        self.warning, flip = '', False
         if images is None:
             if model is not None: raise BadInput("model needs images: give the images to classify.")
             try:
@@ -151,7 +148,7 @@ class CorruptionExplorer(Explorer):
                 self.warning = f'No classifier: {e} These are embedded faces without predictions.'
                 images = prepare('faces', n=100, n_test=20, root=out).subset(slice(500, 600))
         if not (len(images) and images.is_images): raise BadInput("The data set holds no image: give one with images.")
-        self.images, self.model, self.flip, self.seed = images, model, flip, seed
+        self.images, self.model, self.flip = images, model, flip
         names = [(o.replace('_', ' ') + ' (extra)'*(o in extra), o) for o in common + extra]
         super().__init__(
             name=W.Dropdown(description='Corruption', options=names),
@@ -162,7 +159,7 @@ class CorruptionExplorer(Explorer):
         im, i = self.images, image
         true, x = im.vocab[im.y[i]], im.x[i:i+1]
         now = f"{name.replace('_', ' ')}, severity {severity}" if severity else 'clean'
-        bad = corrupt(x, name, severity, self.seed, torch.tensor([i])) if severity else x
+        bad = corrupt(x, name, severity, index=torch.tensor([i])) if severity else x
         panels = [tiles('', *(picture(o[0], f'image {i}, {true}, {k}', f'{k}: {true}', 160)
                               for k, o in (('clean', x), (now, bad))))]
         if self.model is None: return View(f'Image {i}, {true}; {now}.', panels, self.warning)

@@ -83,12 +83,11 @@ def fit_gan(self:Learner, n_images:int,      # real images shown to the discrimi
 def class_noise(n:int,     # images
                 nz:int,    # dimensions of the noise
                 c:int,     # class
-                seed:int=0,# of the noise: an integer or text
-                block=256  # rows drawn at a time: part of the definition, so that the first rows do not depend on `n`
+                seed:int=0 # of the noise: an integer or text
                ) -> Tensor:# (n,nz)
     "Return the noise of images 0 to `n` of class `c`; a longer result begins with the shorter one"
-    draw = lambda k: torch.randn(block, nz, generator=generator('noise', seed, c, k))
-    return torch.cat([draw(k) for k in range(math.ceil(n/block))])[:n] if n else torch.empty(0, nz)
+    draw = lambda k: torch.randn(256, nz, generator=generator('noise', seed, c, k))     # part of the definition
+    return torch.cat([draw(k) for k in range(math.ceil(n/256))])[:n] if n else torch.empty(0, nz)
 
 # %% ../../nbs/01_gan.ipynb #ee580dc2
 def shape_noise(z:Tensor,     # standard normal noise, any shape
@@ -148,11 +147,10 @@ def synthesize(gan:GAN,       # a trained GAN
 def sample_sheet(gan:GAN,     # in training or trained
                  n:int=10,    # images of each class
                  vocab=None,  # class names; None: numbers
-                 seed:int=0,  # of the noise
                  ax=None      # axes to draw on; None: new ones
                 ):            # the axes
     "Draw a sheet of synthetic images from fixed noise, one row per class"
-    return synthesize(gan, n, seed, progress=False, vocab=vocab).show(n, ax=ax)
+    return synthesize(gan, n, progress=False, vocab=vocab).show(n, ax=ax)
 
 class SampleSheet(Callback):
     "Save a sample sheet to `folder` after every `every`-th epoch and the last"
@@ -181,15 +179,13 @@ def training_curve(learn:Learner # from `gan_learner`, during or after training
     df.insert(0, 'images', (df.index + 1)*len(learn.dls.train)*learn.dls.train.bs)
     return df
 
-def plot_training(learn:Learner, # from `gan_learner`, during or after training
-                  axs=None       # axes for losses, logits, sample sheet, quality; None: new ones
-                 ):              # the axes
+def plot_training(learn:Learner # from `gan_learner`, during or after training
+                 ):             # the axes: losses, logits, sample sheet, quality
     "Plot losses, the discriminator's logits, a sample sheet and, if `SaveBestGAN` measures it, the quality"
     df, was = training_curve(learn), learn.model.training
-    if axs is None:
-        wide = [1, 1, 1.2, 1] if hasattr(learn, 'save_best_gan') and len(learn.save_best_gan.curve) else [1, 1, 1.2]
-        size = 3.4*sum(wide), 2.8
-        _, axs = plt.subplots(1, len(wide), figsize=size, dpi=80, width_ratios=wide, layout='constrained')
+    wide = [1, 1, 1.2, 1] if hasattr(learn, 'save_best_gan') and len(learn.save_best_gan.curve) else [1, 1, 1.2]
+    size = 3.4*sum(wide), 2.8
+    _, axs = plt.subplots(1, len(wide), figsize=size, dpi=80, width_ratios=wide, layout='constrained')
     lines = dict(loss='generator', loss_d='discriminator'), dict(d_real='real', d_fake='synthetic')
     for ax, what, title in zip(axs, lines, ('losses', "the discriminator's logits")):
         for k, label in what.items(): ax.plot(df.images, df[k], label=label)
@@ -203,10 +199,7 @@ def plot_training(learn:Learner, # from `gan_learner`, during or after training
 # %% ../../nbs/01_gan.ipynb #72ad9b47
 class LiveFigure(Callback):
     "Redraw `plot_training` in place at the end of an epoch; does nothing outside Jupyter"
-    order, run_valid = 77, False
-    def __init__(self, every=5.): # minimum seconds between two drawings
-        self.every = every
-
+    order, run_valid, every = 77, False, 5.     # seconds between two drawings, at least
     def before_fit(self): self.handle, self.shown = None, time.monotonic() - self.every
     def after_epoch(self):
         if time.monotonic() - self.shown < self.every and self.epoch + 1 < self.n_epoch: return

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
-from fastai.callback.hook import hook_outputs
+from fastai.callback.hook import Hooks, hook_outputs
 from fastcore.basics import patch
 from torch import Tensor, nn
 from ..core.basics import BadInput
@@ -92,10 +92,9 @@ def last_maps(net:nn.Module, # a classifier
     last, was = {}, net.training                                                  # side -> module
     def look(m, _, out):
         if isinstance(out, Tensor) and out.ndim == 4: last[out.shape[-1]] = m
-    hooks = [m.register_forward_hook(look) for m in net.modules()]
-    with torch.no_grad(): net.eval()(next(net.parameters()).new_zeros(1, *shape))
+    with torch.no_grad(), Hooks([*net.modules()], look, detach=False):
+        net.eval()(next(net.parameters()).new_zeros(1, *shape))
     net.train(was)
-    for h in hooks: h.remove()
     sides = [s for s in sorted(last, reverse=True) if 4 <= s < shape[-1]][:3]
     if not sides:
         raise BadInput(f"The classifier has no maps of 4 to {shape[-1] - 1} pixels: choose another classifier, or a "
@@ -107,7 +106,6 @@ class ClassMatching(nn.Module):
     "Distance of synthetic from real images: by the class means of a frozen classifier's maps, 0 at best"
     def __init__(self, net,     # a trained classifier: images in [0,1] (n,c,h,w) to logits; copied, and never changed
                        images,  # the real images: anything with `x` uint8 (n,c,h,w), `y` (n,) and `vocab`
-                       bs=500,  # real images at a time
                        device=None): # where the copy computes; None: where `net` does
         super().__init__()
         device = next(net.parameters()).device if device is None else device
@@ -115,8 +113,8 @@ class ClassMatching(nn.Module):
         self.k, n = len(images.vocab), len(images.x)
         self.at = last_maps(self.net, images.x.shape[1:])
         sums, squares, counts = [0.]*len(self.at), [0.]*len(self.at), 0.
-        for i in range(0, n, bs):
-            x, own = to_float(images.x[i:i+bs].to(device)), self._one_hot(images.y[i:i+bs].to(device))
+        for i in range(0, n, 500):
+            x, own = to_float(images.x[i:i+500].to(device)), self._one_hot(images.y[i:i+500].to(device))
             for j, o in enumerate(self.maps(x)):
                 sums[j] = sums[j] + torch.einsum('nk,nchw->kchw', own, o)
                 squares[j] = squares[j] + o.square().mean((2, 3)).sum(0)

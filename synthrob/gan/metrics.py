@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from ..core.basics import BadInput, check_name, hash_array, hash_of, read_metadata, read_tensors, write_tensors
 from fastai.callback.core import Callback
+from fastai.layers import Lambda
 from fastai.learner import Learner
 from fastcore.basics import patch
 from fastprogress.fastprogress import progress_bar
@@ -89,11 +90,10 @@ def score(logits:Tensor, # logits (n,k)
     return Score(float(hit.mean()), by.set_axis(list(images.vocab)))
 
 def gan_test(model,      # a classifier trained on real images, or its `Learner`
-             pool,       # synthetic images: anything with `x` uint8 (n,c,h,w), `y` (n,) and `vocab`
-             bs:int=512  # batch size
+             pool        # synthetic images: anything with `x` uint8 (n,c,h,w), `y` (n,) and `vocab`
             ) -> Score:  # low: the images do not match their labels; high: they may
     "Return the accuracy of a classifier of real images on synthetic ones (Shmelkov et al. 2018, arXiv 1807.09499)"
-    return score(features(model, pool.x, bs)[1], pool)
+    return score(features(model, pool.x)[1], pool)
 
 # %% ../../nbs/gan/07_metrics.ipynb #45c3b738
 def _moments(f):
@@ -288,11 +288,9 @@ def plot_curve(self:SaveBestGAN, ax=None # axes to draw on; None: new ones
     return ax
 
 # %% ../../nbs/gan/07_metrics.ipynb #f1e67543
-class _Inception(nn.Module):
-    "Images in [0,1], of any size, 1 or 3 channels, to the logits of ImageNet"
-    def __init__(self, net): super().__init__(); self.net = net
-    def forward(self, x):
-        return self.net(F.interpolate(x.expand(-1, 3, -1, -1), (299, 299), mode='bilinear', antialias=True)*2 - 1)
+def _to_inception(x):
+    "Turn images in [0,1], of any size, 1 or 3 channels, into the input of Inception v3"
+    return F.interpolate(x.expand(-1, 3, -1, -1), (299, 299), mode='bilinear', antialias=True)*2 - 1
 
 def load_inception(path # state dict of torchvision's inception_v3, as .safetensors or saved by torch
                   ) -> nn.Module: # a `model` for `features`, `SaveBestGAN` or `evaluate_pool`
@@ -309,4 +307,4 @@ def load_inception(path # state dict of torchvision's inception_v3, as .safetens
     except Exception as e:
         raise BadInput(f"{path} does not hold the weights of torchvision's inception_v3: save its state dict there "
                        f"({str(e)[:120]}).") from e
-    return _Inception(net).eval()
+    return nn.Sequential(Lambda(_to_inception), net).eval()

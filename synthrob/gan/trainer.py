@@ -278,12 +278,6 @@ def diversity(x:Tensor, # images or vectors (n,...)
     "Return the standard deviation of a pixel among images of one class, averaged over pixels and classes"
     return torch.stack([x[y == c].float().std(0).mean() for c in range(k)]).nanmean()
 
-class _Peak(nn.Module):
-    "The highest diversity so far, relative to real images; saved in a checkpoint"
-    def __init__(self):
-        super().__init__()
-        self.register_buffer('share', torch.zeros(()))
-
 # %% ../../nbs/gan/05_trainer.ipynb #d3b797e6
 class StopOnCollapse(Callback):
     "Stop a training that diverges or collapses: restore the last good state and explain in `learn.failure`"
@@ -301,7 +295,9 @@ class StopOnCollapse(Callback):
         self.y = torch.arange(self.k, device=self.dls.device).repeat_interleave(16)
         self.z = torch.randn(len(self.y), self.model.params['nz'], generator=generator('watch')).to(self.dls.device)
         self.learn.failure, self.shares, self.good = None, [], None
-        self.peak = self.learn.more_state.setdefault('watch', _Peak())
+        peak = nn.Module()                               # the highest diversity so far, saved in a checkpoint
+        peak.register_buffer('share', torch.zeros(()))
+        self.peak = self.learn.more_state.setdefault('watch', peak)
 
     def before_train(self):
         "After a resume, the checkpoint is the last good state"

@@ -144,9 +144,7 @@ class Scale(nn.Module):
 def plot_vectors(real,      # real vectors: anything with `x` (n,d), `y` (n,) and `vocab`
                  synthetic, # synthetic vectors of the same classes
                  how='pca', # 'pca' or 'tsne'
-                 n:int=150, # the first vectors of each class and origin
-                 seed:int=0,# of the map
-                 axs=None   # two axes, for real and synthetic; None: new ones
+                 n:int=150  # the first vectors of each class and origin
                 ):          # the axes
     "Plot real and synthetic vectors in one plane, side by side; raises `BadInput` for an unknown `how`"
     from sklearn.decomposition import PCA
@@ -154,13 +152,12 @@ def plot_vectors(real,      # real vectors: anything with `x` (n,d), `y` (n,) an
     check_name(how, ('pca', 'tsne'), f"how={how!r} is unknown")
     first = lambda o: torch.cat([(o.y == c).nonzero()[:n, 0] for c in range(len(real.vocab))])
     both = [(o.x[i].float().numpy(), o.y[i].numpy()) for o in (real, synthetic) for i in [first(o)]]
-    if how == 'pca': at = [PCA(2, random_state=seed).fit(both[0][0]).transform(x) for x, _ in both]
+    if how == 'pca': at = [PCA(2, random_state=0).fit(both[0][0]).transform(x) for x, _ in both]
     else:
-        tsne = TSNE(2, random_state=seed, init='pca', learning_rate='auto')
+        tsne = TSNE(2, random_state=0, init='pca', learning_rate='auto')
         at = tsne.fit_transform(np.concatenate([x for x, _ in both]))
         at = np.split(at, [len(both[0][0])])
-    if axs is None:
-        axs = plt.subplots(1, 2, figsize=(8, 3.4), dpi=80, sharex=True, sharey=True, layout='constrained')[1]
+    axs = plt.subplots(1, 2, figsize=(8, 3.4), dpi=80, sharex=True, sharey=True, layout='constrained')[1]
     for ax, p, (_, y), title in zip(axs, at, both, ('real', 'synthetic')):
         for c, name in enumerate(real.vocab): ax.scatter(*p[y == c].T, s=5, color=f'C{c}', linewidths=0, label=name)
         ax.set(title=f'{title}, {how}', xticks=[], yticks=[])

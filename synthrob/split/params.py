@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cache, partial
 from importlib.util import find_spec
 
-from ..core.basics import BadInput, check_name, default_device
+from ..core.basics import BadInput, check_name, default_device, seeded
 
 
 # %% auto #0
@@ -304,7 +304,6 @@ def _foresee(p):
 def _check_nets(cnn, gan, size, channels, vectors, trained):
     "Raise `BadInput` unless the classifier takes such images and there is such a GAN, which does if it is `trained`"
     from synthrob.cnn.learner import recipe
-    from synthrob.core.basics import seeded
     from synthrob.gan.layers import resolutions
     from synthrob.gan.losses import last_maps
     from synthrob.gan.trainer import gan_recipe
@@ -352,7 +351,6 @@ def _check_vectors(p):
 def _check_layer(net, size, channels, layer):
     "Raise `BadInput` unless the net has the layer whose output is to be the vector"
     from synthrob.cnn.learner import recipe
-    from synthrob.core.basics import seeded
     from synthrob.split.features import check_layer
     with seeded('untrained'): check_layer(recipe(net).build((channels, size, size), 5), layer)
 

@@ -252,8 +252,7 @@ def _train_gan(run, stage):
     save_gan(learn.model, stage.file('gan.safetensors'))
     why = learn.failure and f"{learn.failure['sentence']} Try another gan_seed, gan_arch or more gan_images."
     return dict(history=learn.history, n_train=len(learn.dls.train.dataset), failure=learn.failure,
-                **(dict(problem=why) if why else {}), vocab=run.images.vocab,
-                curve=best and best.curve.to_dict('list'))
+                **(dict(problem=why) if why else {}), vocab=run.images.vocab, curve=best and best.curve.to_dict('list'))
 
 def _load_gan(run): return load_gan(run._need('gan').file('gan.safetensors'), default_device(run.p.device))
 
@@ -384,8 +383,7 @@ def _train_classifier(run, stage):
     table, scores = predictions_frame(parts), {k: ev.to_dict() for k, ev in evs.items()}
     if p.attack_eps:
         model, attacked = Predictor(learn).eval(), {}
-        for k in evs:
-            attacked[k] = attack(model, run.part(k).x, run.part(k).y, 'pgd', p.attack_eps, steps=PGD_STEPS)
+        for k in evs: attacked[k] = attack(model, run.part(k).x, run.part(k).y, 'pgd', p.attack_eps, steps=PGD_STEPS)
         for k, o in attacked.items(): scores[k]['robust_accuracy'] = o.accuracy
         table['robust'] = torch.cat([o.correct for o in attacked.values()]).numpy()
     write_parquet(stage.file('predictions.parquet'), table)

@@ -51,8 +51,7 @@ def _trained(run, arm, idx, seed):
 # %% ../../nbs/sweep/08_copies.ipynb #cw000007
 def copies_worth(
     run:SplitRun,   # with `copies='near'`: its data, classifier and split
-    seeds:int=3,    # classifiers of each kind, at least 2
-    level:float=.95 # of the intervals
+    seeds:int=3     # classifiers of each kind, at least 2
 ) -> pd.DataFrame: # row per set of test images: n, accuracy with and without copies, worth, low, high (fractions of 1)
     "Train with and without the near copies of test images, at equal size, and compare accuracies on copied and others"
     run.make('parts')
@@ -66,13 +65,13 @@ def copies_worth(
     x, rows = right[:,0] - right[:,1], {}
     for name, m in {'copied': copied, 'copied, same label': copied & same, 'copied, other label': copied & ~same,
                     'not copied': ~copied, 'all': copied | True}.items():
-        if m.sum() > 1: rows[name] = _row(x[:,m], m.sum(), level, *right[:,:,m].mean((0, 2)))
+        if m.sum() > 1: rows[name] = _row(x[:,m], m.sum(), *right[:,:,m].mean((0, 2)))
     weight = np.where(copied, len(x[0])/copied.sum(), -len(x[0])/max(1, (~copied).sum()))
-    rows['copied less not copied'] = _row(x*weight, len(x[0]), level, np.nan, np.nan)
+    rows['copied less not copied'] = _row(x*weight, len(x[0]), np.nan, np.nan)
     return pd.DataFrame(rows, ['n', 'with_copies', 'without', 'worth', 'low', 'high']).T.astype({'n': int})
 
-def _row(x, n, level, *accuracies):
+def _row(x, n, *accuracies):
     top = max(1, abs(x).max())
     x = (x/top)[None]                                                          # (1,seeds,n)
-    d = decide(x.mean(-1), alpha=1 - level, image_se=image_se(x)).iloc[0]
+    d = decide(x.mean(-1), image_se=image_se(x)).iloc[0]
     return n, *accuracies, top*x.mean(), top*d.low, top*d.high

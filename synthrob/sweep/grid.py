@@ -14,10 +14,10 @@ from fastcore.basics import patch
 import synthrob
 from ..core.basics import BadInput, check_name, hash_of, read_json, write_json
 from ..core.stages import Stage, now, read_record, versions
-from ..data.splits import default_metric, detectable, difference_limit
+from ..data.splits import default_metric, default_seeds, detectable, difference_limit
 from ..split.params import SplitParams, check_params, check_value, idle_params, names_by_role
 from ..split.run import SplitRun
-from .stats import min_seeds, points, seeds_needed
+from .stats import _n, min_seeds, points, seeds_needed
 
 # %% auto #0
 __all__ = ['MOST', 'NOTEBOOK', 'axes', 'values', 'combinations', 'execute', 'Cell', 'default_grid', 'Sweep', 'Costs']
@@ -182,8 +182,7 @@ def default_grid(
     run = _first(given, out=str(out))
     run.make('data')
     n = run.images.y.bincount(minlength=run.images.c).tolist()
-    ratios, seeds = [.3, .5], 6 if run.folds == 1 else 2
-    base = dict(how='add', classes='balance', cnn_seed=seeds) | given
+    ratios, base = [.3, .5], dict(how='add', classes='balance', cnn_seed=default_seeds(run.folds)) | given
     if 'treatment' in given: return [dict(ratio=[0, *ratios]) | base]
     controls = ['oversample'] + ['class_weights']*(default_metric(n) != 'accuracy')
     controls += ['noise']*('adversarial' in values('training', given.get('training', 'standard')))
@@ -295,8 +294,6 @@ def _span(seconds:float) -> str: # such as '5 min'
     s = round(seconds)
     return (f'{s} s' if s < 100 else f'{round(s/60)} min' if s < 6000 else
             f'{s//3600} h {s//60%60:02d} min' if s < 360_000 else f'{round(s/86400, 1)} days')
-
-def _n(k, what): return f"{k} {what}{'s'*(k != 1)}"
 
 @patch
 def todo(self:Sweep) -> dict: # hash -> `Stage`

@@ -13,7 +13,7 @@ from io import StringIO
 from itertools import count
 from pathlib import Path
 
-import matplotlib as mpl, numpy as np, pandas as pd, pyarrow.parquet as pq, seaborn as sns
+import matplotlib.pyplot as plt, numpy as np, pandas as pd, pyarrow.parquet as pq, seaborn as sns
 from fastcore.xml import (Body, Caption, Div, Figcaption, Figure, H1, H2, H3, Head, Html, Li, Main, Meta, P, Safe,
                           Section, Span, Style, Table, Tbody, Td, Th, Thead, Title, Tr, Ul, to_xml)
 from fastprogress.fastprogress import progress_bar
@@ -49,11 +49,10 @@ def style():
     size = {'font.size': 9, 'axes.labelsize': 9, 'xtick.labelsize': 8.5, 'ytick.labelsize': 8.5, 'legend.fontsize': 8.5}
     plain = {'legend.frameon': False, 'axes.spines.top': False, 'axes.spines.right': False, 'figure.facecolor': 'none',
              'axes.facecolor': 'none', 'svg.fonttype': 'none', 'font.sans-serif': ['DejaVu Sans']}
-    return mpl.rc_context({**sns.axes_style('ticks'), **ink, **size, **plain})
+    return plt.rc_context({**sns.axes_style('ticks'), **ink, **size, **plain})
 
 def _figure(*size):
     "A figure shown by notebooks; made outside `style`, which would undo what a notebook sets with its first figure"
-    import matplotlib.pyplot as plt
     return plt.figure(figsize=size, dpi=80, layout='constrained')
 
 def _no_math(text): return str(text).replace('$', r'\$')      # a dollar sign would start a formula
@@ -235,8 +234,7 @@ def _about_arms(table):
     syn = table[table.treatment == 'synthetic']
     if (syn.headline & (syn.verdict == 'undecided')).any():
         yield "Undecided does not mean equal: these runs cannot tell."
-    if len(syn) == len(table):
-        yield "No control was run: oversampled real images, or class weights, might do as well."
+    if len(syn) == len(table): yield "No control was run: oversampled real images, or class weights, might do as well."
     if (syn.headline & (syn.among > 1)).any():
         yield ("The p of a chosen arm is corrected for the choice; its difference and interval are not, and flatter it "
                "a little.")
@@ -297,8 +295,7 @@ def costs(frame            # from `results`
     nets = at('seconds').assign(net=lambda t: t.apply(net_name, axis=1))
     stages = {'extractor and vectors': made['features_seconds'], 'GAN': made['gan_seconds'],
               'pool of synthetic images': made['pool_seconds'],
-              **{k: g.value for k, g in nets.groupby('net')},
-              'robustness': at('robustness_seconds').value}
+              **{k: g.value for k, g in nets.groupby('net')}, 'robustness': at('robustness_seconds').value}
     rows = [dict(stage=k, made=len(v), mean=v.mean(), sd=v.std(), total=v.sum()) for k, v in stages.items() if len(v)]
     return pd.DataFrame(rows + [dict(stage='all, summed', total=sum(r['total'] for r in rows))])
 
@@ -317,7 +314,7 @@ _figures_made = count()
 def _svg(draw, alt, size=(3., 2.4)):
     "The figure that `draw(ax=...)` draws, as inline SVG whose text has the colour of the page"
     buf = StringIO()
-    with style(), mpl.rc_context({'svg.hashsalt': f'{next(_figures_made)}'}):     # ids differ between figures
+    with style(), plt.rc_context({'svg.hashsalt': f'{next(_figures_made)}'}):     # ids differ between figures
         fig = Drawing(figsize=size, layout='constrained')
         draw(ax=fig.subplots())
         fig.savefig(buf, format='svg', transparent=True, metadata=dict.fromkeys(('Date', 'Creator', 'Format', 'Type')))
@@ -428,8 +425,7 @@ def _ratio_figure(frame, t, metric, net, margin=None, alpha=.05, class_=None):
     some = f'{100*(1 - alpha):g} % intervals of the paired difference to ratio 0; '
     some *= bool((syn.low.notna() & (syn.cnn_seeds >= min_seeds())).any())
     caption = (f"{name[0].upper()}{name[1:]}{', smaller is better'*(metric in LOWER_IS_BETTER)}; {net}, "
-               f"test images; {some}{pairs}. "
-               f"Ratio 0: {100*zero.mean():.1f} %{sd}.")
+               f"test images; {some}{pairs}. Ratio 0: {100*zero.mean():.1f} %{sd}.")
     if margin: caption += f' Grey: within {100*margin:g} points of it.'
     lines = [f'ratio 0: {100*zero.mean():.1f}']
     for (treatment, how, classes), use, g in _lines(t):

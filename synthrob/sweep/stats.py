@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 import numpy as np, pandas as pd
 from scipy import optimize, stats
+from statsmodels.stats.multitest import multipletests
 from ..core.basics import BadInput
 
 # %% auto #0
@@ -24,12 +25,12 @@ def _check_diffs(diffs, ndims=(1,), axis=None):
         raise BadInput(f"diffs has shape {d.shape}: give an array with {' or '.join(map(str, ndims))} dimensions.")
     if not np.isfinite(d).all(): raise BadInput("diffs contains NaN or infinity: leave that seed out of both arms.")
     k = d.shape[min(d.ndim-1, 1) if axis is None else axis] if d.size else 0
-    if k < 2: raise BadInput(f"diffs has {_count(k, 'seed')}: give at least 2, and 6 for a verdict.")
+    if k < 2: raise BadInput(f"diffs has {_n(k, 'seed')}: give at least 2, and 6 for a verdict.")
     if axis is None and abs(d).max() > 1:
         raise BadInput(f"diffs contains {abs(d).max():g}: give fractions of 1, so that .02 is 2 points.")
     return d
 
-def _count(n, one): return f'{n} {one}' + 's'*(n != 1)
+def _n(k, what): return f"{k} {what}{'s'*(k != 1)}"
 
 def _check_fractions(**given):
     for k, x in given.items():
@@ -86,17 +87,15 @@ def _signs(k, seed, n_boot):
 
 def joint_p(
     D,            # differences (m,k) of m arms, by the same seeds; NaN where a run is missing
-    margin=None,  # None: of no difference; a margin: of a difference as large as the margin
-    seed=0,       # of the random signs
-    n_boot=9999   # sign vectors
+    margin=None   # None: of no difference; a margin: of a difference as large as the margin
 ) -> np.ndarray:  # p of each row
     "Return p adjusted for looking at all rows: how often, with random signs, the largest mean of any row reaches it"
     D = np.asarray(D, float)
-    if margin is not None: return np.maximum(*(_joint_p(margin + s*D, seed, n_boot, False) for s in (1, -1)))
-    return _joint_p(D, seed, n_boot)
+    if margin is not None: return np.maximum(*(_joint_p(margin + s*D, False) for s in (1, -1)))
+    return _joint_p(D)
 
-def _joint_p(D, seed, n_boot, two_sided=True):
-    signs = _signs(D.shape[1], seed, n_boot)
+def _joint_p(D, two_sided=True):
+    signs = _signs(D.shape[1], 0, 9999)
     if not two_sided: signs = np.concatenate([signs, -signs], 1)
     square, n = np.nanmean(D**2, 1, keepdims=True), np.isfinite(D).sum(1, keepdims=True)
     scale = np.sqrt(n*(square + square.mean())/2)                             # of few runs, half from all rows
@@ -276,7 +275,7 @@ class Verdict:
     def __str__(self):
         alpha, margin = round(1-self.level, 12), f'the margin of {points(self.margin, False)} points'
         general = self.nested or self.generators >= min_seeds(alpha)     # a claim beyond these generators
-        runs = _count(self.n, 'paired seed') + (', each with its own generator' if self.nested else
+        runs = _n(self.n, 'paired seed') + (', each with its own generator' if self.nested else
                                                 f' x {self.generators} generators' if self.generators > 1 else '')
         whom = ('generators trained this way' if general else 'this one generator' if self.generators == 1 else
                 f'these {self.generators} generators')
@@ -295,8 +294,7 @@ def _why(v, alpha, margin, general):
     "The reason for the verdict; `general`: the claim goes beyond these generators"
     if not v.varies:
         return ('both arms make the same predictions, as one net would: check that the nets learned'
-                if abs(v.estimate) < 1e-12 else
-                'the pairs do not vary, so nothing can be tested: check the seeds')
+                if abs(v.estimate) < 1e-12 else 'the pairs do not vary, so nothing can be tested: check the seeds')
     if v.kind == 'equivalent': return f'within {margin} (TOST p = {v.p_equivalence:.2g})'
     if v.kind != 'undecided':
         test = 'corrected t-test' if v.folds > 1 else 'sign-flip'
@@ -306,8 +304,7 @@ def _why(v, alpha, margin, general):
         return f'a level of {100*alpha:g} % needs at least {least} {pairs}, {least - v.n} more'
     why = f'neither a difference nor equivalence within {margin} is shown'
     if v.folds > 1: return why + '; more images would help most'
-    if v.more_seeds is None:
-        return why + '; more seeds alone will not decide, more test images or longer training may'
+    if v.more_seeds is None: return why + '; more seeds alone will not decide, more test images or longer training may'
     both = ' of both kinds'*(general and not v.nested)
     return why + (f'; about {v.more_seeds} more seeds{both} would decide, if the estimate and its SD hold' if
                   v.more_seeds else '')
@@ -398,8 +395,5 @@ def verdicts(
     "Judge several comparisons at once, with Holm's (1979) correction"
     if not comparisons: raise BadInput("comparisons is empty: give a dict from a name to its differences.")
     alone, m = {k: verdict(d, margin, alpha, seed, nested) for k, d in comparisons.items()}, len(comparisons)
-    def holm(what):
-        p = pd.Series({k: getattr(v, what) for k, v in alone.items()}).sort_values()
-        return (p*np.arange(m, 0, -1)).cummax().clip(upper=1)
-    p, pe = holm('p'), holm('p_equivalence')
-    return {k: corrected(v, p[k], pe[k], m) for k, v in alone.items()}
+    p, pe = (multipletests([getattr(v, o) for v in alone.values()], method='holm')[1] for o in ('p', 'p_equivalence'))
+    return {k: corrected(*o, m) for k, *o in zip(alone, alone.values(), p, pe)}
