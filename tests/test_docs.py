@@ -65,3 +65,9 @@ def test_the_check_sees_what_is_missing():
     found = list(problems([cell, 'print(C)']))
     assert found == ['f has no doc line', 'f is not shown in use', 'f: parameter a is not explained', 'f: parameter b is not explained',
                      'C has no doc line', 'C.__init__: parameter x is not explained', 'C.m has no doc line', 'C.m is not shown in use']
+
+def test_figures_are_stored():
+    "A cell with a caption has the figure that the site shows, unless Quarto makes it"
+    for path in sorted((here/'nbs').rglob('*.ipynb')):
+        for c in json.loads(path.read_text())['cells']:
+            if c['cell_type'] == 'code' and '#| fig-cap' in (s := ''.join(c['source'])): assert c['outputs'], f'{path.name}: {s[:80]}'

@@ -305,7 +305,8 @@ def todo(self:Sweep) -> dict: # hash -> `Stage`
 @patch
 def _one_cell(self:Sweep, costs) -> str:
     "The flags of the open cell with the most stages of unknown cost"
-    todo, names = self.todo(), dict.fromkeys(k for g in self.grids for k in g if k in _free or k in self.varying)
+    todo, given = self.todo(), [k for g in self.grids for k in g if k in _free or k in self.varying]
+    names = dict.fromkeys(given + ['fold']*('fold' in self.varying))
     unknown = lambda c: costs.of([s for s in c.stage.upstream() if s.hash in todo])[1].total()
     p = max((c for c in self.cells if c.state == 'open'), key=unknown).p
     seed = lambda v: f'{v}..{v}' if v else 1                                 # 1: how many seeds; 3..3: which

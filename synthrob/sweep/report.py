@@ -229,6 +229,12 @@ def _about_seeds(frame, table, alpha):
         yield f"{lack} of {len(table)} arms lack runs; they are compared on their complete pairs (see the table)."
 
 # %% ../../nbs/sweep/07_report.ipynb #69366f99
+def _matching(t, row, cols):
+    "Rows of `t` that equal `row` in `cols`; missing equals missing"
+    keep = pd.Series(True, index=t.index)
+    for c in cols: keep &= (t[c] == row[c]).fillna(False).astype(bool) | (t[c].isna() & pd.isna(row[c]))
+    return t[keep]
+
 def _about_arms(table):
     "Sentences on the choice of arms"
     syn = table[table.treatment == 'synthetic']
@@ -398,12 +404,6 @@ def _summary(frame):
         'finished': ' to '.join(dict.fromkeys([days[0], days[-1]]))}
 
 # %% ../../nbs/sweep/07_report.ipynb #d01fdeb1
-def _matching(t, row, cols):
-    "Rows of `t` that equal `row` in `cols`; missing equals missing"
-    keep = pd.Series(True, index=t.index)
-    for c in cols: keep &= (t[c] == row[c]).fillna(False).astype(bool) | (t[c].isna() & pd.isna(row[c]))
-    return t[keep]
-
 def _range(v): return f'{int(v.min())}' if v.min() == v.max() else f'{int(v.min())} to {int(v.max())}'
 
 def _ratio_figure(frame, t, metric, net, margin=None, alpha=.05, class_=None):
@@ -472,7 +472,7 @@ def _net_name(net, table):
     if same.min_steps.nunique() > 1: words.append(f"at least {net['min_steps']} steps")
     return ', '.join(words)
 
-def _arms_table(t, others, name, alpha):
+def _arms_table(t, others, name, alpha=.05):
     "The arms of the classifier `name` from `conclude`; `others`: `differences` of further metrics, with the same rows"
     rows = []
     for i, r in t.iterrows():
