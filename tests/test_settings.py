@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest
 from PIL import Image
 from synthrob.core.basics import BadInput, write_json
-from synthrob.sweep.command import main
+from synthrob.sweep.command import grids_of, main
 from synthrob.sweep.grid import Costs, Sweep, combinations, values
 from synthrob.sweep.report import _tables, by_setting, report
 from synthrob.sweep.results import _cells, _distinct, _problem, paired_runs, results
@@ -36,6 +36,13 @@ def test_values_are_refused_only_where_none_works(animals, tmp_path):
 def test_the_metric_is_about_the_classes_of_the_data(animals, tmp_path):
     assert Sweep(animals | dict(ratio=[0, .3], folds=1), metric='recall:cat', out=tmp_path/'runs').metric == 'recall:cat'
     with pytest.raises(BadInput, match='names no class of the data'): Sweep(animals | dict(ratio=.3, folds=1), metric='recall:sad', out=tmp_path/'runs')
+
+    for unknown in 'acuracy', 'accuracy:cat':
+        with pytest.raises(BadInput, match='is unknown: choose accuracy'): Sweep(animals | dict(ratio=.3, folds=1), metric=unknown, out=tmp_path/'runs')
+
+def test_a_name_and_its_other_name():
+    for spec in dict(ratio=0, ratios=[0, .3]), dict(grids=[dict(seeds=2, cnn_seed=3)]):
+        with pytest.raises(BadInput, match='has both .*: give one of the two'): grids_of(spec)
 
 def test_each_combination_has_its_own_folds(animals, tmp_path):
     folds = lambda **grid: sorted((c.p.folds, c.p.fold) for c in Sweep(animals | dict(ratio=0) | grid, out=tmp_path/'runs').cells)

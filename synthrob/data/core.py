@@ -218,7 +218,7 @@ def preview(data:str,      # name of a source
     for c in vocab or () if n else ():
         have = ', '.join(f'{k} ({v:,})' if v else k for k, v in n.items())
         if c not in n: raise BadInput(f"there is no class {c!r}: choose from {have}.")
-    if metric and (vocab or n): check_metric(metric, vocab or [*n])
+    if metric: check_metric(metric, vocab or [*n])
     if rows is None: return 1, False
     rows = rows[rows.label.isin(vocab)] if vocab else rows
     if groups and data == 'folder': _subject_keys(rows.name, rows.label, groups)

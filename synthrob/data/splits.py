@@ -19,8 +19,8 @@ from .near import near_duplicates
 from .sources import list_shards
 
 # %% auto #0
-__all__ = ['Splits', 'join_groups', 'subjects', 'subjects_hint', 'splits', 'check_no_leak', 'check_held_out', 'default_folds',
-           'default_seeds', 'default_metric', 'check_metric', 'difference_limit', 'detectable']
+__all__ = ['METRICS', 'Splits', 'join_groups', 'subjects', 'subjects_hint', 'splits', 'check_no_leak', 'check_held_out',
+           'default_folds', 'default_seeds', 'default_metric', 'check_metric', 'difference_limit', 'detectable']
 
 # %% ../../nbs/data/08_splits.ipynb #cd0a5c67
 @dataclass
@@ -324,11 +324,15 @@ def default_metric(n # images of each class in training (k,)
     "Return 'balanced_accuracy' if the largest class has over 1.5 times the images of the smallest, else 'accuracy'"
     return 'balanced_accuracy' if max(n) > 1.5*min(n) else 'accuracy'
 
-def check_metric(metric, # 'accuracy', 'balanced_accuracy', 'macro_f1' or 'recall:CLASS'
-                 vocab): # class names
-    "Raise `BadInput` if `metric` is the recall of an unknown class"
+METRICS = 'accuracy', 'balanced_accuracy', 'robust_accuracy', 'macro_f1', 'recall'     # recall:CLASS
+
+def check_metric(metric, # one of `METRICS`
+                 vocab): # class names; empty: not known
+    "Raise `BadInput` if there is no such metric, or for the recall of an unknown class"
     kind, _, c = metric.partition(':')
-    if kind == 'recall' and c not in vocab:
+    if kind not in METRICS or (c and kind != 'recall'):
+        raise BadInput(f"metric={metric!r} is unknown: choose {', '.join(METRICS[:-1])} or recall:CLASS.")
+    if kind == 'recall' and vocab and c not in vocab:
         raise BadInput(f"metric={metric!r} names no class of the data: choose from {', '.join(vocab)}.")
 
 def _se(n, metric, vocab, seeds, sd, disagree=.1):

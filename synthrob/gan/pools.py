@@ -151,7 +151,7 @@ def sample_pool(gan:GAN,        # a trained GAN; its averaged generator is used
         x, have, k = _accepted(gan, c, n[c], model, None if t is None else t[c].item(), noise_std, seed, most)
         if have < n[c]:
             raise BadInput(f"Only {have} of {k:,} candidates for {vocab[c]!r} reach the threshold {t[c]:.2f}, but "
-                           f"{n[c]} are wanted: lower the threshold, or train the GAN for longer.")
+                           f"{n[c]} are wanted: lower the threshold (reject), or train the GAN for longer.")
         candidates.append(k)
         if x is not None: xs.append(x)
     empty = torch.empty(0, *gan.shape, dtype=torch.uint8 if len(gan.shape) == 3 else torch.float32)

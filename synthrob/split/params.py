@@ -151,7 +151,6 @@ class SplitParams(RunParams, EvalParams, UseParams, CNNParams, PoolParams, GANPa
     "All parameters of a split experiment: those of its stages, under unique names"
 
 # %% ../../nbs/split/01_params.ipynb #47d618d4
-_metrics = 'accuracy', 'balanced_accuracy', 'robust_accuracy', 'macro_f1', 'recall'     # recall:CLASS
 fixed_test = 'faces', 'fer2013', 'torchvision'    # sources with a test part of their own
 
 presets = dict(
@@ -234,8 +233,6 @@ def check_params(given:dict      # parameters by name; missing ones have their d
         if getattr(p, k) is None: setattr(p, k, v)
     if p.preset == 'study': p.copies = 'none'
     if p.min_steps is None: p.min_steps = 600 if given.get('head_epochs' if vectors else 'cnn_epochs') is None else 0
-    if (p.metric or 'accuracy').partition(':')[0] not in _metrics:
-        raise BadInput(f"metric={p.metric!r} is unknown: choose {', '.join(_metrics[:-1])} or recall:CLASS.")
     _check_mixture(p)
     _check_folds(p, folds, test)
     if p.robustness != 'none' and p.size < 32:

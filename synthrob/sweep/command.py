@@ -72,19 +72,24 @@ def _check_settings(o):
 _aliases = dict(ratio=['ratios'], cnn_seed=['seeds'], gan_seed=['gan_seeds'])
 _names = {o: k for k, v in _aliases.items() for o in v}     # a file may use the names of the command line
 
+def _renamed(given, what):
+    for o, k in _names.items():
+        if o in given and k in given: raise BadInput(f"{what} has both {k!r} and {o!r}: give one of the two.")
+    return {_names.get(k, k): v for k, v in given.items()}
+
 def grids_of(spec,            # a grid; a dict with `grids` and what they have in common; or a list of grids
              what='The sweep' # its name in messages
             ) -> tuple:       # list of grids; settings
     "Separate grids, what they have in common, and settings; raises `BadInput`"
     spec = dict(grids=spec) if isinstance(spec, (list, tuple)) else spec
-    if isinstance(spec, dict): spec = {_names.get(k, k): v for k, v in spec.items()}
+    if isinstance(spec, dict): spec = _renamed(spec, what)
     if not isinstance(spec, dict) or not all(isinstance(k, str) for k in spec):
         raise BadInput(f"{what} must hold names with values, as in ratio: [0, .5].")
     for k in spec: check_name(k, [*axes(), *_settings, *_switches, 'grids'], f"There is no parameter {k!r}")
     grids = spec.get('grids', [{}])
     if not isinstance(grids, (list, tuple)) or not grids or not all(isinstance(g, dict) for g in grids):
         raise BadInput(f"{what} has grids={grids!r}: write a list of grids, each with names and values.")
-    grids = [{_names.get(k, k): v for k, v in g.items()} for g in grids]
+    grids = [_renamed(g, what) for g in grids]
     for k in _switches:
         if isinstance(v := spec.get(k, False), bool): continue
         if v not in ('yes', 'no', 'on', 'off'): raise BadInput(f"{k}={v!r} is out of range: choose true or false.")

@@ -13,9 +13,9 @@ import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
 from scipy import stats
 from ..cnn.evaluation import Confusion
 from ..core.basics import BadInput, check_name, hash_of, read_json
-from ..data.splits import default_metric
+from ..data.splits import METRICS, default_metric
 from ..core.stages import read_record
-from ..split.params import SplitParams, check_value, _metrics, idle_params, names_by_role
+from ..split.params import SplitParams, check_value, idle_params, names_by_role
 from .stats import corrected, decide, joint_p, min_seeds, verdict
 
 # %% auto #0
@@ -250,7 +250,7 @@ def results(runs='runs', # folder of the runs (`out` of the parameters)
 # %% ../../nbs/sweep/06_results.ipynb #1c99eb5e
 def _distinct(params):
     "`params` with other names for pools, and GANs, of one name that differ by `pool_of` and `gan_of`"
-    words = dict(pool=lambda o: f' ({str(o)[:8]})', gan_arch=' (saw test images)'.__mul__)
+    words = dict(pool=lambda o: f' ({str(o)[:8]})', gan_arch=lambda o: ' (saw test images)'*bool(o))
     for (k, word), of in zip(words.items(), ('pool_of', 'gan_of')):
         many = params.groupby(k)[of].transform('nunique') > 1
         params[k] = params[k].where(~many, params[k].fillna('') + params[of].map(word))
@@ -482,7 +482,7 @@ def declared_metric(frame,      # from `results`
         n = f[f.part == ('train' if (f.part == 'train').any() else 'test')].groupby('class', observed=True).value.max()
         return default_metric(n.tolist()) if len(n) else 'accuracy'
     name, _, c = metric.partition(':')
-    check_name(name, _metrics, f"There is no metric {name!r} to declare")
+    check_name(name, METRICS, f"There is no metric {name!r} to declare")
     if name == 'recall': check_name(c, frame['class'].dropna().unique().tolist(), f"There is no class {c!r}")
     return metric
 
