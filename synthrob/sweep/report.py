@@ -597,6 +597,7 @@ def _for_other_images(frame, r, margin, alpha):
                f'{_interval(pd.Series({**r, "low": d.low, "high": d.high}), alpha)} points.' +
                f' So {r.verdict!r} is shown for these test images, and not for others of their kind.'*only)
 
+# %% ../../nbs/sweep/07_report.ipynb #46b30395
 def _seed_flag(seeds):
     "Seeds as `--seeds` takes them: how many, or which"
     seeds = sorted(map(int, seeds))
@@ -614,6 +615,7 @@ def _command(frame, r, treatment, margin, seeds=None):
     if r['data'].partition(':')[0] not in fixed_test and pd.isna(r.folds): given['folds'] = 1
     if r['data'] != 'faces': given['path'] = 'PATH'
     if 'pool' in given: given['pool'] = 'POOL'
+    if 'gan_arch' in given: given['gan_arch'] = given['gan_arch'].partition(' ')[0]      # without what it saw
     ratios = f'{r.ratio:g}' if treatment != 'synthetic' else f'0,{r.ratio:g}'
     given |= dict(ratios=ratios, treatment=treatment, seeds=_seed_flag(seeds or own.cnn_seed.unique()))
     if treatment == 'synthetic' and (gans := own.gan_seed.dropna().unique().tolist()) not in ([0], []):
@@ -720,6 +722,7 @@ def _tables(frame, table, margin, alpha, progress, most=12):
     remark = f'The {most} of {len(recalls)} classes whose recall changed most.'
     return {own: table, **dict(zip(metrics, done))}, shown, remark
 
+# %% ../../nbs/sweep/07_report.ipynb #cdb6eab6
 def _figures(frame, table, metrics, recalls, margin, alpha, progress):
     "Figures by ('metrics', 'recall' or 'maps', classifier)"
     heat, jobs = corruption_table(frame), {}

@@ -374,6 +374,7 @@ def verdict(
                    generators=S if nested else 1 if folds else G, nested=nested, images=images,
                    folds=G if folds else 1, varies=varies, metric=metric)
 
+# %% ../../nbs/sweep/05_stats.ipynb #13906c10
 def corrected(
     v,             # a `Verdict` by itself
     p,             # its p, adjusted for `among` arms
