@@ -1,10 +1,12 @@
 "Options through every door: what is given is what runs, what differs is kept apart, and what is printed does what it says"
 from __future__ import annotations
-import json, shlex
+import json, re, shlex
 from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest
 from PIL import Image
 from synthrob.core.basics import BadInput, write_json
+from synthrob.data.core import main as data_command
+from synthrob.split.params import check_params
 from synthrob.sweep.command import grids_of, main
 from synthrob.sweep.grid import Costs, Sweep, combinations, values
 from synthrob.sweep.report import _tables, by_setting, report
@@ -25,6 +27,16 @@ def animals(tmp_path):
 def test_a_number_of_seeds_or_which():
     assert values('cnn_seed', 3) == [0, 1, 2] and values('gan_seed', '2') == [0, 1]
     assert values('split_seed', 7) == [7] and values('pool_seed', 3) == [3], 'of these it says which'
+
+def test_one_class_is_refused_before_work(animals, capsys):
+    for given in animals | dict(vocab='cat'), dict(vocab='happy'), dict(data='torchvision', vocab='Bag'):
+        with pytest.raises(BadInput, match='is the only class: a classifier needs two'): check_params(given | dict(ratio=.5))
+    assert data_command(['faces', '--vocab', 'sad']) == 2 and "'sad' is the only class" in capsys.readouterr().err
+
+def test_the_command_that_synthrob_data_prints_can_be_run(tmp_path, capsys):
+    assert data_command(['faces', '--size', '32', '--metric', 'robust_accuracy', '--out', str(tmp_path)]) == 0
+    flags = re.search('synthrob_sweep(.*?) --dry_run', capsys.readouterr().out)[1]
+    assert main([*shlex.split(flags), '--dry_run', '--ratio', '0,.3']) == 0 and '.0157' in flags
 
 def test_values_are_refused_only_where_none_works(animals, tmp_path):
     cells = lambda **grid: Sweep(animals | dict(folds=1) | grid, out=tmp_path/'runs')

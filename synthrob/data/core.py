@@ -219,6 +219,7 @@ def preview(data:str,      # name of a source
         have = ', '.join(f'{k} ({v:,})' if v else k for k, v in n.items())
         if c not in n: raise BadInput(f"there is no class {c!r}: choose from {have}.")
     if metric: check_metric(metric, vocab or [*n])
+    if len(only := vocab or [*n]) == 1: raise BadInput(f"{only[0]!r} is the only class: a classifier needs two.")
     if rows is None: return 1, False
     rows = rows[rows.label.isin(vocab)] if vocab else rows
     if groups and data == 'folder': _subject_keys(rows.name, rows.label, groups)
@@ -541,6 +542,7 @@ def _run(a):
     for broken in images.about['broken'][:5]: print(f"broken: {broken['name']} {broken['reason']}")
     given = dict(data=a.data if a.data != 'faces' else None, path=a.path, vocab=a.vocab, channels=a.channels,
                  size=a.size if source == 'faces' else size, groups=a.groups, folds=a.folds, metric=a.metric,
+                 attack_eps=.0157 if a.metric == 'robust_accuracy' else None,
                  copies=a.copies if a.copies != 'near' else None, split_seed=a.seed if a.seed != 42 else None,
                  out=a.out if a.out != 'runs' else None)
     flags = ''.join(f" --{k} {shlex.quote(str(v))}" for k,v in given.items() if v is not None)
