@@ -348,6 +348,10 @@ def _pair_up(arm, base, gan_seeds, cnn_seeds):
     why, note = _trouble(base_bad[cols], bad[at], doubt[cols])
     if len(cols) and not (value[at].any() or zero[cols].any()):
         why = why or 'It is 0 in every run, with and without added images: nothing can be compared; add real images.'
+    constant = max((o.constant for o in arm.values()), default=0)
+    if len(cols) and max(value[at].mean(), zero[cols].mean()) <= constant:
+        why = why or (f'A net that always names the largest class would keep {constant:.1%}, more than these with and '
+                      'without added images: choose a smaller attack_eps, or a classifier that learns more.')
     return PairedRuns({k: getattr(o, k) for k in (*SETTING, *SYNTHESIS, *CLASSIFIER, *ARM)}, value[at], zero[cols],
                       [gan_seeds[i] for i in rows], [cnn_seeds[j] if folds > 1 else cnn_seeds[j][1] for j in cols],
                       runs[at], base_runs[cols], missing, why, note, folds)
@@ -410,6 +414,10 @@ def _per_run(frame, metric, part, where):
     about = 'run', 'problem', 'doubt', 'pool_hash', 'recipe_hash', 'finished'
     runs = runs[[*about, *SETTING, *SYNTHESIS, *CLASSIFIER, *ARM, *SEEDS]].astype(object)
     runs = runs.where(runs.notna(), None)
+    runs['constant'] = 0.                                  # what a net that always says the same keeps under attack
+    if name == 'robust_accuracy':
+        n = frame[(frame.metric == 'support') & (frame.part == part)].groupby('run', observed=True).value
+        runs['constant'] = runs.run.map(n.max()/n.sum()).astype(float)
     return list(runs.assign(value=runs.run.map(f.groupby('run', observed=True).value.mean())).itertuples(index=False))
 
 # %% ../../nbs/sweep/06_results.ipynb #67e31a41
