@@ -1,0 +1,38 @@
+"""Accuracy under attack at further radii: `python benchmarks/radii.py RUNS OUT.parquet --eps .0039 .0078`.
+
+The classifiers of a sweep that were trained adversarially, attacked on all test images by as many steps of PGD as for their robust
+accuracy. A row a run and radius, in the form of the tables that `results` returns; runs that OUT already holds are skipped.
+nbs/results/09_attacks.ipynb reads nbs/results/records/fer2013_radii.parquet.
+"""
+from __future__ import annotations
+import argparse
+from pathlib import Path
+
+import pandas as pd
+from fastprogress.fastprogress import progress_bar
+
+from synthrob.cnn.attacks import Predictor, attack_curve
+from synthrob.core.basics import read_json, replacing
+from synthrob.split.params import check_params
+from synthrob.split.run import PGD_STEPS, SplitRun
+
+def main(args=None):
+    "Attack the classifiers; return the table"
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('runs', type=Path, help='folder of the sweep')
+    p.add_argument('out', type=Path, help='a parquet file, written after each run')
+    p.add_argument('--path', help='of the data, if it has moved')
+    p.add_argument('--eps', type=float, nargs='+', default=[1/255, 2/255], help='radii, for images in [0,1]')
+    a = p.parse_args(args)
+    done = pd.read_parquet(a.out) if a.out.exists() else pd.DataFrame(dict(run=[]))
+    for file in progress_bar(sorted(a.runs.glob('split/*/record.json'))):
+        r = read_json(file)
+        if r['given'].get('training') != 'adversarial' or r['hash'] in set(done.run): continue
+        moved = dict(out=str(a.runs)) | (dict(path=a.path) if a.path else {})
+        run = SplitRun(check_params(r['given'] | moved))
+        t = attack_curve(run.classifier(), run.part('test'), a.eps, ('pgd',), steps=PGD_STEPS, progress=False)
+        done = pd.concat([done, t[t.eps > 0].assign(run=r['hash'])], ignore_index=True)
+        with replacing(a.out) as f: done.to_parquet(f)
+    return done
+
+if __name__ == '__main__': main()
