@@ -12,9 +12,9 @@ def textures(n, seed):
     x = torch.nn.functional.interpolate(torch.rand(n, 1, 12, 12, generator=g), 48, mode='bicubic')
     return (x*255).clamp(0, 255).byte()
 
-def write(folder, x):
+def write(folder, x, classes='ab'):
     for i,o in enumerate(x):
-        f = folder/'ab'[i % 2]/f'{i}.png'
+        f = folder/classes[i % len(classes)]/f'{i}.png'
         f.parent.mkdir(parents=True, exist_ok=True); Image.fromarray(o[0].numpy()).save(f)
 
 def test_copies_of_all_kinds_are_found_and_nothing_else():
@@ -39,9 +39,9 @@ def test_parts_and_pools_lose_near_copies_of_test_images(tmp_path):
 
 def test_classes_have_pairs_of_their_own_and_none_leaks(tmp_path):
     x = textures(60, 3)
-    write(tmp_path/'data'/'train', torch.cat([x[:40], x[40:46].flip(-1), x[46:49]])); write(tmp_path/'data'/'test', x[40:])
+    write(tmp_path/'data'/'train', torch.cat([x[:40], x[40:46].flip(-1), x[46:49]]), 'abc'); write(tmp_path/'data'/'test', x[40:], 'abc')
     given = dict(data='folder', path=str(tmp_path/'data'), size=48, robustness='none', out=str(tmp_path/'runs'))
-    hashes = {SplitRun(check_params(given | o)).stages['copies'].hash for o in ({}, dict(vocab='a'), dict(vocab='a,b'), dict(vocab='b,a'))}
+    hashes = {SplitRun(check_params(given | o)).stages['copies'].hash for o in ({}, dict(vocab='a,b'), dict(vocab='a,b,c'), dict(vocab='c,a,b'))}
     assert len(hashes) == 3                                             # the order of classes does not matter
     run = SplitRun(check_params(given | dict(copies='none'))); run.make('parts')
     assert 'copies' not in run.stages and not any(run.splits.report['removed'].values()) and run.splits.report['test_leaked'] > 0
