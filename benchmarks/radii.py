@@ -1,7 +1,7 @@
 """Accuracy under attack at further radii: `python benchmarks/radii.py RUNS OUT.parquet --eps .0039 .0078`.
 
 The classifiers of a sweep that were trained adversarially, attacked on all test images by as many steps of PGD as for their robust
-accuracy. A row a run and radius, in the form of the tables that `results` returns; runs that OUT already holds are skipped.
+accuracy. A row a run and radius, as `attack_curve` returns them; runs that OUT already holds are skipped.
 nbs/results/09_attacks.ipynb reads nbs/results/records/fer2013_radii.parquet.
 """
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 from fastprogress.fastprogress import progress_bar
 
-from synthrob.cnn.attacks import Predictor, attack_curve
+from synthrob.cnn.attacks import attack_curve
 from synthrob.core.basics import read_json, replacing
 from synthrob.split.params import check_params
 from synthrob.split.run import PGD_STEPS, SplitRun
