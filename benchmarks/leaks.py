@@ -6,7 +6,7 @@ that no part of the protocol has seen. Beside each leaky protocol is the same wo
   split, then augment:  a fifth of the images drawn for the test, five versions of each of the others
   GAN sees test images: as many synthetic images as real ones, the GAN trained on the real ones and the test images
   GAN sees none:        the GAN is trained on the real ones
-A row a protocol and seed; rows that OUT already holds are skipped. nbs/results/04_near_copies.ipynb reads records/leaks.parquet.
+A row a protocol and seed; rows that OUT already holds are skipped. nbs/results/04_near_copies.ipynb reads nbs/results/records/leaks.parquet.
 """
 from __future__ import annotations
 import argparse
