@@ -400,13 +400,16 @@ def learning_problem(learn   # a trained `Learner` from `cnn_learner`
     ds, losses = learn.dls.train.dataset, [row['train_loss'] for row in learn.history]
     steps = len(losses)*len(learn.dls.train)
     fix = f"train for longer than {steps} steps (min_steps, cnn_epochs), or check labels and learning rate"
-    ev = evaluate(learn, ds.subset(torch.randperm(len(ds), generator=generator('learned'))[:2000]))
+    some = ds.subset(torch.randperm(len(ds), generator=generator('learned'))[:2000])
+    ev = evaluate(learn, some)
     if not ev.probs.isfinite().all(): return f"The classifier diverged: its probabilities are not finite; {fix}."
     if len(named := ev.pred.unique()) == 1:
         return f"The classifier calls every training item {ev.vocab[named[0]]!r}, so it did not learn: {fix}."
-    share, at = (ev.y.bincount()/ev.n).max(0)
-    if ev.accuracy < share + .1*(1 - share):
-        return (f"The classifier is right for {ev.accuracy:.1%} of its training items, and naming always "
+    w = torch.tensor(some.items.weight.to_numpy()/some.items.weight.sum()) # class weights give up accuracy for recall
+    right, (share, at) = float(w[ev.pred == ev.y].sum()), ev.y.bincount(w).max(0)
+    if right < share + .1*(1 - share):
+        weighed = ' weighed as in the loss,'*('weight' in some.cols)
+        return (f"The classifier is right for {right:.1%} of its training items,{weighed} and naming always "
                 f"{ev.vocab[at]!r} is right for {share:.1%}: {fix}.")
     if steps < 20 or (len(losses) > 1 and losses[-1] > .99*losses[0] and ev.accuracy < .9):
         return f"The loss of the classifier did not fall in {steps} steps: {fix}."
