@@ -1,12 +1,14 @@
 """What two leaks claim and what is true: `python benchmarks/leaks.py OUT.parquet --path fer2013.zip`.
 
 The small CNN on a tenth of FER-2013. `claimed` is its accuracy on the images that the leaky protocol tests, `true` that on images
-that no part of the protocol has seen. Beside each leaky protocol is the same work in the right order:
+that no part of the protocol has seen (equal ones are out, near copies are not). Beside each leaky protocol is the same work in the
+right order:
   augment, then split:  five versions of each image, a fifth of all of them drawn for the test
   split, then augment:  a fifth of the images drawn for the test, five versions of each of the others
   GAN sees test images: as many synthetic images as real ones, the GAN trained on the real ones and the test images
   GAN sees none:        the GAN is trained on the real ones
-A row a protocol and seed; rows that OUT already holds are skipped. nbs/results/04_near_copies.ipynb reads nbs/results/records/leaks.parquet.
+A row a protocol and seed; rows that OUT already holds are skipped. nbs/results/04_near_copies.ipynb reads
+nbs/results/records/leaks.parquet.
 """
 from __future__ import annotations
 import argparse
