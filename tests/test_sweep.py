@@ -1,10 +1,13 @@
 "Sweeps: planned, killed at random moments, two at once, stopped, with cells that fail, and found again when finished"
 from __future__ import annotations
-import json, os, random, re, signal, subprocess, sys, time
+import json, os, random, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
+from types import SimpleNamespace
 import nbformat, pandas as pd, psutil, pytest, torch
 from conftest import TOY
 from synthrob.core.basics import BadInput, read_tensors, write_json
+from synthrob.core.stages import _locked
+from synthrob.sweep.cluster import Run
 from synthrob.sweep.command import main, sweep
 from synthrob.sweep.grid import Sweep
 
@@ -137,6 +140,19 @@ def test_a_cell_fails(faces, tmp_path):
     assert sweep(**grid, retry=True).table.state.tolist() == ['done', 'done']
     (lost := s.cells[0].run.stages['split'].file('cnn.safetensors')).unlink()
     assert sweep(**grid, repair=True).table.state.tolist() == ['done', 'done'] and lost.exists()
+    shutil.rmtree(lost.parent)
+    assert Sweep({k: v for k, v in grid.items() if k not in ('out', 'slots')}, out=tmp_path).states == dict(open=1, done=1)
+    assert sweep(**grid).table.state.tolist() == ['done', 'done'] and lost.exists(), 'a run that was deleted is made again'
+
+def test_a_second_sweep_takes_other_cells(faces, tmp_path):
+    "In order, unless another process is at them: then it would wait for each of its cells"
+    s = Sweep({**TOY, 'path': faces, 'ratio': [0, .4], 'cnn_seed': 20}, out=tmp_path)
+    client = SimpleNamespace(submit=lambda f, p, hash, *args, **kw: SimpleNamespace(key=hash, add_done_callback=lambda f: None))
+    seeds = lambda: [c.p.cnn_seed for c in Run(s, client, False).cells]
+    in_order = sorted([*range(20)]*2)
+    assert seeds() == in_order
+    with _locked(s.cells[0].run.stages['split']): assert seeds() != in_order == sorted(seeds())
+    assert seeds() == in_order
 
 @pytest.mark.e2e
 def test_out_of_memory(faces, tmp_path, capsys):

@@ -149,6 +149,16 @@ def _locked(stage):
     try: yield
     finally: lock.release()
 
+@patch(as_prop=True)
+def busy(self:Stage) -> bool:
+    "Whether a process is making the stage"
+    try:
+        if (lock := Path(f'{self.path}.lock')).exists():
+            with FileLock(lock, timeout=0): pass
+    except Timeout: return True
+    except (NotImplementedError, OSError): pass
+    return Path(f'{self.path}.softlock').exists()
+
 @patch
 def check(self:Stage) -> bool: # whether it is finished
     "Raise `BadInput` if a file of the finished stage is not the one that was written, or the folder is another's"

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/sweep/02_cluster.ipynb #c9c50b1a
 from __future__ import annotations
-import contextlib, logging, os, queue, shlex, shutil, signal, socket, subprocess, sys, time, traceback
+import contextlib, logging, os, queue, random, shlex, shutil, signal, socket, subprocess, sys, time, traceback
 from concurrent.futures import CancelledError
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -184,6 +184,7 @@ class Run:
         self.costs, self.ended, self.todo, self.futures = Costs(sweep.out), queue.Queue(), sweep.todo(), {}
         self.failed = sweep.states['failed']
         self.cells = sorted((c for c in sweep.cells if c.state == 'open'), key=lambda c: (c.p.cnn_seed, c.p.gan_seed))
+        if any(s.busy for s in self.todo.values()): random.shuffle(self.cells)      # another sweep makes them in order
         for rank, c in enumerate(self.cells):
             for s in c.stage.upstream():
                 if s.hash in self.futures or s.hash not in self.todo: continue

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/sweep/04_command.ipynb #2a64d784
 from __future__ import annotations
-import argparse, contextlib, itertools, math, os, re, signal, sys
+import argparse, contextlib, itertools, math, os, re, shutil, signal, sys
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,8 @@ def run(self:Sweep,
     if repair: discard_damaged(list({o.hash: o for c in self.cells for o in c.stage.upstream()}.values()))
     for c in self.cells if retry or repair else ():
         if c.state == 'failed': c.stage.file('error.json').unlink(missing_ok=True)
+    for c in self.cells:
+        if c.state != 'done' and c.stage.done: shutil.rmtree(c.stage.path)      # its run was deleted: make it again
     self.declare()
     made = run_cells(self, **cluster) if any(c.state == 'open' for c in self.cells) else 0
     print(self.summary(made))

@@ -154,9 +154,10 @@ def error(self:Cell) -> dict|None: # of its last execution: `error` in one line,
     except (OSError, ValueError): return None
 
 @patch(as_prop=True)
-def state(self:Cell) -> str: # 'done', 'failed', or 'open', also while it runs
+def state(self:Cell) -> str: # 'done', 'failed', or 'open': also while it runs, and if its run was deleted
     "Say how far the cell is"
-    return 'done' if self.stage.done else 'failed' if self.error else 'open'
+    kept = all(s.file('record.json').exists() for s in self.stage.inputs.values())
+    return 'done' if kept and self.stage.done else 'failed' if self.error else 'open'
 
 @patch
 def fail(self:Cell,
