@@ -33,10 +33,16 @@ def test_one_class_is_refused_before_work(animals, capsys):
         with pytest.raises(BadInput, match='is the only class: a classifier needs two'): check_params(given | dict(ratio=.5))
     assert data_command(['faces', '--vocab', 'sad']) == 2 and "'sad' is the only class" in capsys.readouterr().err
 
-def test_the_command_that_synthrob_data_prints_can_be_run(tmp_path, capsys):
-    assert data_command(['faces', '--size', '32', '--metric', 'robust_accuracy', '--out', str(tmp_path)]) == 0
+@pytest.mark.parametrize('more', ['faces --size 32 --metric robust_accuracy', 'faces --size 112', 'folder {path} --copies exact --size 24'])
+def test_the_command_that_synthrob_data_prints_can_be_run(more, animals, tmp_path, capsys):
+    assert data_command([*more.format(**animals).split(), '--out', str(tmp_path)]) == 0
     flags = re.search('synthrob_sweep(.*?) --dry_run', capsys.readouterr().out)[1]
-    assert main([*shlex.split(flags), '--dry_run', '--ratio', '0,.3']) == 0 and '.0157' in flags
+    assert main([*shlex.split(flags), '--dry_run', '--ratio', '0,.3']) == 0 and ('.0157' in flags) == ('metric' in more)
+
+@pytest.mark.parametrize('size', [0, 8, 20, 104, 256])
+def test_synthrob_data_takes_no_size_that_an_experiment_refuses(size, capsys):
+    assert data_command(['faces', '--size', str(size)]) == 2 and f'--size {size} does not suit' in capsys.readouterr().err
+    with pytest.raises(BadInput): check_params(dict(size=size, ratio=.3, robustness='none'))
 
 def test_values_are_refused_only_where_none_works(animals, tmp_path):
     cells = lambda **grid: Sweep(animals | dict(folds=1) | grid, out=tmp_path/'runs')

@@ -517,6 +517,8 @@ def _run(a):
     more = dict(name=name) if name else {}
     if a.folds is not None and a.folds < 1: raise BadInput(f"--folds {a.folds} is out of range: choose 1 or more.")
     if a.seeds is not None and a.seeds < 1: raise BadInput(f"--seeds {a.seeds} is out of range: choose 1 or more.")
+    if (n := a.size) is not None and not (16 <= n <= 128 and n % (16 if n >= 96 else 8) == 0):     # nets halve it
+        raise BadInput(f"--size {n} does not suit an experiment: choose a multiple of 16 from 32 to 128.")
     folds, _ = preview(source, a.path, name or None, vocab, a.groups, a.metric)
     size = a.size or own_size(source, a.path, name or None) or 32      # as the preset 'quick'
     stage, read = data_stage(source, a.path, vocab, size, a.channels, a.out, **more)
@@ -543,6 +545,7 @@ def _run(a):
     given = dict(data=a.data if a.data != 'faces' else None, path=a.path, vocab=a.vocab, channels=a.channels,
                  size=a.size if source == 'faces' else size, groups=a.groups, folds=a.folds, metric=a.metric,
                  attack_eps=.0157 if a.metric == 'robust_accuracy' else None,
+                 robustness='none' if size < 32 else None,                       # corruptions need 32 pixels
                  copies=a.copies if a.copies != 'near' else None, split_seed=a.seed if a.seed != 42 else None,
                  out=a.out if a.out != 'runs' else None)
     flags = ''.join(f" --{k} {shlex.quote(str(v))}" for k,v in given.items() if v is not None)
