@@ -9,8 +9,8 @@ from synthrob.core.basics import BadInput, write_json
 from synthrob.core.stages import Stage
 from synthrob.sweep.report import (INK, _by_cluster, by_setting, corruption_table, image_differences, limits, main,
                                    plot_corruptions, plot_ratio, report)
-from synthrob.sweep.results import (CLASSIFIER, SETTING, SYNTHESIS, VALUE, PairedRuns, _judge, _wall, conclude, declared_margin,
-                                    differences, paired_runs, results)
+from synthrob.sweep.results import (CLASSIFIER, SETTING, SYNTHESIS, VALUE, PairedRuns, _judge, _wall, conclude, declared_margin, declared_metric,
+                                    differences, exchange_rate, paired_runs, results)
 from synthrob.sweep.stats import image_se, joint_p, verdict
 from simulate import simulate_runs
 
@@ -201,6 +201,7 @@ def test_only_fresh_seeds_confirm(tmp_path):
     simulate_runs(tmp_path, ratios=(.2,), hows=('add',), cnn_seeds=range(12), n=200)
     t = conclude(results(tmp_path), confirm=6)
     assert t[t.headline].ratio.item() == .4 and t[t.headline].verdict.item() == 'none' and 'no classifier seeds from 6' in t[t.headline].problem.item()
+    assert t[t.headline][['low', 'p', 'p_alone', 'effect', 'sentence']].isna().all(None), 'nothing of all seeds is left'
     simulate_runs(tmp_path, planted, ratios=(.4,), hows=('add',), cnn_seeds=range(6, 12), n=200)
     f = results(tmp_path)
     body, late = report(f, confirm=6, progress=False).body, report(f[f.cnn_seed >= 6], progress=False).body
@@ -245,6 +246,42 @@ def test_generators_are_flipped_too(tmp_path):
     least = joint_p([(p.value - p.base).mean(1) for p in pairs])
     assert (t.p.to_numpy(float) >= least - 1e-12)[~t.headline].all() and len(pairs) == 2
     assert not any('trained GAN' in o for o in limits(f, t))
+    f['ratio'] = f.ratio.where((f.ratio < .4) | (f.gan_seed < 5), .3)                       # one arm with fewer GANs, and a control
+    simulate_runs(tmp_path/'more', ratios=(.2,), hows=('add',), treatments=('oversample',), n=100)
+    f = pd.concat([f[f.ratio != .3], results(tmp_path/'more')])
+    t, pairs = conclude(f), paired_runs(f)
+    i, = np.flatnonzero((t.ratio == .2) & (t.treatment == 'synthetic'))
+    assert t.p[i] >= joint_p([(pairs[i].value - pairs[i].base).mean(1)])[0] - 1e-12 and sorted(t.gan_seeds) == [1, 5, 6]
+
+def test_declared_by_some_runs_only(few):
+    "Runs that declare no metric mean the one by balance: where others declare another, there is no verdict"
+    f = results(few)
+    assert declared_metric(f) == 'accuracy'
+    named = f.assign(declared_metric=f.declared_metric.astype(object).where(f.cnn_seed > 0, 'macro_f1'))
+    with pytest.raises(BadInput, match='different metrics'): conclude(named)
+    f['declared_metric'] = np.where(f.ratio > 0, 'macro_f1', None)                          # as with a judge's or a teacher's run
+    assert declared_metric(f) == 'macro_f1'
+
+def test_robustness_of_one_side(few):
+    "The verdict stands where only arms, or only baselines, were evaluated under corruptions"
+    whole = report(few, progress=False).sentences
+    for d, r in records(few).items():
+        if r['given']['ratio']: continue
+        for p in few.glob('robustness/*/record.json'):
+            if json.loads(p.read_text())['inputs']['split'] == d.name: shutil.rmtree(p.parent)
+    assert report(few, progress=False).sentences == whole
+
+def test_a_control_that_cannot_be_compared(tmp_path):
+    "It is not called missing"
+    simulate_runs(tmp_path, ratios=(0, .3), hows=('add',), n=100)
+    simulate_runs(tmp_path, ratios=(.3,), hows=('add',), treatments=('oversample',), cnn_seeds=[0], n=100)
+    html = report(tmp_path, progress=False).html
+    assert 'one pair decides nothing' in html and 'no control with oversampled' not in html and 'no control with class weights' in html
+
+def test_no_exchange_rate_from_failed_runs(tmp_path):
+    for share in .25, .5, 1.: simulate_runs(tmp_path, ratios=(0, .5), hows=('add',), n=200, real_share=share)
+    f = results(tmp_path)
+    assert len(exchange_rate(f)) == 1 and len(exchange_rate(f.assign(problem='It did not learn.'))) == 0
 
 def test_clusters_of_images(tmp_path):
     "Near copies and subjects count as one image each"

@@ -151,11 +151,13 @@ class WeightedFocalFlat(FocalLossFlat):
 class _TargetRows:
     "For a loss function: take rows (n,k) of probabilities times the item's weight, too (see `Dataset.targets`)"
     def __call__(self, inp, targ, **kwargs):
-        if targ.ndim == 1: return super().__call__(inp, targ, **kwargs)
-        f, logp = self.func, inp.log_softmax(1)
+        f, smooth = self.func, getattr(self.func, 'label_smoothing', 0)
+        if targ.ndim == 1 and (f.weight is None or not smooth): return super().__call__(inp, targ, **kwargs)
+        if targ.ndim == 1: targ = F.one_hot(targ, inp.shape[1]).to(inp.dtype)    # torch would smooth by class weights
+        logp = inp.log_softmax(1)
         if f.weight is not None: targ = targ*f.weight
         w = targ.sum(1, keepdim=True)
-        if smooth := getattr(f, 'label_smoothing', 0): targ = torch.lerp(targ, w/inp.shape[1], smooth)
+        if smooth: targ = torch.lerp(targ, w/inp.shape[1], smooth)
         if gamma := getattr(f, 'gamma', 0): targ = targ*(1 - logp.exp())**gamma
         loss = -(targ*logp).sum(1)
         return loss.sum()/w.sum() if f.reduction == 'mean' else reduce_loss(loss, f.reduction)
@@ -196,7 +198,7 @@ class DeviceMixUp(_DeviceMix, MixUp):
     def before_batch(self):
         lam = self.distrib.sample((len(self.y),))
         self.lam, self.yb1 = torch.maximum(lam, 1 - lam), (self.y.flip(0),)
-        self.learn.xb = (torch.lerp(self.x.flip(0), self.x, self.lam[:, None, None, None]),)
+        self.learn.xb = (torch.lerp(self.x.flip(0), self.x, self.lam.view(-1, *[1]*(self.x.ndim - 1))),)
 
 class DeviceCutMix(_DeviceMix, CutMix):
     "fastai's `CutMix` without synchronisation: one rectangle per batch"
@@ -293,7 +295,9 @@ def cnn_learner(data,              # training `Dataset`, or `DataLoaders`
     r = recipe(arch)
     bs = lambda: batch_size(r.bs, data.epoch_len or len(data))
     dls = data if isinstance(data, DataLoaders) else device_dls(data, valid, bs=bs(), seed=seed, device=device)
-    with seeded('cnn', seed): net = r.build(dls.one_batch()[0].shape[1:], dls.c).to(memory_format=torch.channels_last)
+    shape = dls.one_batch()[0].shape[1:]
+    if r.mix == 'cutmix' and len(shape) < 3: raise BadInput("mix='cutmix' needs images: vectors have no rectangles.")
+    with seeded('cnn', seed): net = r.build(shape, dls.c).to(memory_format=torch.channels_last)
     dls.train.seed, dls.train.augment = seed, r.augment
     if (rows := dls.train.dataset.targets) is not None: dls.train.targets = rows.to(dls.device)
     opt = dict(adamw=torch.optim.AdamW, muon=Muon)[r.opt]
@@ -394,8 +398,9 @@ def evaluate(learn,          # a `Learner` from `cnn_learner`, or a model
     return Evaluation(predict(model, data.x, flip), data.y.cpu(), data.vocab)
 
 # %% ../../nbs/02_cnn.ipynb #d761c2c0
-def learning_problem(learn   # a trained `Learner` from `cnn_learner`
-                    ) -> str:# a sentence with the remedy; '' if it learned
+def learning_problem(learn,        # a trained `Learner` from `cnn_learner`
+                     by_loss=True  # must its loss have fallen? (Not if first and last epoch saw different items.)
+                    ) -> str:      # a sentence with the remedy; '' if it learned
     "Return why the result of a training must not be counted; held-out items: see `Confusion.problem`"
     ds, losses = learn.dls.train.dataset, [row['train_loss'] for row in learn.history]
     steps = len(losses)*len(learn.dls.train)
@@ -411,7 +416,8 @@ def learning_problem(learn   # a trained `Learner` from `cnn_learner`
         weighed = ' weighed as in the loss,'*('weight' in some.cols)
         return (f"The classifier is right for {right:.1%} of its training items,{weighed} and naming always "
                 f"{ev.vocab[at]!r} is right for {share:.1%}: {fix}.")
-    if steps < 20 or (len(losses) > 1 and losses[-1] > .99*losses[0] and ev.accuracy < .9):
+    by_loss = by_loss and 'soft' not in ds.cols                                 # whose loss cannot come near 0
+    if steps < 20 or (by_loss and len(losses) > 1 and losses[-1] > .99*losses[0] and ev.accuracy < .9):
         return f"The loss of the classifier did not fall in {steps} steps: {fix}."
     return ''
 

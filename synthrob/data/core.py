@@ -20,7 +20,7 @@ from .files import (DAMAGE, FER_CLASSES, FER_USAGES, IMAGE_TYPES, decode_files, 
                                  is_tar, list_files, list_images, open_tar, read_fer_csv, survey, torchvision_images)
 from .near import near_duplicates, plot_pairs
 from .rows import DiskImages, blocks, hash_images, read_images
-from .sources import (list_shards, lmdb_size, lsun_databases, lsun_images, parquet_columns, parquet_images,
+from .sources import (_part_of, list_shards, lmdb_size, lsun_databases, lsun_images, parquet_columns, parquet_images,
                                    parquet_rows, survey_parquet)
 from .splits import (Splits, check_metric, _column, default_folds, detectable, splits, _subject_keys,
                                   subjects)
@@ -256,7 +256,8 @@ def parquet(path=None,    # a parquet file, or the folder of its shards; require
     for f in list_shards(path): parquet_columns(f, name)
     size = size or own_size('parquet', path, name) or 48
     read = partial(parquet_images, path, label=name, size=size, channels=channels)
-    return Source(dict(source='parquet', name=name, size=size, channels=channels), read, content=[path])
+    parts = [_part_of(f, existing(path)) for f in list_shards(path)]       # by names, which are not in the content
+    return Source(dict(source='parquet', name=name, size=size, channels=channels, parts=parts), read, content=[path])
 
 @source
 def torchvision(path=None,               # folder of the data set; None: 'data'
@@ -334,7 +335,7 @@ def data_stage(data:str='faces',  # name of a source: 'faces', 'fer2013', 'folde
     if data == 'lsun' and vocab not in (None, 'all'):                # the other categories are not even read
         options = dict(categories=[vocab] if isinstance(vocab, str) else list(vocab)) | options
     src = _source(data, path or None, size, channels, options)
-    links = options.get('name') == 'links'
+    links = data == 'parquet' or options.get('name') == 'links'             # Hugging Face keeps links to its shards
     if src.content: src.params['content'] = [content_key(o, Path(root)/'data', links) for o in src.content]
     stage = Stage('data', src.params, partial(_decode, src), version=2, out=root, device='cpu')
     return stage, partial(_open, src, stage, data, vocab)
@@ -368,7 +369,8 @@ def prepare(data:str='faces', # name of a source: 'faces', 'fer2013', 'folder', 
 def near_stage(stage:Stage, # of the data, from `data_stage`
                read,        # reads them, from `data_stage`
                vocab=None,  # as in `data_stage`
-               root='runs'  # folder of all stages
+               root='runs', # folder of all stages
+               test=None    # the test part of FER-2013, if another is left out than usual
               ) -> tuple:   # the `Stage`; a function that reads the pairs of `near_duplicates` once it is made
     "Return the stage that looks for near copies among the images of a source, and a function that reads its pairs"
     def work(s):
@@ -380,6 +382,7 @@ def near_stage(stage:Stage, # of the data, from `data_stage`
         write_parquet(s.file('pairs.parquet'), pairs)
         return dict(images=n, pairs=len(pairs), labels_differ=int((y[pairs.a] != y[pairs.b]).sum()))
     which = {} if vocab is None else dict(vocab=sorted([vocab] if isinstance(vocab, str) else vocab))
+    if test not in (None, 'PublicTest'): which['test'] = test
     s = Stage('copies', which, work, dict(data=stage), version=2, out=root, device='cpu')
     return s, lambda: pd.read_parquet(s.file('pairs.parquet'))
 
@@ -391,7 +394,8 @@ def prepare_near(
     **kwargs          # as for `prepare`
 ) -> pd.DataFrame: # pairs as from `near_duplicates`; `a` and `b` count the images that `prepare` returns
     "Find the near copies among the images of a source, or read those that were found"
-    stage, read = near_stage(*data_stage(data, path, **kwargs), kwargs.get('vocab'), kwargs.get('root', 'runs'))
+    stage, read = near_stage(*data_stage(data, path, **kwargs), kwargs.get('vocab'), kwargs.get('root', 'runs'),
+                             kwargs.get('test'))
     stage.make()
     return read()
 

@@ -272,12 +272,15 @@ def _doubts(images, keys):
         if re.fullmatch(_derived, o.lower()) and not any(o.lower()[:4] in q.lower() for q in labels - {o}):
             yield f"{o!r} is read as a class: leave it out by vocab if it holds masks or thumbnails of the others."
 
+def _bare(name):
+    "A name in Unicode's form C, without case and outer spaces"
+    return unicodedata.normalize('NFC', name).casefold().strip()
+
 def _same_labels(path, keys):
     "Return the labels of (part, label, folder above) as Unicode's form C, with one spelling across folders, and notes"
     forms, notes = {}, []
-    plain = lambda o: unicodedata.normalize('NFC', o).casefold().strip()
     for part, label, above in keys:
-        forms.setdefault(plain(label), []).append((above, label, part in ('', 'train')))
+        forms.setdefault(_bare(label), []).append((above, label, part in ('', 'train')))
     names = {}
     for same, found in forms.items():
         pairs = sorted({o[:2] for o in found})
@@ -288,7 +291,7 @@ def _same_labels(path, keys):
         one = {o: sum(f[2] for f in found if f[1] == o) for _, o in pairs}      # the spelling of the training part
         names[same] = unicodedata.normalize('NFC', max(one, key=one.get)).strip()
         if len(one) > 1: notes.append(f"class {names[same]!r} has other spellings in other parts, read as one class.")
-    return [names[plain(o)] for _, o, _ in keys], notes
+    return [names[_bare(o)] for _, o, _ in keys], notes
 
 # %% ../../nbs/data/03_files.ipynb #2c1fcbee
 class ImageFiles:
@@ -740,7 +743,8 @@ def torchvision_images(
     check_name(name, sets, f"torchvision has no data set {name!r} of this kind")
     try: parts = {p: sets[name](root, train=p == 'train', download=download) for p in ('train','test')}
     except Exception as e:  # each data set has its own errors for missing, damaged or unreachable files
-        fix = "check the connection and the folder" if download else "download=True downloads it"
+        fix = ("check the connection and the folder" if download else
+               f"in Python, prepare('torchvision', {str(root)!r}, name={name!r}, download=True) downloads it")
         why = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise BadInput(f"{name} cannot be read from {root} ({why}): {fix}.") from None
     channels = channels or (1 if parts['train'][0][0].mode == 'L' else 3)

@@ -127,6 +127,10 @@ def _part_of(file, path):
     inside = [] if file.parent in (path, *path.parents) else [file.parent.name]
     return next((p for s in (file.stem, *inside) for w in re.split(r'[-_.]', s) if (p := part_of(w))), '')
 
+def _row_name(file, path, j):
+    "Name row `j` of a shard by where the shard lies inside the data set"
+    return f"{'' if file == path else file.relative_to(path).with_suffix('').as_posix()}/{j}".lstrip('/')
+
 def list_shards(path # a parquet file, or a folder of some
                ) -> list[Path]:
     "Return the shards of a data set; raise `BadInput` if there are none or one is missing"
@@ -276,7 +280,7 @@ def parquet_images(
             rows, size = [], 0
             for end, batch in _batches(f, done, _few, [image, label]):
                 for j,(b,k) in enumerate(zip(_bytes(batch[image]), batch[label].to_pylist()), end - len(batch)):
-                    rows.append(item(f'{f.parent.name}/{f.stem}/{j}', part, b, k))
+                    rows.append(item(_row_name(f, path, j), part, b, k))
                     size += len(b) if isinstance(b, bytes) else 0
                 if len(rows) >= 128 or size > MAX_BYTES or end == counts[i]:
                     yield sum(counts[:i]) + end, [i, end], rows

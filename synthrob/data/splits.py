@@ -16,7 +16,8 @@ from ..core.basics import BadInput, generator
 from .dataset import Dataset
 from .duplicates import duplicate_groups, flat
 from .near import near_duplicates
-from .sources import list_shards
+from .files import _bare, existing
+from .sources import _row_name, list_shards
 
 # %% auto #0
 __all__ = ['METRICS', 'Splits', 'join_groups', 'subjects', 'subjects_hint', 'splits', 'check_no_leak', 'check_held_out',
@@ -47,11 +48,12 @@ def _draw(images, mask, share, *keys):
 def _folds(y, whole, mask, k, *keys):
     "The fold of each image in `mask`, -1 elsewhere: stratified, groups stay together; the most even of three tries"
     i = np.flatnonzero(mask); y, g, best = y[i], whole[i], None
-    if k > (have := len(np.unique(g))):
-        raise BadInput(f"{have} subjects cannot be divided into {k} parts: add subjects, or choose fewer folds.")
+    have, n = len(np.unique(g)), np.bincount(y)
     alone = have == len(g)
+    if k > have or alone and k > n.max():
+        what = f'{have} subjects' if k > have else f'At most {n.max()} images of a class'
+        raise BadInput(f"{what} cannot be divided into {k} parts: add some, or choose fewer folds.")
     make = StratifiedKFold if alone else StratifiedGroupKFold
-    n = np.bincount(y)
     for t in range(1 if alone else 3):
         state, fold = int(torch.randint(2**31, (1,), generator=generator(*keys, t))), np.zeros(len(i), int)
         with warnings.catch_warnings():
@@ -117,17 +119,17 @@ def join_groups(group,  # of each item: numbers (n,)
 
 def _column(path, name):
     "The values of a column of a parquet data set, by the names that `parquet_images` gives"
-    out = {}
+    out, path = {}, existing(path)
     for f in list_shards(path):
         if name not in (have := pq.read_schema(f).names):
             raise BadInput(f"groups='column:{name}' is no column of {f}: choose from {', '.join(have)}.")
         values = pq.read_table(f, columns=[name])[name].to_pylist()
-        out |= {f'{f.parent.name}/{f.stem}/{j}': v for j,v in enumerate(values)}
+        out |= {_row_name(f, path, j): v for j,v in enumerate(values)}
     return out
 
 # %% ../../nbs/data/08_splits.ipynb #7027df7f
 def subjects(images:Dataset, # with names
-             groups:str, # regular expression on file names, its first (...) is the subject; 'folder'; 'column:NAME'
+             groups:str, # pattern on names, with a / on paths: its first (...) is the subject; 'folder'; 'column:NAME'
              path=None       # of the parquet data set, for a column
             ) -> torch.Tensor: # int64 (n,)
     "Return the subject of each image; raises `BadInput` if `groups` leaves an image without one"
@@ -149,13 +151,18 @@ def _subject_keys(names,     # of images, as their source gives them
         key = [column.get(o) for o in names]
     elif groups == 'folder':
         def below(name, c):
-            parts = name.split('/')[:-1]
-            return '/'.join(parts[len(parts) - parts[::-1].index(c):]) if c in parts else ''
-        key = [below(*o) or None for o in zip(names, labels)]
+            parts, c = [_bare(o) for o in name.split('/')[:-1]], _bare(c)
+            inside = parts[len(parts) - parts[::-1].index(c):] if c in parts else []
+            if len(inside) > 1:
+                raise BadInput(f"groups='folder' finds several folders below the class, as in {name}: name the subject "
+                               "by a pattern with a slash, which is sought in the whole path, such as '/(p[0-9]+)/'.")
+            return inside[0] if inside else None
+        key = [below(*o) for o in zip(names, labels)]
     else:
         try: found = re.compile(groups)
         except re.error as e: raise BadInput(f"groups={groups!r} is no regular expression: {e}.") from None
-        key = [m and m[min(1, found.groups)] or None for m in (found.search(PurePosixPath(o).name) for o in names)]
+        where = (o if '/' in groups else PurePosixPath(o).name for o in names)
+        key = [m and m[min(1, found.groups)] or None for m in map(found.search, where)]
     if none := [o for o,k in zip(names, key) if k is None]:
         what = {'folder': 'no folder of a subject below the class'}.get(groups, 'no subject')
         raise BadInput(f"groups={groups!r} finds {what} for {len(none):,} of {n:,} images, such as {none[0]}: correct "
@@ -379,9 +386,9 @@ def detectable(
     parts = '; '.join(f"{part} {', '.join(f'{v:,} {c}' for c,v in zip(images.vocab, o))}" for part,o in n.items())
     out = [f"{each}{parts}.",
            f"Tested {'in all folds' if k > 1 else 'images'}: {sum(tested):,}, of which one is up to {points(one)} of "
-           f"{name}. With {seeds} seed{'s'*(seeds != 1)} a difference of {points(2.8*se)} can be found (probability "
-           f"80 %, level 5 %) or equivalence within {points(2.9*se)} shown, if two arms disagree on one image in ten "
-           f"and runs scatter by {points(sd)}; more seeds alone reach {points(2.8*least)} at best."]
+           f"{name}. With {seeds} seed{'s'*(seeds != 1)} a difference of {points(2.8*se)} on images of this kind can "
+           f"be found (probability 80 %, level 5 %) or equivalence within {points(2.9*se)} shown, if two arms disagree "
+           f"on one image in ten and runs scatter by {points(sd)}; more seeds alone reach {points(2.8*least)} at best."]
     if 2.8*se > margin:
         room = (margin/2.8)**2 - sd**2/seeds
         more = f'about {max(1, round(sum(tested)*least**2/room, -2)):,.0f}' if room > 0 else None

@@ -191,7 +191,7 @@ def d_step(self:GANTrainer, real:Tensor, # images in [-1,1], (n,c,h,w), or vecto
     stats = self._averaged(D.parameters(), loss.detach(), on_real.mean(), on_fake.mean())
     self.opt_d.step()
     if 'strength' in self.more:
-        used = (on_real, on_fake) if r.loss in relative else (on_real,)
+        used = (on_real, on_fake) if r.loss in relative else (on_real - .5*(r.loss == 'leastsquares'),)   # 0 and 1
         self.more['strength'].update(*map(self._whole, used))
     self.learn.loss_d, self.learn.d_real, self.learn.d_fake = stats
 

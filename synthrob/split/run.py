@@ -389,7 +389,7 @@ def _train_classifier(run, stage):
     write_parquet(stage.file('predictions.parquet'), table)
     kept = real.y[a.keep].bincount(minlength=real.c).tolist()
     counts = {c: dict(real=r, added=int(n)) for c, r, n in zip(real.vocab, kept, a.add)}
-    problem = learning_problem(learn)
+    problem = learning_problem(learn, by_loss=p.schedule != 'pretrain')
     if p.labels == 'soft': problem = problem or run.teacher.stages['split'].record.get('problem')
     leak = leak_worth(evs['test'], s.table.leaked.to_numpy()[s.test.numpy()])
     return dict(**scores, history=learn.history, counts=counts,

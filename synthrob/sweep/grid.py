@@ -17,7 +17,7 @@ from ..core.stages import Stage, now, read_record, versions
 from ..data.splits import default_metric, default_seeds, detectable, difference_limit
 from ..split.params import SplitParams, check_params, check_value, idle_params, names_by_role
 from ..split.run import SplitRun
-from .stats import _n, min_seeds, points, seeds_needed
+from .stats import _n, fold_power, min_seeds, points, seeds_needed
 
 # %% auto #0
 __all__ = ['MOST', 'NOTEBOOK', 'axes', 'values', 'combinations', 'execute', 'Cell', 'default_grid', 'Sweep', 'Costs']
@@ -153,10 +153,12 @@ def error(self:Cell) -> dict|None: # of its last execution: `error` in one line,
     try: return read_json(self.stage.file('error.json'))
     except (OSError, ValueError): return None
 
+_measured = 'split', 'robustness', 'quality'      # the stages that a report reads
+
 @patch(as_prop=True)
 def state(self:Cell) -> str: # 'done', 'failed', or 'open': also while it runs, and if its run was deleted
     "Say how far the cell is"
-    kept = all(s.file('record.json').exists() for s in self.stage.inputs.values())
+    kept = all(s.file('record.json').exists() for k, s in self.run.stages.items() if k in _measured)
     return 'done' if kept and self.stage.done else 'failed' if self.error else 'open'
 
 @patch
@@ -235,7 +237,7 @@ def name(self:Sweep, cell:Cell) -> str: # such as 'ratio=0.5 cnn_seed=0'
     given = cell.given
     return ' '.join(f'{k}={given[k]}' for k in self.varying if k in given) or cell.hash
 
-def _problem(c): return ' '.join(f"{k}: {o}" for k, o in c.run.problems.items()) if c.stage.done else ''
+def _problem(c): return ' '.join(f"{k}: {o}" for k, o in c.run.problems.items()) if c.state == 'done' else ''
 
 @patch(as_prop=True)
 def table(self:Sweep) -> pd.DataFrame: # a row per cell: what varies, hash, state, seconds, split, error, problem
@@ -332,41 +334,59 @@ def price(self:Sweep,
             "in place of --dry_run")
 
 # %% ../../nbs/sweep/01_grid.ipynb #86955df0
+def _score(scores, metric):
+    "The value of a metric in the record of a run"
+    name, _, c = metric.partition(':')
+    if name not in ('recall', 'balanced_accuracy'): return scores[name]
+    recall = {k: v['recall'] for k, v in scores['per_class'].items()}
+    return recall[c] if c else statistics.mean(recall.values())
+
 @patch
-def _spread(self:Sweep) -> tuple: # standard deviation, number of pairs; (None, 0) without pairs
-    "Compute how far arms and baselines of the same seed differ in validation accuracy"
+def _spread(self:Sweep, metric) -> tuple: # standard deviation, number of pairs; (None, 0) without pairs
+    "Compute how far arms and baselines of the same seed differ in `metric` on validation images"
     same, arms, base = names_by_role('setting', 'classifier', 'run') + ('fold',), defaultdict(dict), defaultdict(dict)
     for c in self.cells:
-        if not c.stage.done: continue
+        if c.state != 'done': continue
         setting = tuple(getattr(c.p, k) for k in same)
-        acc = c.run.stages['split'].record['valid']['accuracy']
-        if not c.p.ratio: base[setting][c.p.cnn_seed] = acc
-        else: arms[setting, hash_of({k: v for k, v in asdict(c.p).items() if k != 'cnn_seed'})][c.p.cnn_seed] = acc
+        value = _score(c.run.stages['split'].record['valid'], metric)
+        if not c.p.ratio: base[setting][c.p.cnn_seed] = value
+        else: arms[setting, hash_of({k: v for k, v in asdict(c.p).items() if k != 'cnn_seed'})][c.p.cnn_seed] = value
     diffs = [[a[s] - base[setting][s] for s in a if s in base[setting]] for (setting, _), a in arms.items()]
     diffs = [d for d in diffs if len(d) > 1]
     return (statistics.mean(map(statistics.variance, diffs))**.5, sum(map(len, diffs))) if diffs else (None, 0)
 
 @patch
-def _enough(self:Sweep, effect, sd, power, alpha, limit=0, folds=1) -> str:
+def _enough(self:Sweep, effect, sd, power, alpha, limit=0, folds=1, metric='accuracy') -> str:
     "Say whether the sweep has the seeds that its aim needs"
-    found, pairs = (None, 0) if sd else self._spread()
+    found, pairs = (None, 0) if sd else self._spread(metric)
     why = 'as given' if sd else f'that of {pairs} finished pairs' if pairs > 5 else 'a guess, 1 to 1.4 points are usual'
     sd = sd or (found if pairs > 5 else .014)
     arms = {tuple(one[k] for k in self.varying if k not in _seeds) for one, _ in self.combos if one['ratio']}
     alike = [k for k in self.varying if k not in ('cnn_seed', 'fold')]
-    have = min(Counter(tuple(one[k] for k in alike) for one, _ in self.combos).values())
+    runs_of = defaultdict(set)
+    for one, _ in self.combos: runs_of[tuple(one[k] for k in alike)].add((one['fold'], one['cnn_seed']))
+    have = min(map(len, runs_of.values()))
+    about = (f"a difference of {points(effect, False)} points with a probability of {{}}; alpha {alpha:g}, SD of "
+             f"paired differences {points(sd, False)} points, {why}.")
+    if folds > 1 and limit > effect:
+        return (f"no number of seeds shows a difference of {points(effect, False)} points, as these test images show "
+                f"at best {points(limit, False)}; the sweep has {have//folds}, in each fold, and a level of {alpha:g} "
+                f"needs {min_seeds(alpha)} runs in all.")
+    if folds > 1:
+        chance = lambda k: fold_power(effect, sd, folds, k, limit/2.8, alpha)
+        k = have//folds
+        more = next((o for o in range(k, 101) if chance(o) >= power), None)
+        enough = ('That is enough.' if more == k else f'For {power:.0%} it takes --seeds {more}.' if more else
+                  f'{power:.0%} takes more images, not seeds.')
+        return (f"{_n(k, 'classifier seed')} in each of {folds} folds will show {about.format(f'{chance(k):.0%}')} "
+                f"{enough}")
     try: need, most = (seeds_needed(effect, sd, power, alpha, comparisons=n) for n in (1, max(1, len(arms))))
     except BadInput as e: return f"{e} The remedies are more test images, folds and longer trainings, not seeds."
-    runs = f"{have//folds}{', in each fold' if folds > 1 else ''}"
     any_ = f" ({most} if it may be any of {len(arms)} arms)"*(len(arms) > 1)
-    if limit > effect:
-        return (f"no number of seeds shows a difference of {points(effect, False)} points, as these test images show "
-                f"at best {points(limit, False)}; the sweep has {runs}, and a "
-                f"level of {alpha:g} needs {min_seeds(alpha)} runs in all.")
-    return (f"{_n(need, 'classifier seed')}{any_} will show a difference of {points(effect, False)} points with a "
-            f"probability of {power:.0%}; alpha {alpha:g}, SD of paired differences {points(sd, False)} points, {why}. "
-            f"The sweep has {runs}, "
-            + ('which is enough.' if have >= need else f"which is too few: --seeds {math.ceil(need/folds)}."))
+    new = (f" That is for these test images; for others of their kind, no number of seeds shows less than "
+           f"{points(limit, False)}.")*(limit > effect)
+    return (f"{_n(need, 'classifier seed')}{any_} will show {about.format(f'{power:.0%}')} The sweep has {have}, "
+            + ('which is enough.' if have >= need else f'which is too few: --seeds {need}.') + new)
 
 # %% ../../nbs/sweep/01_grid.ipynb #270be2b8
 @patch
@@ -390,10 +410,11 @@ def plan(self:Sweep,
     "Describe the sweep, its price, whether it has enough seeds, and what its test part (of the first cell) can show"
     run, seeds = self.cells[0].run, {one['cnn_seed'] for one, _ in self.combos}
     run.make('parts')
-    limit = difference_limit(run.images, run.splits, self.metric)
+    metric = self.metric or default_metric(run.images.y[run.splits.train].bincount(minlength=run.images.c).tolist())
+    limit = difference_limit(run.images, run.splits, metric)
     test = detectable(run.images, run.splits, len(seeds), self.metric, self.margin, sd or .014)
     return '\n'.join([self.head(), '', self.overview().to_string(), '', f"Cost: {self.price(slots)}.",
-                      f"Seeds: {self._enough(effect, sd, power, alpha, limit, run.folds)}", f"Parts: {test}",
+                      f"Seeds: {self._enough(effect, sd, power, alpha, limit, run.folds, metric)}", f"Parts: {test}",
                       f"Margin: values of {self.metric or 'the metric'} that differ by less than "
                       f"{points(self.margin, False)} points will be called equivalent."])
 

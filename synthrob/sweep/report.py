@@ -637,11 +637,14 @@ def _against_controls(frame, r, margin, alpha):
         if (frame.treatment == control).any():
             t = differences(frame, r.metric, 'test', margin, alpha, against=control)
             t = _matching(t[t.treatment == 'synthetic'], r, [*SYNTHESIS, *CLASSIFIER, *ARM])
-        if t is None or not len(t) or t.low.isna().all():
+        o = None if t is None or not len(t) else t.iloc[0]
+        if o is None or not (o.pairs or o.problem):
             if r.ratio < 1:
                 yield f"There is no control with {name} at this ratio: {_command(frame, r, control, margin)}"
+        elif o.problem: yield f"The control with {name} cannot be compared: {o.problem}"
+        elif pd.isna(o.low):
+            yield f"Compared with {name} at the same ratio: {points(o['diff'])} points; one pair decides nothing."
         else:
-            o = t.iloc[0]
             interval = f" ({100*(1 - alpha):g} % interval {_interval(o, alpha)})"*bool(_interval(o, alpha))
             yield f"Compared with {name} at the same ratio: {points(o['diff'])} points{interval}."
 
@@ -725,7 +728,8 @@ def _tables(frame, table, margin, alpha, progress, most=12):
 # %% ../../nbs/sweep/07_report.ipynb #cdb6eab6
 def _figures(frame, table, metrics, recalls, margin, alpha, progress):
     "Figures by ('metrics', 'recall' or 'maps', classifier)"
-    heat, jobs = corruption_table(frame), {}
+    try: heat, jobs = corruption_table(frame), {}
+    except BadInput: heat, jobs = corruption_table(frame[:0]), {}              # only one of two sides was evaluated
     limit = max(2., 100*heat['diff'].abs().max()) if len(heat) else None
     for net in table.drop_duplicates(list(CLASSIFIER)).to_dict('records'):
         name, own = _net_name(net, table), partial(_matching, row=net, cols=CLASSIFIER)

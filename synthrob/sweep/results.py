@@ -484,11 +484,14 @@ def declared_metric(frame,      # from `results`
                    ) -> str:    # 'accuracy', 'balanced_accuracy', 'macro_f1' or 'recall:CLASS'
     "Return the metric declared by the sweep or else by the runs; undeclared, balanced accuracy if classes are uneven"
     metric = metric or frame.attrs.get('declared', {}).get('metric')
-    metric = metric or _declared(frame, 'declared_metric', 'metrics', 'metric')
     if metric is None:
         f = frame[frame.metric == 'support']
         n = f[f.part == ('train' if (f.part == 'train').any() else 'test')].groupby('class', observed=True).value.max()
-        return default_metric(n.tolist()) if len(n) else 'accuracy'
+        usual = default_metric(n.tolist()) if len(n) else 'accuracy'
+        arms = frame[frame.ratio > 0] if (frame.ratio > 0).any() else frame     # a judge or a teacher declares nothing
+        metric = _declared(arms.assign(declared_metric=arms.declared_metric.astype(object).fillna(usual)),
+                           'declared_metric', 'metrics', 'metric')
+    if metric is None: return usual
     name, _, c = metric.partition(':')
     check_name(name, METRICS, f"There is no metric {name!r} to declare")
     if name == 'recall': check_name(c, frame['class'].dropna().unique().tolist(), f"There is no class {c!r}")
@@ -527,6 +530,8 @@ def conclude(frame,       # from `results`
     if confirm is not None:
         fresh = {key(p): p for p in paired_runs(frame[frame.cnn_seed >= confirm], metric)}
         for i in t.index[t.headline]:
+            t.loc[i, ['low', 'high', 'p', 'p_alone', 'p_equivalence', 'effect', 'mde']] = np.nan     # were of all seeds
+            t.loc[i, ['sentence', 'among']] = None, 1
             if key(pairs[i]) not in fresh:
                 t.loc[i, ['problem', 'verdict']] = f"It has no classifier seeds from {confirm} to confirm it.", 'none'
                 continue
@@ -544,11 +549,12 @@ def _correct(t, pairs, family, at, margin, alpha, metric):
     "Set the verdicts of the rows `at` of `t`, with p corrected for looking at all rows of `family`"
     if not len(at): return
     family, m = list(family), len(family)
-    of = lambda axis, k: pd.DataFrame([pd.Series((pairs[i].value - pairs[i].base).mean(axis), getattr(pairs[i], k))
-                                       for i in family])
-    p, pe = (joint_p(of(0, 'cnn_seeds'), v) for v in (None, margin))
-    if all(len(pairs[i].gan_seeds) >= min_seeds(alpha) for i in family):        # then the verdict is about any such GAN
-        p, pe = (np.maximum(a, joint_p(of(1, 'gan_seeds'), v)) for a, v in ((p, None), (pe, margin)))
+    mean = lambda q, axis, k: pd.Series((q.value - q.base).mean(axis), getattr(q, k))
+    of = lambda arms, axis, k: pd.DataFrame([mean(pairs[i], axis, k) for i in arms])
+    p, pe = (joint_p(of(family, 0, 'cnn_seeds'), v) for v in (None, margin))
+    if gans := [i for i in family if len(pairs[i].gan_seeds) >= min_seeds(alpha)]:     # verdicts about any such GAN
+        at_gans = [family.index(i) for i in gans]
+        for o, v in (p, None), (pe, margin): o[at_gans] = np.maximum(o[at_gans], joint_p(of(gans, 1, 'gan_seeds'), v))
     for i in at:
         q = pairs[i]
         v = verdict(q.diffs, margin, alpha, folds=q.folds > 1, metric=metric_name(metric))
@@ -594,7 +600,9 @@ def exchange_rate(frame,       # from `results`, with several values of `real_sh
         own = own.assign(real=own.real_share.map(have)).dropna(subset='real')
         zero = own[own.ratio == 0]
         for _, g in own[own.ratio > 0].groupby(list(SYNTHESIS), dropna=False):
-            if zero.real_share.nunique() > 1: rows.append(_rate(pd.concat([zero, g]), level))
+            if zero.real_share.nunique() < 2: continue
+            why = _trouble(*(o.fillna('').to_numpy(object) for o in (zero.problem, g.problem, zero.doubt)))[0]
+            if not why: rows.append(_rate(pd.concat([zero, g]), level))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/sweep/06_results.ipynb #651e71c1

@@ -13,8 +13,8 @@ from statsmodels.stats.multitest import multipletests
 from ..core.basics import BadInput
 
 # %% auto #0
-__all__ = ['joint_p', 'min_seeds', 'decide', 'power', 'seeds_needed', 'mde', 'points', 'Verdict', 'image_se', 'verdict',
-           'corrected', 'verdicts']
+__all__ = ['joint_p', 'min_seeds', 'decide', 'power', 'fold_power', 'seeds_needed', 'mde', 'points', 'Verdict', 'image_se',
+           'verdict', 'corrected', 'verdicts']
 
 # %% ../../nbs/sweep/05_stats.ipynb #527de166
 def _check_diffs(diffs, ndims=(1,), axis=None):
@@ -206,6 +206,19 @@ def power(
     return np.where(k[..., 0] < least, 0., p)[()]
 
 _power = power   # for functions with a parameter of that name
+
+def fold_power(
+    effect,    # true difference, a fraction of 1
+    sd,        # standard deviation of the paired differences over seeds
+    folds:int, # of the cross-validation
+    k:int,     # classifier seeds in each fold
+    image=0.,  # standard error of the mean difference from the choice of all test images
+    alpha=.05  # level
+) -> float:
+    "Return the probability of 'better' (or 'worse') in a cross-validation, whose test is that of Nadeau and Bengio"
+    if folds*k < min_seeds(alpha): return 0.
+    df, se = folds - 1, math.sqrt((1/folds + 1/(folds-1))*(sd**2/k + folds*image**2))
+    return float(stats.nct.sf(stats.t.ppf(1-alpha/2, df), df, abs(effect)/max(se, 1e-12)))
 
 # %% ../../nbs/sweep/05_stats.ipynb #bd82773d
 def seeds_needed(
