@@ -26,7 +26,7 @@ def _check_diffs(diffs, ndims=(1,), axis=None):
     if not np.isfinite(d).all(): raise BadInput("diffs contains NaN or infinity: leave that seed out of both arms.")
     k = d.shape[min(d.ndim-1, 1) if axis is None else axis] if d.size else 0
     if k < 2: raise BadInput(f"diffs has {_n(k, 'seed')}: give at least 2, and 6 for a verdict.")
-    if axis is None and abs(d).max() > 1:
+    if axis in (None, 0) and abs(d).max() > 1:
         raise BadInput(f"diffs contains {abs(d).max():g}: give fractions of 1, so that .02 is 2 points.")
     return d
 
