@@ -120,3 +120,7 @@ def test_what_differs_is_named_and_can_be_run_again(tmp_path, capsys):
     words = shlex.split(said.split(': ', 1)[1].split('<')[0])
     flags = dict(zip(words[1::2], words[2::2]))
     assert {'--folds': '1', '--margin': '0.01', '--seeds': '2,3,5', '--path': 'PATH', '--treatment': 'oversample'}.items() <= flags.items()
+
+def test_more_folds_than_images(animals, capsys):
+    assert data_command(['folder', animals['path'], '--copies', 'exact', '--folds', '60']) == 2
+    assert 'cannot be divided into 60 parts' in capsys.readouterr().err

@@ -7,7 +7,8 @@ from PIL import Image
 import synthrob.data.files as files
 import synthrob.data.sources as sources
 from synthrob.core.basics import BadInput
-from synthrob.data.core import prepare
+from synthrob.data.core import prepare, prepare_near
+from synthrob.data.splits import subjects
 from synthrob.split.core import run_split
 
 TOY = dict(size=32, gan_images=640, gan_width=8, cnn='poster', cnn_epochs=1, robustness='none')
@@ -180,6 +181,33 @@ def test_parquet(hub, tmp_path):
     shard(tmp_path/'text.parquet', 30, names=None)
     assert prepare('parquet', tmp_path/'text.parquet', root=tmp_path).vocab == ['is 0', 'is 1', 'is 2']
 
+def test_rows_are_named_by_where_their_shard_lies(tmp_path):
+    "Two shards of one name have rows and subjects of their own; a renamed file has another part; links are followed"
+    for k, site in enumerate('AB'): shard(tmp_path/'hub'/site/'train'/'0000.parquet', 30, 30*k, patient=[f'{site}{i//3}' for i in range(30)])
+    images = prepare('parquet', tmp_path/'hub', root=tmp_path/'runs')
+    assert len(set(images.names)) == 60 and subjects(images, 'column:patient', tmp_path/'hub').max() == 19
+    (tmp_path/'hub').rename(tmp_path/'moved')
+    again = prepare('parquet', tmp_path/'moved', root=tmp_path/'runs')
+    assert again.about['hash'] == images.about['hash'] and subjects(again, 'column:patient', tmp_path/'moved').max() == 19
+    shard(tmp_path/'blob', 30)
+    (tmp_path/'snapshot').mkdir()
+    for name in 'test.parquet', 'images.parquet':
+        (f := tmp_path/'snapshot'/name).symlink_to(tmp_path/'blob')
+        assert set(prepare('parquet', f, root=tmp_path/'runs').part) == {'test' if 'test' in name else ''}
+        assert len(prepare('parquet', tmp_path/'snapshot', root=tmp_path/'runs')) == 30
+        f.unlink()
+
+def test_near_copies_of_another_test_part(tmp_path):
+    "Pairs are of the images with one test part of FER-2013, and are not read for the other"
+    rng = np.random.default_rng(0)
+    base = np.kron(rng.integers(0, 255, (60, 6, 6)), np.ones((8, 8))).astype(int)
+    rows = [(i % 2 + 3, x, 'Training') for i, x in enumerate(base[:20])] + [(i % 2 + 3, x, 'PublicTest') for i, x in enumerate(base[20:40])]
+    rows += [(i % 2 + 3, x[:, ::-1], 'PrivateTest') for i, x in enumerate(base[:20])]     # mirror images of those in training
+    lines = [f"{y},{' '.join(map(str, x.ravel()))},{u}" for y, x, u in rows]
+    (tmp_path/'fer2013.csv').write_text('\n'.join(['emotion,pixels,Usage', *lines, '']))
+    pairs = lambda **kw: len(prepare_near('fer2013', tmp_path/'fer2013.csv', vocab=['happy', 'sad'], root=tmp_path/'runs', **kw))
+    assert (pairs(), pairs(test='PrivateTest'), pairs()) == (0, 20, 0)
+
 def test_bad_parquet(hub, tmp_path):
     file, b = tmp_path/'a.parquet', (hub/'data'/'train-00000-of-00002.parquet').read_bytes()
     ask = lambda path=file, **kw: prepare('parquet', path, root=tmp_path/'runs', **kw)
@@ -256,7 +284,7 @@ def test_cifar10(tmp_path, monkeypatch):
     first = next(i for i, y in enumerate(train[0]['labels']) if y == 3)
     assert np.array_equal(run.images.x[0].numpy().ravel(), train[0]['data'][first])
     (base/'test_batch').write_bytes(b'other')
-    refused('download=True downloads it', prepare, 'torchvision', tmp_path/'data', name='CIFAR10', root=tmp_path/'other')
+    refused('download=True) downloads it', prepare, 'torchvision', tmp_path/'data', name='CIFAR10', root=tmp_path/'other')
 
 def test_fashion_mnist(tmp_path):
     raw, rng = tmp_path/'data'/'FashionMNIST'/'raw', np.random.default_rng(0)
