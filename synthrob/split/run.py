@@ -131,7 +131,8 @@ def _graph(run):
     own = params_of(p, MixParams) | dict(recipe=run.recipe.params, cnn_seed=p.cnn_seed)
     own |= {f.name: v for f in fields(UseParams) if (v := getattr(p, f.name)) != f.default}
     teacher = run.teacher.stages['split'] if c['soft'] else None
-    add('split', own | many, _train_classifier, train=train, pool=s.get('pool'), teacher=teacher)
+    smoothed = p.treatment == 'class_weights' and run.recipe.smooth > 0         # version 1 smoothed by class weights
+    add('split', own | many, _train_classifier, 1 + smoothed, train=train, pool=s.get('pool'), teacher=teacher)
     if p.robustness != 'none':
         add('robustness', dict(level=asdict(robustness_level(p.robustness))), _evaluate_robustness, split=s['split'])
     if p.quality != 'none' and c['pool']: add('quality', {}, _evaluate_pool, 3, pool=s['pool'], judge=judge)
