@@ -449,6 +449,11 @@ def test_settings_are_kept_apart(few):
     assert rep.html.count('<h2>Setting: ') == 3 and "small CNN (the study's), 3 epochs" in rep.html
     assert len(rep.sentences) == 4 and sum(s.startswith('real share 1, gan width 32: ') for s in rep.sentences) == 2
 
+def test_settings_with_metrics_of_their_own(tmp_path):
+    for data, metric in ('faces', None), ('fer2013', 'macro_f1'): simulate_runs(tmp_path, ratios=(0, .4), hows=('add',), n=100, data=data, metric=metric)
+    rep = report(tmp_path, progress=False)
+    assert len(rep.sentences) == 2 and set(rep.table.metric) == {'accuracy', 'macro_f1'}
+
 def test_vectors_and_images_are_kept_apart(tmp_path):
     "Heads are compared with heads; the extractor, trained at ratio 0, is no baseline and no setting of its own"
     few = dict(hows=('add',), cnn_seeds=range(3), n=200)

@@ -5,7 +5,7 @@
 # %% ../../nbs/sweep/07_report.ipynb #15e5f347
 from __future__ import annotations
 import argparse, ast, re, shlex, sys
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
@@ -837,7 +837,8 @@ def report(runs='runs',   # folder of the runs, or a table from `results`
     paired_runs(frame)                                                   # raises if there is nothing to compare
     sentences, tables, parts = [], [], [H1('synthrob report: do synthetic images help?')]
     if frame.simulated.any(): parts.append(P('These runs are simulated: nothing was trained.', cls='warn'))
-    parts += [P(o, cls='verdict') for o in _exchange(exchange_rate(frame, metric, 1 - alpha), alpha)]
+    with suppress(BadInput):                                             # settings that declare different metrics
+        parts += [P(o, cls='verdict') for o in _exchange(exchange_rate(frame, metric, 1 - alpha), alpha)]
     for name, f in (parts_of := by_setting(frame)):
         try: lines, t, html = _setting(f, name, margin, alpha, metric, confirm, progress, len(parts_of))
         except BadInput as e: lines, t, html = [f'{name}: {e}'], None, [H2(f'Setting: {name}'), P(str(e), cls='warn')]
