@@ -330,12 +330,6 @@ def test_a_run_is_missing(few):
     pairs, = (p for p in paired_runs(results(few)) if p.arm['ratio'] == .3)
     assert pairs.missing == ['GAN seed 0, classifier seed 1'] and pairs.cnn_seeds == [0, 2]
 
-def test_the_run_of_a_teacher_is_no_baseline_without_arms(tmp_path):
-    simulate_runs(tmp_path, ratios=(0, .4), hows=('add',), n=100)
-    simulate_runs(tmp_path, ratios=(0,), cnn_seeds=[6], n=100)
-    f = results(tmp_path)
-    assert conclude(f).missing.tolist() == [0] and not any('lack runs' in o for o in limits(f, conclude(f)))
-
 def test_a_baseline_is_missing(few):
     assert remove(few, ratio=0, cnn_seed=2) == 1
     assert report(few, progress=False).table.pairs.tolist() == [2, 2]

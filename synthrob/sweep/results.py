@@ -377,14 +377,13 @@ def paired_runs(frame,             # from `results`
     key = lambda o, *cols: tuple(getattr(o, c) for group in cols for c in group)
     like = ('ratio', 'how', 'classes', 'equal') if against else ()
     if against == 'noise': like = tuple(k for k in ARM if k != 'treatment')        # it is used as synthetic images are
-    base, arms, seeds, used = {}, {}, {}, set()
+    base, arms, seeds = {}, {}, {}
     for o in _per_run(frame, metric, part, where):
         is_base = o.treatment == against if against else not o.ratio
         if is_base: base.setdefault(key(o, SETTING, CLASSIFIER, like), {})[o.fold, o.cnn_seed] = o
         elif o.ratio:
             arms.setdefault(key(o, SETTING, SYNTHESIS, CLASSIFIER, ARM), {})[o.gan_seed, (o.fold, o.cnn_seed)] = o
             for k in SEEDS: seeds.setdefault((key(o, SETTING, SYNTHESIS, CLASSIFIER), k), set()).add(getattr(o, k))
-            used.add(o.cnn_seed)
     if not base:
         raise BadInput(f"There is no run with treatment={against!r}: add that control to the sweep." if against else
                        "There is no run at ratio 0, the baseline: run ratio=0 once for each classifier seed.")
@@ -394,7 +393,7 @@ def paired_runs(frame,             # from `results`
         o = next(iter(found.values()))
         own = base.get(key(o, SETTING, CLASSIFIER, like), {})
         f, g, s = (seeds[key(o, SETTING, SYNTHESIS, CLASSIFIER), k] for k in SEEDS)
-        f, s = f | {k for k, _ in own}, s | {k for _, k in own if k in used}        # others: a judge's or a teacher's
+        f, s = f | {k for k, _ in own}, s | {k for _, k in own}
         out.append(_pair_up(found, own, sorted(g, key=first), list(product(sorted(f, key=first), sorted(s)))))
     order = (*SETTING, *CLASSIFIER, 'treatment', *(k for k in ARM[1:] if k != 'treatment'), *SYNTHESIS, 'ratio')
     return sorted(out, key=lambda p: [first(p.arm[k]) for k in order])
