@@ -479,19 +479,22 @@ def declared_margin(frame,      # from `results`
     if 0 < margin < 1: return float(margin)
     raise BadInput(f"margin={margin} is out of range: choose a difference in accuracy, such as .02 for 2 points.")
 
+def _by_balance(frame):
+    "The metric of runs that declare none"
+    f = frame[frame.metric == 'support']
+    n = f[f.part == ('train' if (f.part == 'train').any() else 'test')].groupby('class', observed=True).value.max()
+    return default_metric(n.tolist()) if len(n) else 'accuracy'
+
 def declared_metric(frame,      # from `results`
                     metric=None # overrides the records
                    ) -> str:    # 'accuracy', 'balanced_accuracy', 'macro_f1' or 'recall:CLASS'
     "Return the metric declared by the sweep or else by the runs; undeclared, balanced accuracy if classes are uneven"
     metric = metric or frame.attrs.get('declared', {}).get('metric')
     if metric is None:
-        f = frame[frame.metric == 'support']
-        n = f[f.part == ('train' if (f.part == 'train').any() else 'test')].groupby('class', observed=True).value.max()
-        usual = default_metric(n.tolist()) if len(n) else 'accuracy'
         arms = frame[frame.ratio > 0] if (frame.ratio > 0).any() else frame     # a judge or a teacher declares nothing
-        metric = _declared(arms.assign(declared_metric=arms.declared_metric.astype(object).fillna(usual)),
-                           'declared_metric', 'metrics', 'metric')
-    if metric is None: return usual
+        said = arms.declared_metric.astype(object)
+        if said.isna().any(): said = said.fillna(_by_balance(frame))
+        metric = _declared(arms.assign(declared_metric=said), 'declared_metric', 'metrics', 'metric') or 'accuracy'
     name, _, c = metric.partition(':')
     check_name(name, METRICS, f"There is no metric {name!r} to declare")
     if name == 'recall': check_name(c, frame['class'].dropna().unique().tolist(), f"There is no class {c!r}")
