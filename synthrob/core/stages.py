@@ -159,6 +159,7 @@ def busy(self:Stage) -> bool:
     except (NotImplementedError, OSError): pass
     return Path(f'{self.path}.softlock').exists()
 
+# %% ../../nbs/core/02_stages.ipynb #9041b18f
 @patch
 def check(self:Stage) -> bool: # whether it is finished
     "Raise `BadInput` if a file of the finished stage is not the one that was written, or the folder is another's"

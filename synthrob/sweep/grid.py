@@ -355,6 +355,7 @@ def _spread(self:Sweep, metric) -> tuple: # standard deviation, number of pairs;
     diffs = [d for d in diffs if len(d) > 1]
     return (statistics.mean(map(statistics.variance, diffs))**.5, sum(map(len, diffs))) if diffs else (None, 0)
 
+# %% ../../nbs/sweep/01_grid.ipynb #5bc1948b
 @patch
 def _enough(self:Sweep, effect, sd, power, alpha, limit=0, folds=1, metric='accuracy') -> str:
     "Say whether the sweep has the seeds that its aim needs"
