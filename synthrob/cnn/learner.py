@@ -378,7 +378,8 @@ class Evaluation(Confusion):
         "Expected calibration error, 15 bins (Guo et al. 2017, arXiv 1706.04599, eq. 3)"
         if not self.n: return float('nan')
         from torchmetrics.functional.classification import multiclass_calibration_error    # takes a second
-        return multiclass_calibration_error(self.probs, self.y, num_classes=len(self.vocab), n_bins=15).item()
+        probs = self.probs.clamp(max=1 - 2**-24)             # torchmetrics gives 1 a sixteenth bin of its own
+        return multiclass_calibration_error(probs, self.y, num_classes=len(self.vocab), n_bins=15).item()
 
     def __repr__(self): return f'Evaluation(n={self.n}, accuracy {self.accuracy:.1%}, calibration error {self.ece:.3f})'
 

@@ -16,7 +16,7 @@ from ..core.basics import (BadInput, generator, hash_array, hash_of, read_json, 
 from fastcore.basics import patch
 from fastprogress.fastprogress import progress_bar
 from scipy.stats import t as student_t
-from .attacks import Predictor, _wilson, attack, plot_attack_curves
+from .attacks import Predictor, _check, _wilson, attack, plot_attack_curves
 from .calibration import Temperature, fit_temperature
 from .learner import Evaluation, evaluate, predict
 from .corruptions import common, corrupt, extra
@@ -46,17 +46,35 @@ robustness_levels = dict(
 
 def robustness_level(level # 'fast', 'full' or a `RobustnessLevel`
                     ) -> RobustnessLevel:
-    "Return a level by name; raise `BadInput` for an unknown one"
-    if isinstance(level, RobustnessLevel): return level
+    "Return a level by name; raise `BadInput` for an unknown one, or one that cannot be evaluated"
+    if isinstance(level, RobustnessLevel): return _checked(level)
     if level in robustness_levels: return robustness_levels[level]
     raise BadInput(f"level={level!r} is unknown: choose {' or '.join(robustness_levels)}, or give a `RobustnessLevel`.")
 
+def _checked(lv):
+    "Raise `BadInput` for a `RobustnessLevel` that would fail on the way"
+    for k in ('corruptions', 'severities'):
+        if not getattr(lv, k): raise BadInput(f"{k} is empty: name at least one.")
+    for k in ('n', 'n_attack'):
+        if (v := getattr(lv, k)) is not None and v < 1: raise BadInput(f"{k}={v} is out of range: choose at least 1.")
+    for o in lv.attacks:
+        if len(o) != 4: raise BadInput(f"attacks has the entry {o!r}: give (name, norm, steps, radii).")
+        *_, radii = o
+        if not radii or len(set(radii)) < len(radii) or min(radii) <= 0:
+            raise BadInput(f"attacks has the radii {radii!r}: give different ones above 0.")
+    kinds = [tuple(o[:2]) for o in lv.attacks]
+    for name, norm in kinds:
+        if kinds.count((name, norm)) > 1:
+            raise BadInput(f"attacks has {name!r} with norm {norm!r} twice: give all its radii in one entry.")
+    return lv
+
 def _stratified(y, n, seed):
-    "Return the ascending positions of `n` images (None: all) with the class proportions of the labels `y`"
+    "Return the ascending positions of `n` images (None: all) in the class proportions of `y`, one of each at least"
     rank = torch.empty(len(y), dtype=torch.float64)
     for c in y.unique().tolist():
         own = (y == c).nonzero()[:, 0]
         rank[own] = (torch.randperm(len(own), generator=generator('stratified', seed, c)).double() + .5)/len(own)
+        rank[own[rank[own].argmin()]] = 0
     return rank.argsort(stable=True)[:n].sort()[0]
 
 # %% ../../nbs/cnn/06_robustness.ipynb #06408ba0
@@ -117,7 +135,7 @@ def summary(self:Robustness) -> dict: # plain numbers, and the name of the worst
     return dict(mca=float(mean.accuracy), mca_extra=number(mca_extra),
                 worst=str(t.accuracy.idxmin()), worst_accuracy=float(t.accuracy.min()),
                 ece_corrupted=float(mean.ece), ece_corrupted_calibrated=number(mean.ece_calibrated),
-                recall={c: float(mean[f'recall_{c}']) for c in self.vocab},
+                recall={c: number(mean[f'recall_{c}']) for c in self.vocab},
                 attacks={_attack_key(a.attack, a.norm, a.eps): float(a.accuracy) for a in attacks.itertuples()})
 
 def _attack_key(name, norm, eps): return f'{name} {norm} ' + (f'{eps*255:.3g}/255' if norm == 'inf' else f'{eps:.3g}')
@@ -178,7 +196,8 @@ def _steps_of(model, images, lv, valid, seed, done):
         xb = corrupt(x, *corruption, seed, index.to(device)) if corruption else x
         ev = Evaluation(predict(model.net, xb, model.flip), y, list(images.vocab))
         calibrated = ev.calibrated(Temperature(**done.rows['temperature'])).ece if valid is not None else None
-        recall = {f'recall_{c}': float(v) for c, v in ev.per_class.recall.items()}
+        t = ev.per_class
+        recall = {f'recall_{c}': float(v) for c, v in t.recall.where(t.support > 0).items()}
         row = dict(n=len(y), accuracy=ev.accuracy, ece=ev.ece, ece_calibrated=calibrated, **recall)
         return row, ev.pred.to(torch.int16)
 
@@ -209,15 +228,14 @@ def evaluate_robustness(learn,          # a `Learner` from `cnn_learner`, or a m
     "Evaluate a classifier under corruption and attack, or read a finished result; raise `BadInput` for unusable input"
     lv = robustness_level(level)
     if len(images.y) == 0: raise BadInput("images is empty: choose another part or class.")
-    if not lv.corruptions: raise BadInput("corruptions is empty: name at least one.")
     if valid is not None and len(valid.y) == 0: raise BadInput("valid is empty: give validation images, or valid=None.")
     for c, s in product(lv.corruptions, lv.severities): corrupt(images.x[:0], c, s)
-    for o in lv.attacks:
-        if len(o) != 4: raise BadInput(f"attacks has the entry {o!r}: give (name, norm, steps, radii).")
     model = Predictor(learn, flip).eval()
     if not all(o.isfinite().all() for o in model.net.state_dict().values()):
         raise BadInput("The classifier's weights are not finite: its training diverged, and there is nothing to "
                        "evaluate.")
+    for name, norm, most, radii in lv.attacks:
+        for eps in radii: _check(model, images.x[:1], images.y[:1], name, eps, norm, most)
     about = _about(model, images, lv, valid, seed)
     if path is not None and (file := Path(path)/'robust.json').exists():
         _check_same(read_json(file)['about'], about, file)
@@ -305,9 +323,10 @@ def _clean_figures(ev):
     def figures(s): # (...,k²) -> (measure, class) -> values (...)
         m = s.reshape(*s.shape[:-1], k, k)
         correct, predicted, true = np.einsum('...ii->...i', m), m.sum(-2), m.sum(-1)
-        with np.errstate(invalid='ignore'):                       # 0/0 counts as 0
-            p, r, f1 = map(np.nan_to_num, (correct/predicted, correct/true, 2*correct/(predicted + true)))
-        out = {('accuracy', ''): correct.sum(-1)/n, ('macro_f1', ''): f1.mean(-1)}
+        with np.errstate(invalid='ignore'):                       # 0/0 counts as 0, but NaN in a resample without the class
+            known = lambda v: np.where((true > 0) | (s.ndim < 2), np.nan_to_num(v), np.nan)
+            p, r, f1 = map(known, (correct/predicted, correct/true, 2*correct/(predicted + true)))
+        out = {('accuracy', ''): correct.sum(-1)/n, ('macro_f1', ''): np.nanmean(f1, -1)}
         for i, c in enumerate(ev.vocab): out |= {('precision', c): p[..., i], ('recall', c): r[..., i]}
         return out
     return torch.nn.functional.one_hot(ev.y*k + ev.pred, k*k).double().numpy(), figures
@@ -340,7 +359,7 @@ def _bootstrap(sums, figures, level=.95):
     n, rng = len(sums), np.random.default_rng(0)
     times = np.stack([np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(1000)])
     resampled = figures(times @ sums)
-    ends = {k: np.percentile(v, [50*(1 - level), 50*(1 + level)]).tolist() for k, v in resampled.items()}
+    ends = {k: np.nanpercentile(v, [50*(1 - level), 50*(1 + level)]).tolist() for k, v in resampled.items()}
     return {k: (float(v), *ends[k]) for k, v in figures(sums.sum(0)).items()}
 
 def _over_seeds(runs, level):
@@ -404,7 +423,9 @@ def _check_runs(name, runs, reference, base):
     settings = lambda rob: {k: rob.about[k] for k in ('images', 'level', 'seed')}
     (first, base_rob), *_ = base
     for ev, rob in runs:
-        if list(ev.vocab) != list(first.vocab) or not torch.equal(ev.y, first.y):
+        index = [o.index for o in (ev, first) if hasattr(o, 'index')]                  # of experiments
+        other = not torch.equal(ev.y, first.y) or len(index) == 2 and not np.array_equal(*index)
+        if list(ev.vocab) != list(first.vocab) or other:
             raise BadInput(f"{name} was evaluated on other images than {reference}: use the same test part.")
         if (rob is None) != (runs[0][1] is None):
             raise BadInput(f"{name} has robustness for only some of its runs: evaluate it for all or none.")

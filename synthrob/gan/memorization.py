@@ -6,7 +6,7 @@
 from __future__ import annotations
 import math
 from dataclasses import dataclass
-import matplotlib.pyplot as plt, pandas as pd
+import matplotlib.pyplot as plt, numpy as np, pandas as pd
 import torch
 from torch import Tensor
 from fastcore.basics import patch
@@ -31,16 +31,24 @@ def data_copying_z(fake,   # distances of synthetic images to their nearest trai
     return float((rank[:m].sum() - m*(m + n + 1)/2)/sd) if sd else 0.
 
 # %% ../../nbs/gan/08_memorization.ipynb #ccbad2cd
-def near_copies(fake:Tensor,    # distances of synthetic images to their nearest training images (m,)
-                holdout:Tensor, # the same of holdout images (n,)
-                level:float=.01 # share of holdout images that count as near by chance
-               ) -> tuple:      # near copies, bool (m,); p of so many by chance
-    "Return which synthetic images are nearer to training images than all but a share `level` of holdout images, and p"
-    m, n = len(fake), len(holdout)
-    j = max(1, int(level*(n + 1)))                                         # below by chance: j in n + 1
-    below = fake < holdout.kthvalue(j).values
-    k = int(below.sum())
-    return below, float(hypergeom.sf(k - 1, m + n, m, k + j - 1)) if k else 1.
+def near_copies(fake:Tensor,          # distances of synthetic images to their nearest training images (m,)
+                holdout:Tensor,       # the same of holdout images (n,)
+                y:Tensor,             # classes of the synthetic images (m,)
+                y_holdout:Tensor,     # classes of the holdout images (n,)
+                level:float=.01       # share of the holdout images of a class that count as near by chance
+               ) -> tuple:            # near copies, bool (m,); their share by chance; p of so many
+    "Find synthetic images nearer to training images than all but a share `level` of the holdout images of their class"
+    near, by_chance, chances = torch.zeros(len(fake), dtype=torch.bool), 0., np.ones(1)
+    for c in y.unique():
+        own, real = y == c, holdout[y_holdout == c]
+        if not (n := len(real)): continue                                  # nothing says what is near in this class
+        m, j = int(own.sum()), max(1, int(level*(n + 1)))                  # below by chance: j in n + 1
+        near[own] = fake[own] < real.kthvalue(j).values
+        by_chance += m*j/(n + 1)
+        k = np.arange(m + 2)
+        at_least = hypergeom.sf(k - 1, m + n, m, k + j - 1)                # k synthetic ones below the j-th real one
+        chances = np.convolve(chances, -np.diff(at_least))                 # classes are independent
+    return near, by_chance/len(fake), min(1., float(chances[int(near.sum()):].sum()))
 
 # %% ../../nbs/gan/08_memorization.ipynb #f8f7321b
 @dataclass
@@ -50,7 +58,7 @@ class CopyReport:
     expected: float         # share expected by chance
     p: float                # probability of so many by chance
     c_t: float              # C_T of Meehan et al.; below -3: nearer to training images than holdout images are
-    by_class: pd.DataFrame  # a row per class: images, median scores, C_T, near copies
+    by_class: pd.DataFrame  # a row per class: images, median scores, C_T, near copies; NaN without images
     pairs: pd.DataFrame     # of synthetic images `a` and their nearest training images `b`, and whether `near` copies
     sure: int               # synthetic images whose score is above the threshold of `near_duplicates`
     n: int                  # synthetic images that were compared
@@ -58,8 +66,8 @@ class CopyReport:
 
     @property
     def memorises(self) -> bool:
-        "Are there significantly more near copies than by chance (p < .0001), by more than 5 % of the images?"
-        return self.p < 1e-4 and self.share > .05 + self.left_out
+        "Are there significantly more near copies than by chance (p < .0001), by more than 4 % of the images?"
+        return self.p < 1e-4 and self.share > self.expected + .04 + self.left_out
 
     @property
     def sentence(self) -> str:
@@ -67,7 +75,7 @@ class CopyReport:
         p = 'p < 0.0001' if self.p < 1e-4 else f'p = {self.p:.2g}'
         chance = f"{self.expected:.0%} by chance, {p}; C_T = {self.c_t:.1f}"
         found = (f"{self.share:.1%} of {self.n:,} synthetic images are nearer to a training image than "
-                 f"{1 - self.expected:.0%} of holdout images are ({chance})")
+                 f"{1 - self.expected:.0%} of holdout images of its class are ({chance})")
         if self.sure: found += f", and {self.sure:,} seem to show one, as {self.left_out:.1%} of holdout images do"
         if self.memorises: return f"The generator memorises: {found}."
         if self.p < 1e-4 or self.sure > self.expected*self.n:
@@ -101,18 +109,18 @@ def find_copies(pool,           # synthetic images: anything with `x` uint8 (n,c
     new = found[m:] <= least                     # leave out holdout images that are in the training part as well
     if not new.any(): raise BadInput("All holdout images are copies of training images: split without leaks.")
     fake, real, y, y_real = found[:m], found[m:][new], pool.y.cpu()[rows], holdout.y.cpu()[others][new]
-    near, p = near_copies(1 - fake, 1 - real, level)
-    table = {}
-    for c in y.unique().tolist():
+    near, chance, p = near_copies(1 - fake, 1 - real, y, y_real, level)
+    table, middle = {}, lambda v: v.median().item() if len(v) else math.nan
+    for c, name in enumerate(pool.vocab):
         f, h = fake[y == c], real[y_real == c]
-        table[pool.vocab[c]] = dict(n_pool=len(f), n_holdout=len(h), score=f.median().item(),
-                                    score_holdout=h.median().item() if len(h) else math.nan,
-                                    c_t=data_copying_z(1 - f, 1 - h), near_copies=near[y == c].double().mean().item())
+        table[name] = dict(n_pool=len(f), n_holdout=len(h), score=middle(f), score_holdout=middle(h),
+                           c_t=data_copying_z(1 - f, 1 - h) if len(f) and len(h) else math.nan,
+                           near_copies=near[y == c].double().mean().item() if len(h) else math.nan)
     table = pd.DataFrame(table).T.astype(dict(n_pool=int, n_holdout=int))
-    c_t = float((table.c_t*table.n_holdout).sum()/max(1, table.n_holdout.sum()))
+    known = table.dropna(subset='c_t')
+    c_t = float((known.c_t*known.n_holdout).sum()/max(1, known.n_holdout.sum()))
     best = best[best.a < m]
     best = best.assign(a=rows.numpy()[best.a], near=near.numpy()[best.a])
-    chance = max(1, int(level*(len(real) + 1)))/(len(real) + 1)
     return CopyReport(near.double().mean().item(), chance, p, c_t, table, best, int((fake > least).sum()), m,
                       1 - new.double().mean().item())
 

@@ -49,7 +49,8 @@ class Extractor(nn.Module):
 
     def _vectors(self, x):
         found, linears = None, [m for m in self.model.modules() if isinstance(m, nn.Linear)]
-        def keep(v): nonlocal found; found = _as_vectors(v, self.layer)
+        swin = self.layer and any(type(m).__name__ == 'SwinTransformer' for m in self.model.modules())
+        def keep(v): nonlocal found; found = _as_vectors(v, self.layer, swin)
         if self.layer is None: hooks = [m.register_forward_pre_hook(lambda _, inp: keep(inp[0])) for m in linears]
         else: hooks = [self.model.get_submodule(self.layer).register_forward_hook(lambda _, inp, out: keep(out))]
         try: self.model(x)
@@ -58,8 +59,10 @@ class Extractor(nn.Module):
         if found is None: raise BadInput(f"layer={self.layer!r} is not used in the net's forward pass: choose another.")
         return found
 
-def _as_vectors(v, layer):
+def _as_vectors(v, layer, swin=False):
     "The output of a layer as vectors, copied, since later layers may overwrite it"
+    if swin and getattr(v, 'ndim', 0) == 4: raise BadInput(f"layer={layer!r} of a Swin net has no fixed order of "
+                                                            "channels and pixels: leave layer out.")
     if not isinstance(v, Tensor) or v.ndim < 2:
         raise BadInput(f"layer={layer!r} does not give one vector per image: choose another.")
     return (v.flatten(2).mean(2) if v.ndim == 4 else v.mean(1) if v.ndim == 3 else v.clone()).float()
@@ -67,11 +70,13 @@ def _as_vectors(v, layer):
 # %% ../../nbs/split/03_features.ipynb #b05d245e
 class ImageNetInput(nn.Module):
     "Convert images in [0,1], of 1 or 3 channels and any size, to the input of torchvision's pretrained nets"
-    def __init__(self, px=128): # side of the net's input in pixels
+    def __init__(self, px=128,                # side of the net's input in pixels
+                 mean=(.485, .456, .406),     # of each channel, in [0,1]
+                 std=(.229, .224, .225)):     # of each channel
         super().__init__()
         self.px = px
-        self.register_buffer('mean', torch.tensor([.485, .456, .406])[:, None, None], persistent=False)
-        self.register_buffer('std', torch.tensor([.229, .224, .225])[:, None, None], persistent=False)
+        self.register_buffer('mean', torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer('std', torch.tensor(std)[:, None, None], persistent=False)
 
     def forward(self, x):
         x = F.interpolate(x, size=(self.px, self.px), mode='bilinear', antialias=True)
@@ -105,7 +110,9 @@ def pretrained(name:str, # a classifier of torchvision, e.g. 'resnet18'
     try: net.load_state_dict(state)
     except (RuntimeError, TypeError) as e:
         raise BadInput(f"The weights in {weights} are not those of {name}: {' '.join(str(e).split())[:160]}.") from None
-    return nn.Sequential(ImageNetInput(getattr(net, 'image_size', 128)), net).eval()
+    if hasattr(net, 'transform_input'): net.transform_input = True       # what published weights of Inception expect
+    norm = models.get_model_weights(name).DEFAULT.transforms()            # downloads nothing
+    return nn.Sequential(ImageNetInput(getattr(net, 'image_size', 128), norm.mean, norm.std), net).eval()
 
 # %% ../../nbs/split/03_features.ipynb #cef36386
 @torch.no_grad()

@@ -135,7 +135,7 @@ def _graph(run):
     add('split', own | many, _train_classifier, 1 + smoothed, train=train, pool=s.get('pool'), teacher=teacher)
     if p.robustness != 'none':
         add('robustness', dict(level=asdict(robustness_level(p.robustness))), _evaluate_robustness, split=s['split'])
-    if p.quality != 'none' and c['pool']: add('quality', {}, _evaluate_pool, 3, pool=s['pool'], judge=judge)
+    if p.quality != 'none' and c['pool']: add('quality', {}, _evaluate_pool, 4, pool=s['pool'], judge=judge)
     return s
 
 # %% ../../nbs/split/04_run.ipynb #0a9aa7e5
@@ -247,6 +247,11 @@ def _fit_gan(run, folder):
     return learn, best
 
 def _train_gan(run, stage):
+    p, valid = run.p, run.part('valid')
+    few = [c for c, n in zip(valid.vocab, valid.y.bincount(minlength=valid.c)) if n < 2]
+    if few and (p.quality != 'none' or p.gan_pick == 'best'):
+        raise BadInput(f"Class {few[0]!r} has fewer than two validation images, so images of a GAN cannot be compared with "
+                       "them: choose quality='none' and gan_pick='last', or add images.")
     if not run.leak: check_held_out(run.part('train').x, run.holdout)
     _launch(run, '_fit_gan', stage, 30)
     learn, best = _fit_gan(run, stage.path)                # after several processes, it is found finished
@@ -332,7 +337,9 @@ def evaluation_from(table:pd.DataFrame, # from `predictions_frame`
     "Return the `Evaluation` of a table of predictions"
     t = table[table.part == part]
     names = [c for c in t.columns if c.startswith('p_')]
-    return Evaluation(t[names].to_numpy(copy=True), t.true.to_numpy(copy=True), [c[2:] for c in names])
+    ev = Evaluation(t[names].to_numpy(copy=True), t.true.to_numpy(copy=True), [c[2:] for c in names])
+    ev.index = t['index'].to_numpy(copy=True)                      # tells whether two were of the same items
+    return ev
 
 def leak_worth(ev:Evaluation, # of the test part
                leaked         # which of its images have a copy in training (n,), bool
