@@ -64,6 +64,24 @@ def test_pictures_have_alternatives_and_controls_names(images, sweep, gan):
         assert found and all(len(o['alt']) > 3 and o['width'] and o['height'] for o in found), e
         assert all(c.description and c.tooltip for c in e.controls.values()), e
 
+def test_arms_that_differ_by_the_use_of_their_images(tmp_path):
+    "Each can be chosen; names of classes may hold dollar signs"
+    names = 'a$_$', 'b $x_{$ y', 'c'
+    for use in ({}, dict(synthetic_weight=.5), dict(schedule='pretrain')):
+        simulate_runs(tmp_path, ratios=(0, .3), hows=('add',), n=99, cnn_seeds=range(2), vocab=names, **use)
+    e = SplitExplorer(tmp_path)
+    arms = e.controls['arm'].options
+    assert sorted(o.rpartition(', ')[2] for o in arms) == ['of weight 0.5', 'synthetic', 'trained on first']
+    assert len(pictures(e.show(arm=arms[2], ratio=.3))) == 4
+
+def test_severities_of_pairs_that_were_evaluated(tmp_path):
+    simulate_runs(tmp_path, ratios=(0, .3), hows=('add',), n=100, gan_seeds=range(2), cnn_seeds=range(3))
+    f = results(tmp_path)
+    bare = f[(f.gan_seed == 1) | (f.cnn_seed == 2) & (f.ratio == 0)].run.unique()
+    f = f[~(f.run.isin(bare) & f.metric.str.startswith('corruption'))]
+    view = SplitExplorer(f).show(ratio=.3)
+    assert 'means and range over 2 runs' in view._repr_html_()
+
 def test_data_groups(images):
     s = splits(images)
     found, status = image_groups(images, s), DataExplorer(images).status

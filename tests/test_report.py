@@ -1,6 +1,7 @@
 "The report on simulated records: with an effect, without one, and with missing or damaged files"
 from __future__ import annotations
 import json, re, shutil
+from itertools import product
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -269,7 +270,8 @@ def test_robustness_of_one_side(few):
         if r['given']['ratio']: continue
         for p in few.glob('robustness/*/record.json'):
             if json.loads(p.read_text())['inputs']['split'] == d.name: shutil.rmtree(p.parent)
-    assert report(few, progress=False).sentences == whole
+    rep = report(few, progress=False)
+    assert rep.sentences == whole and 'evaluated for one side of each pair only' in rep.html
 
 def test_a_control_that_cannot_be_compared(tmp_path):
     "It is not called missing"
@@ -282,6 +284,38 @@ def test_no_exchange_rate_from_failed_runs(tmp_path):
     for share in .25, .5, 1.: simulate_runs(tmp_path, ratios=(0, .5), hows=('add',), n=200, real_share=share)
     f = results(tmp_path)
     assert len(exchange_rate(f)) == 1 and len(exchange_rate(f.assign(problem='It did not learn.'))) == 0
+
+def test_exchange_rates_say_whose_they_are(tmp_path):
+    for share, arch in product((.25, .5, 1.), ('default', 'sngan')):
+        simulate_runs(tmp_path, ratios=(0, .5), hows=('add',), n=200, real_share=share, gan_arch=arch)
+    html = report(tmp_path, progress=False).html
+    assert all(f"Exchange rate, small CNN (the study's), gan arch {k}:" in html for k in ('default', 'sngan'))
+
+def test_arms_of_unequal_seeds(tmp_path):
+    "Those with enough seeds compete for the headline, by their gain if none is common; caption and table agree"
+    simulate_runs(tmp_path, ratios=(0,), cnn_seeds=range(12), n=200)
+    simulate_runs(tmp_path, ratios=(.2,), hows=('add',), cnn_seeds=range(6), n=200)
+    simulate_runs(tmp_path, planted, ratios=(.4,), hows=('add',), cnn_seeds=range(6, 12), n=200)
+    simulate_runs(tmp_path, planted, ratios=(.5,), hows=('add',), cnn_seeds=range(2), n=200)
+    rep = report(tmp_path, progress=False)
+    assert rep.table[rep.table.headline].ratio.tolist() == [.4] and len(rep.sentences) == 1 and 'no verdict.' not in rep.html
+    base = rep.table.baseline.mean()
+    assert f'Ratio 0: {100*base:.1f} %' in rep.html and 'a point is ratio 0 plus the paired difference' in rep.html
+
+def test_heads_on_extractors_of_unequal_training(tmp_path):
+    "Each has its own name and figures"
+    for epochs in (5, 20): simulate_runs(tmp_path, ratios=(0, .3), hows=('add',), n=200, space='feature', head='linear',
+                                         head_epochs=10, cnn_epochs=epochs)
+    rep = report(tmp_path, progress=False)
+    assert all(f'its extractor {e}' in s for e, s in zip((5, 20), sorted(rep.sentences, key=lambda s: 'extractor 20' in s)))
+
+def test_alpha_reaches_the_tables(tmp_path):
+    "Six seeds decide nothing at the level .01, five something at .1"
+    simulate_runs(tmp_path, planted, ratios=(0, .4), hows=('add',), n=200)
+    rep = report(tmp_path, alpha=.01, progress=False)
+    assert '6 classifier seeds decide nothing' in str(rep) and '99 % intervals' not in rep.html
+    five = report(results(tmp_path, cnn_seed=range(5)), alpha=.1, progress=False)
+    assert '90 % intervals of the paired difference' in five.html
 
 def test_clusters_of_images(tmp_path):
     "Near copies and subjects count as one image each"
@@ -578,13 +612,14 @@ def test_the_order_of_the_page(page):
     assert 'These runs are simulated' in page.body and 'SIMULATED' in page.body
 
 def test_names_are_escaped(tmp_path):
-    names = ('<img src=x onerror=alert(1)>', '"quoted" & \'single\'', '$broken', 'sad')
+    names = ('<img src=x onerror=alert(1)>', '"quoted" & \'single\'', '$broken', 'grade 1.25750')
     simulate_runs(tmp_path, ratios=(0, .5), hows=('add',), cnn_seeds=range(2), vocab=names, n=80)
     rep = report(tmp_path, progress=False)
     p = Page(rep.html)
     assert not p.tags['img'] and not any('onerror' in a for _, a in p.attrs)
     shown = [a['aria-label'] for t, a in p.attrs if t == 'svg']
     for name in names: assert any(f'recall of {name} ' in o for o in shown), 'and can be read'
+    assert 'recall of grade 1.25750 (%)' in rep.html, 'only drawings are rounded'
 
 def test_many_classes(tmp_path):
     names = tuple(f'class {i:02}' for i in range(15))

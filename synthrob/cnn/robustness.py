@@ -323,7 +323,7 @@ def _clean_figures(ev):
     def figures(s): # (...,k²) -> (measure, class) -> values (...)
         m = s.reshape(*s.shape[:-1], k, k)
         correct, predicted, true = np.einsum('...ii->...i', m), m.sum(-2), m.sum(-1)
-        with np.errstate(invalid='ignore'):                       # 0/0 counts as 0, but NaN in a resample without the class
+        with np.errstate(invalid='ignore'):   # 0/0 counts as 0, in a resample without the class as NaN
             known = lambda v: np.where((true > 0) | (s.ndim < 2), np.nan_to_num(v), np.nan)
             p, r, f1 = map(known, (correct/predicted, correct/true, 2*correct/(predicted + true)))
         out = {('accuracy', ''): correct.sum(-1)/n, ('macro_f1', ''): np.nanmean(f1, -1)}

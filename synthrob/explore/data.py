@@ -16,6 +16,7 @@ from ..core.stages import read_record
 from ..data.core import prepare
 from ..data.splits import splits
 from .panels import Explorer, View, chart, picture, tiles
+from ..sweep.report import _no_math
 from ..split.params import check_params
 from ..split.run import SplitRun
 
@@ -167,8 +168,9 @@ class CorruptionExplorer(Explorer):
         named = lambda p: f'{im.vocab[p.argmax()]} ({p.max():.0%})'
         text = (f"Image {i} is {true}. Prediction for the clean image: {named(before)}; {now}: {named(after)}, "
                 f"{'right' if after.argmax() == im.y[i] else 'wrong'}.")
-        t = pd.DataFrame(dict(clean=before, corrupted=after), [f'→ {c}' if c == true else c for c in im.vocab])[::-1]
-        draw = lambda ax: t.plot.barh(ax=ax, xlim=(0, 1), color=['#a9c7e0', '#0173b2'], xlabel='probability')
+        t = pd.DataFrame(dict(clean=before, corrupted=after), ['→ '*(c == true) + c for c in im.vocab])[::-1]
+        look = dict(xlim=(0, 1), color=['#a9c7e0', '#0173b2'], xlabel='probability')
+        draw = lambda ax: t.rename(_no_math).plot.barh(ax=ax, **look)
         alt = ', '.join(f'{c} {a:.0%} and {b:.0%}' for c, b, a in t.itertuples())
         return View(text, [*panels, chart(draw, f'Probabilities, corrupted and clean: {alt}', 'Arrow: the true class.',
                                           (3.5, .9 + .32*len(t)))])

@@ -15,7 +15,8 @@ from ..core.stages import read_record
 from .data import CorruptionExplorer, DataExplorer
 from .gan import GANExplorer
 from .panels import Explorer, View, chart
-from ..sweep.report import INK, _diff, _interval, _net_name, by_setting, headline, net_name, plot_ratio
+from ..sweep.report import (INK, _diff, _interval, _net_name, _no_math, _use, by_setting, headline, net_name,
+                                   plot_ratio)
 from ..sweep.results import (CLASSIFIER, RATIO_GROUP, conclude, declared_margin, differences, metric_name,
                                     paired_runs, results)
 from ..sweep.stats import min_seeds
@@ -38,7 +39,7 @@ class SweepTables:
         self.recalls = {c: differences(frame, 'recall', class_=c) for c in self.vocab}
         arms = self.table.groupby(list(RATIO_GROUP), dropna=False, sort=False)
         first = lambda r: ', smallest classes first'*(r.classes == 'balance')
-        name = lambda r: f"{_net_name(r, self.table)}: {r.how}, {r.treatment}{first(r)}"
+        name = lambda r: ', '.join([f"{_net_name(r, self.table)}: {r.how}, {r.treatment}{first(r)}", *_use(r)])
         self.arms = {name(g.iloc[0]): g for _, g in arms}
         f = frame[frame.metric == 'corruption_accuracy'].astype(dict(severity='Int64'))
         self.corrupted = f.pivot_table(index='run', columns=['corruption', 'severity'], values='value', observed=True)
@@ -103,6 +104,7 @@ def _plot_confusion(self:SweepTables, arm, ratio):
     "Chart of the confusion matrix of all runs, in per cent of the true class, with the difference to ratio 0 in points"
     zero, m = (self.confusion(self._runs(arm, ratio, o)) for o in (True, False))
     share, old = (100*o.confusion.div(o.confusion.sum(axis=1).clip(lower=1), axis=0) for o in (m, zero))
+    share, old = (o.rename(index=_no_math, columns=_no_math) for o in (share, old))
     change = (share - old).map(lambda d: f'\n{d:+.0f}'.replace('-', '−') if abs(d) >= .5 else '')
     def draw(ax):
         sns.heatmap(share, vmin=0, vmax=100, cmap='Blues', annot=share.map('{:.0f}'.format) + change, fmt='',
@@ -127,7 +129,7 @@ def _plot_recall(self:SweepTables, arm, ratio):
         ax.plot(base, at - .13*bool(ratio), 'o', mfc='w', mec=INK, ms=5)
         if ratio: ax.plot(now, at + .13, 'o', color=BLUE, ms=5)
         if ratio and enough: ax.hlines(at + .13, *((base + o).clip(0, 100) for o in (low, high)), color=BLUE, lw=1.6)
-        ax.set(yticks=at, yticklabels=self.vocab, xlabel='recall (%)', ylim=(len(at) - .5, -.5))
+        ax.set(yticks=at, yticklabels=list(map(_no_math, self.vocab)), xlabel='recall (%)', ylim=(len(at) - .5, -.5))
         ax.grid(axis='x', alpha=.25)
         ax.set_xlim(*np.clip(ax.get_xlim(), -2, 102))
     values = (f'{c} {b:.1f}' + f' to {n:.1f}'*bool(ratio) for c, b, n in zip(self.vocab, base, now))
@@ -140,10 +142,16 @@ def _plot_severity(self:SweepTables, arm, ratio, corruption):
     "Chart of accuracy against severity, mean and range over runs"
     t = self.corrupted
     t = t[corruption] if corruption else t.T.groupby(level='severity', observed=True).mean().T
-    of = lambda base: 100*t.reindex(list(self._runs(arm, ratio, base))).dropna()
-    lines = [('ratio 0', of(True), '0.35', 'o--')] + [('this ratio', of(False), BLUE, 's-')]*bool(ratio)
+    zero, now, have = self._runs(arm, ratio, True), self._runs(arm, ratio), set(t.dropna().index)
+    if ratio:                                                            # pairs of which both sides were evaluated
+        p = self.pairs[self._row(arm, ratio).name]
+        both = np.isin(p.runs, list(have)) & np.isin(p.base_runs, list(have))
+        zero, now = p.base_runs[both.any(0)], p.runs[both]
+    of = lambda runs: 100*t.reindex([r for r in runs if r in have])
+    lines = [('ratio 0', of(zero), '0.35', 'o--')] + [('this ratio', of(now), BLUE, 's-')]*bool(ratio)
     name = corruption.replace('_', ' ') or 'all corruptions, mean'
-    if not all(len(v) for _, v, *_ in lines): return f'{name}: not evaluated for these runs.'
+    many = dict.fromkeys(str(len(v)) for _, v, *_ in lines)
+    if '0' in many: return f'{name}: not evaluated for these runs.'
     def draw(ax):
         for label, v, color, mark in lines:
             ax.plot(t.columns, v.mean(), mark, ms=4, lw=1.4, color=color, label=label)
@@ -153,7 +161,7 @@ def _plot_severity(self:SweepTables, arm, ratio, corruption):
         ax.set_ylim(*np.clip(ax.get_ylim(), 0, 100))
     means = '; '.join(f"{label} {', '.join(f'{o:.1f}' for o in v.mean())}" for label, v, *_ in lines)
     return chart(draw, f'Accuracy in per cent, {name}, severities {", ".join(map(str, t.columns))}: {means}',
-                 f'{name.capitalize()}: means and range over {len(lines[0][1])} runs.')
+                 f"{name.capitalize()}: means and range over {' and '.join(many)} runs.")
 
 # %% ../../nbs/explore/04_explore_split.ipynb #17650c99
 class SplitExplorer(Explorer):
@@ -224,6 +232,7 @@ def explore(out='runs',  # folder of all stages
                 GAN=lambda: GANExplorer(gan, out=out), sweep=lambda: SplitExplorer(out if runs is None else runs))
     which, place, made = W.Dropdown(description='Explore', tooltip='what', options=list(make)), W.VBox(), {}
     def choose(_=None):
+        place.children = []                                              # whatever happens, not the page before
         try: made[which.value] = made.get(which.value) or make[which.value]().box
         except BadInput as e: place.children = [W.HTML(View('', [], str(e))._repr_html_())]
         else: place.children = [made[which.value]]

@@ -250,8 +250,8 @@ def _train_gan(run, stage):
     p, valid = run.p, run.part('valid')
     few = [c for c, n in zip(valid.vocab, valid.y.bincount(minlength=valid.c)) if n < 2]
     if few and (p.quality != 'none' or p.gan_pick == 'best'):
-        raise BadInput(f"Class {few[0]!r} has fewer than two validation images, so images of a GAN cannot be compared with "
-                       "them: choose quality='none' and gan_pick='last', or add images.")
+        raise BadInput(f"Class {few[0]!r} has fewer than two validation images, so images of a GAN cannot be compared "
+                       "with them: choose quality='none' and gan_pick='last', or add images.")
     if not run.leak: check_held_out(run.part('train').x, run.holdout)
     _launch(run, '_fit_gan', stage, 30)
     learn, best = _fit_gan(run, stage.path)                # after several processes, it is found finished

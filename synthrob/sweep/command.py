@@ -148,6 +148,7 @@ def sweep(spec=None,     # a YAML file, a grid, or a list of grids; without rati
     switches = dict(dry_run=dry_run, retry=retry, repair=repair, kernel=False)
     o = {k: v[0] for k, v in _settings.items()} | switches | settings | {
         k: v for k, v in given.items() if k not in own and v is not None}
+    o['out'] = str(o['out'])                                                            # a number in a file
     _check_settings(o)
     o |= {k: True for k, v in switches.items() if v}                                    # a file's no is weaker
     check_params({k: o[k] for k in ('margin', 'device') if o[k] is not None})

@@ -74,7 +74,8 @@ def plot_ratio(table,       # from `differences`, of one classifier
                label='accuracy', # of the y-axis
                margin=None, # draw the band of the equivalence margin
                legend=True, # name the lines below the axes
-               ax=None      # axes to draw on
+               ax=None,     # axes to draw on
+               alpha=.05    # level of the tests: too few seeds for it get no interval
               ):            # the axes
     "Plot a metric in per cent against the ratio: synthetic arms with intervals, controls as lines, ratio 0 dotted"
     t, fig = table[table['diff'].notna()], None if ax else _figure(4.2, 3.3)
@@ -89,12 +90,13 @@ def plot_ratio(table,       # from `differences`, of one classifier
             x, y = g.ratio + .006*i*made, zero + 100*g['diff']
             color = sns.color_palette('colorblind')[(list(_marker).index(how) + 2*uses.index(use))%10]
             face = dict(markerfacecolor='none') if classes == 'balance' else {}
+            mark = _marker[how] if made else '+'*(classes == 'balance')
             name = f'{how}, {_label[treatment]}' + f', {classes}'*many + f', {use}'*bool(use)
             ax.plot(np.r_[0, x], np.r_[zero, y], label=name, color=color,
-                    ls=_dash[treatment], marker=_marker[how] if made else None, ms=4.5, markevery=slice(1, None),
+                    ls=_dash[treatment], marker=mark, ms=4.5, markevery=slice(1, None),
                     lw=1.4 if made else 1.1, **face)
             bars = 100*np.abs(g[['low', 'high']].to_numpy(float).T - g['diff'].to_numpy())
-            few = g.cnn_seeds < min_seeds()                                     # an interval of so few says nothing
+            few = g.cnn_seeds < min_seeds(alpha)                                # an interval of so few says nothing
             if made: ax.errorbar(x[~few], y[~few], bars[:, ~few], fmt='none', ecolor=color, lw=1, capsize=2)
         what = 'vectors' if t['head'].notna().any() else 'images'
         ax.set(xlabel=f'ratio: share of synthetic {what}', ylabel=f'{_no_math(label)} (%)', xlim=(-.03, None))
@@ -155,14 +157,15 @@ def net_name(row # of a table with the columns `CLASSIFIER` and `extractor`
 # %% ../../nbs/sweep/07_report.ipynb #1045f9ab
 def headline(row,        # of `conclude`
              margin,     # equivalence margin
-             level=.95   # of the interval
+             level=.95,  # of the interval
+             net=None    # the classifier in words; None: `net_name`
             ) -> str:
     "Return the verdict on one arm as a sentence"
     mixed = dict(replace='in place of real ones', add='added to the real ones')[row.how]
     kind = 'images' if pd.isna(row['head']) else 'vectors'
     more = (['the smallest classes first'] if row.classes == 'balance' else []) + _use(row)
     arm = ', '.join([f"{100*row.ratio:.3g} % synthetic {kind} {mixed}", *more]) + ','*bool(more)
-    net, d, m = f"the {net_name(row)}", row['diff'], points(margin, False)
+    net, d, m = f"the {net or net_name(row)}", row['diff'], points(margin, False)
     if row.get('problem'): return f"No verdict on {net}: {row.problem}"
     if pd.isna(d): return f"No verdict on {net}: there is no complete pair of runs."
     by, moved = points(abs(d), False), f"from {points(row.baseline, False)} to {points(row.value, False)} %"
@@ -329,7 +332,8 @@ def _svg(draw, alt, size=(3., 2.4)):
     s = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in needed else '', s)
     box = re.search(r'viewBox="[^"]*"', s)[0]
     s = re.sub(r'^.*?<svg[^>]*>|<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>', '', s, flags=re.S)
-    s = re.sub(r' transform="rotate\(-0 [^"]*"|font-family: [^;]*; |(?<=\d\.\d\d)\d+', '', s)    # 0.01 points will do
+    short = partial(re.sub, r' transform="rotate\(-0 [^"]*"|font-family: [^;]*; |(?<=\d\.\d\d)\d+', '')
+    s = re.sub('<[^>]*>', lambda tag: short(tag[0]), s)                            # in drawings, 0.01 points will do
     s = re.sub(r'>\s+<', '><', s).replace(INK, 'currentColor').replace('xlink:href', 'href')
     alt = to_xml(Span(alt), indent=False).split('>', 1)[1].rsplit('<', 1)[0].replace('"', '&quot;')
     return Safe(f'<svg {box} role="img" aria-label="{alt}">{s.strip()}')
@@ -415,6 +419,7 @@ def _ratio_figure(frame, t, metric, net, margin=None, alpha=.05, class_=None):
     zero = _matching(zero, t.iloc[0], CLASSIFIER)
     if of or class_: zero = zero[zero['class'] == (of or class_)]
     zero, t = zero.groupby('run', observed=True).value.mean(), t[t['diff'].notna()]
+    base = t.baseline.mean()                                                   # as drawn
     name = _metrics.get(metric, metric_name(metric)) + (f' of {class_}' if class_ else '')
     syn = t[t.treatment == 'synthetic']
     whose = 'one pool' if syn.pool.notna().all() else f'{_range(syn.gan_seeds)} GAN'
@@ -423,17 +428,19 @@ def _ratio_figure(frame, t, metric, net, margin=None, alpha=.05, class_=None):
              "classifier seeds)" if len(syn) else 'controls only')
     sd = f', SD {100*zero.std():.1f} over {len(zero)} runs' if len(zero) > 1 else ', one run'
     some = f'{100*(1 - alpha):g} % intervals of the paired difference to ratio 0; '
-    some *= bool((syn.low.notna() & (syn.cnn_seeds >= min_seeds())).any())
+    some *= bool((syn.low.notna() & (syn.cnn_seeds >= min_seeds(alpha))).any())
     caption = (f"{name[0].upper()}{name[1:]}{', smaller is better'*(metric in LOWER_IS_BETTER)}; {net}, "
-               f"test images; {some}{pairs}. Ratio 0: {100*zero.mean():.1f} %{sd}.")
+               f"test images; {some}{pairs}. Ratio 0: {100*base:.1f} %{sd}.")
+    if t.baseline.max() - t.baseline.min() > 5e-4:
+        caption += ' Arms have different seeds: a point is ratio 0 plus the paired difference.'
     if margin: caption += f' Grey: within {100*margin:g} points of it.'
-    lines = [f'ratio 0: {100*zero.mean():.1f}']
+    lines = [f'ratio 0: {100*base:.1f}']
     for (treatment, how, classes), use, g in _lines(t):
-        at = ', '.join(f'{100*(zero.mean() + d):.1f} at {r:g}' for r, d in zip(g.ratio, g['diff']))
+        at = ', '.join(f'{100*(base + d):.1f} at {r:g}' for r, d in zip(g.ratio, g['diff']))
         balanced = ', balanced'*(classes == 'balance') + f', {use}'*bool(use)
         lines.append(f"{how}, {_label[treatment]}{balanced}: {at}")
     alt = f"{name} in per cent against the ratio, {net}. {'; '.join(lines)}."
-    return Figure(_svg(partial(plot_ratio, t, name, margin, False), alt), Figcaption(caption))
+    return Figure(_svg(partial(plot_ratio, t, name, margin, False, alpha=alpha), alt), Figcaption(caption))
 
 # %% ../../nbs/sweep/07_report.ipynb #8c4af93a
 def _ratio_legend(t):
@@ -469,6 +476,7 @@ def _net_name(net, table):
     same = table[table.apply(net_name, axis=1) == net_name(net)]
     words = [net_name(net)]
     if _epochs(same).nunique() > 1: words.append(f'{_epochs(pd.DataFrame([net])).item():g} epochs')
+    if not pd.isna(net['head']) and same.cnn_epochs.nunique() > 1: words.append(f"its extractor {net['cnn_epochs']:g}")
     if same.min_steps.nunique() > 1: words.append(f"at least {net['min_steps']} steps")
     return ', '.join(words)
 
@@ -478,11 +486,12 @@ def _arms_table(t, others, name, alpha=.05):
     for i, r in t.iterrows():
         arm = ', '.join([r.treatment.replace('_', ' '), r.how, *_use(r)])
         if r.classes == 'balance': arm += ', smallest classes first'
+        none = 'none' if pd.isna(r['diff']) else 'undecided'
         row = {'arm': arm, 'ratio': f'{r.ratio:g}', 'pairs': f'{r.gan_seeds} x {r.cnn_seeds}',
                'ratio 0, %': _pct(r.baseline), f'{metric_name(r.metric)}, %': _pct(r.value),
                'difference, points': _diff(r['diff']), 'interval': _interval(r, alpha),
                'probability of improvement, %': _pct(r.improvement),
-               'verdict': _symbol.get(r.verdict, 'none') + ', chosen'*r.chosen, 'p, no difference': _p(r.p),
+               'verdict': _symbol.get(r.verdict, _symbol[none]) + ', chosen'*r.chosen, 'p, no difference': _p(r.p),
                'p, beyond the margin': _p(r.p_equivalence), 'detectable, points': _pct(r.mde)}
         rows.append(row | {f'{_metrics[m]}, points': _diff(o['diff'].loc[i]) for m, o in others.items()})
     return _html_table(rows, name, ('arm', 'verdict'), np.flatnonzero(t.chosen))
@@ -498,17 +507,17 @@ _arms_words = ("Every arm on the test images against ratio 0 with the same class
 # %% ../../nbs/sweep/07_report.ipynb #2b63427d
 _arm_of = [*SETTING, *SYNTHESIS, *CLASSIFIER, *ARM]
 
-def _recall_table(top, recalls):
+def _recall_table(top, recalls, alpha=.05):
     "Recall of each class at the ratio of the arm `top`, with adjusted p; `recalls`: class -> `differences`"
     at = {c: _matching(o, top, _arm_of).iloc[0] for c, o in recalls.items()}
     known, p = {c: np.reshape(o.singles, (o.gan_seeds, -1)) for c, o in at.items() if not pd.isna(o.p)}, {}
     if known:
         p = joint_p([o.mean(0) for o in known.values()])
-        if top.gan_seeds >= min_seeds(): p = np.maximum(p, joint_p([o.mean(1) for o in known.values()]))
+        if top.gan_seeds >= min_seeds(alpha): p = np.maximum(p, joint_p([o.mean(1) for o in known.values()]))
         if top.n_folds > 1: p = np.maximum(p, [min(1, len(known)*at[c].p) for c in known])     # as folds share images
         p = dict(zip(known, p))
     rows = [{'class': c, 'recall at ratio 0, %': _pct(o.baseline), f'at ratio {top.ratio:g}, %': _pct(o.value),
-             'difference, points': _diff(o['diff']), 'interval': _interval(o), 'p, corrected': _p(p.get(c))}
+             'difference, points': _diff(o['diff']), 'interval': _interval(o, alpha), 'p, corrected': _p(p.get(c))}
             for c, o in at.items()]
     caption = (f"Recall by class, {net_name(top)}, {top.how}, ratio {top.ratio:g}, {top.pairs} pairs of "
                f"runs; p is corrected for {len(rows)} classes.")
@@ -672,14 +681,16 @@ def _verdict_part(frame, table, margin, alpha):
         if r.note: small.append(f"Counted all the same: {r.note}")
         if not r.problem:
             small += [*_for_other_images(frame, r, margin, alpha), *_against_controls(frame, r, margin, alpha)]
-        big = P(headline(r, margin, 1 - alpha), cls='big')
+        big = P(headline(r, margin, 1 - alpha, _net_name(r, table)), cls='big')
         parts.append(Div(big, *[P(o, cls='small') for o in small], cls='verdict'))
     return parts or [P('No synthetic arm has a complete pair of runs: there is no verdict.', cls='warn')]
 
 # %% ../../nbs/sweep/07_report.ipynb #e0c4a411
 def _exchange(rates, alpha):
     "Sentences on how many synthetic images are worth a real one, from `exchange_rate`"
+    vary = [k for k in (*SETTING, *SYNTHESIS) if k in rates and rates[k].nunique(dropna=False) > 1]
     for o in rates.to_dict('records'):
+        whose = ', '.join([net_name(o), *(f"{k.replace('_', ' ')} {o[k]}" for k in vary)])
         (worth, low, high), level = (o[k] for k in ('worth', 'low', 'high')), f'{100*(1 - alpha):g} % interval'
         if pd.isna(worth):
             why = ('the best fit is at the end of the range that is searched' if o['grows'] else
@@ -694,7 +705,7 @@ def _exchange(rates, alpha):
         else:
             text = f"a synthetic image harms like {-worth:.2g} real ones less ({level} {-high:.2g} to {-low:.2g})."
         gans = 'this one generator' if o['gan_seeds'] == 1 else f"these {o['gan_seeds']} generators"
-        yield (f"Exchange rate, {net_name(o)}: {text} From {o['runs']} runs with {o['shares']} shares of the real "
+        yield (f"Exchange rate, {whose}: {text} From {o['runs']} runs with {o['shares']} shares of the real "
                f"images, for {gans}, if the metric grows with the logarithm of the number of images.")
 
 # %% ../../nbs/sweep/07_report.ipynb #abd00e6a
@@ -757,9 +768,10 @@ def _setting(frame, name, margin, alpha, metric, confirm, progress, settings=1):
                              for o in (H3(net[0].upper() + net[1:]), figs[0], _grid(figs[1:]))]
     judged = recalls
     if confirm is not None: judged = {k: differences(late, 'recall', 'test', margin, alpha, class_=k) for k in recalls}
-    tables = [_recall_table(r, judged) for _, r in table[table.headline & table['diff'].notna()].iterrows()
+    tables = [_recall_table(r, judged, alpha) for _, r in table[table.headline & table['diff'].notna()].iterrows()
               if all(len(_matching(o, r, _arm_of)) for o in judged.values())]
     maps = [o for (w, _), figs in drawn.items() if w == 'maps' for o in figs]
+    never = 'not evaluated' if frame.level.isna().all() else 'evaluated for one side of each pair only'
     d, when = frame.attrs.get('declared', {}), ''
     if d.get('declared') and d.get('margin') == margin:
         when = (f", declared on {d['declared'][:10]} by the sweep {d['hash']}, when {d['finished_before']} cells "
@@ -774,13 +786,13 @@ def _setting(frame, name, margin, alpha, metric, confirm, progress, settings=1):
     others = {k: t for k, t in metrics.items() if k != table.metric.iloc[0]}
     parts = {'Runs': [ran], 'Metrics by ratio': lines('metrics'),
              'Recall by class': [*([P(remark)] if remark else []), *lines('recall'), *tables],
-             'Corruptions and attacks': [P(_robustness_words if maps else 'Robustness was not evaluated.'),
+             'Corruptions and attacks': [P(_robustness_words if maps else f'Robustness was {never}.'),
                                          _grid(maps)],
              'Cost': [_cost_table(frame)],
              'All arms': [P(_arms_words),
                           *(_arms_table(g, others, k, alpha) for k, g in table.groupby(names, sort=False))],
              'What cannot be claimed': [Ul(*[Li(o) for o in limits(frame, table, alpha, settings)])]}
-    sentences = [headline(r, margin, 1 - alpha) for _, r in table[table.headline].iterrows()]
+    sentences = [headline(r, margin, 1 - alpha, _net_name(r, table)) for _, r in table[table.headline].iterrows()]
     html = [*([H2(f'Setting: {name}')] if name else []), *_verdict_part(late, table, margin, alpha),
             *[Section(H2(k), *v) for k, v in parts.items()]]
     return [f'{name}: {s}' if name else s for s in sentences], table, html

@@ -520,7 +520,7 @@ def conclude(frame,       # from `results`
     t['chosen'] = t['headline'] = False
     t[['p', 'effect', 'mde']], t['sentence'], t['metric'], t['among'] = np.nan, None, metric, 1
     for _, g in t.groupby(list(RATIO_GROUP), dropna=False):
-        at = _chosen({i: valid[i] for i in g.index})
+        at = _chosen({i: valid[i] for i in g.index}, min_seeds(alpha))
         if at is not None: t.loc[at, 'chosen'] = True
     for _, g in t[t.chosen & (t.treatment == 'synthetic')].groupby([*SETTING, *SYNTHESIS, *CLASSIFIER], dropna=False):
         t.loc[g.valid_diff.idxmax(), 'headline'] = True
@@ -573,12 +573,14 @@ def metric_name(metric # as declared
     if ':' in metric: return metric.replace('recall:', 'recall of ')
     return metric.replace('_', ' ').replace('macro f1', 'macro-F1')
 
-def _chosen(valid):
-    "The key of the ratio chosen from validation `PairedRuns` by key; None without a seed common to all ratios"
+def _chosen(valid, least=1):
+    "The key of the ratio chosen from validation `PairedRuns` by key, of at least `least` seeds if some have them"
     valid = {i: p for i, p in valid.items() if len(p)}
-    seeds = sorted(set.intersection(*(set(p.cnn_seeds) for p in valid.values()))) if valid else []
-    if not seeds: return None
-    mean = lambda i: round(np.mean([valid[i].value.mean(0)[valid[i].cnn_seeds.index(s)] for s in seeds]), 12)
+    valid = {i: p for i, p in valid.items() if len(p.cnn_seeds) >= least} or valid
+    if not valid: return None
+    seeds = set.intersection(*(set(p.cnn_seeds) for p in valid.values()))              # of unequal seeds, the gain
+    value = lambda p: [v for s, v in zip(p.cnn_seeds, p.value.mean(0)) if s in seeds] if seeds else p.diffs
+    mean = lambda i: round(np.mean(value(valid[i])), 12)
     return max(sorted(valid, key=lambda i: valid[i].arm['ratio']), key=mean)           # of equal ratios the smallest
 
 # %% ../../nbs/sweep/06_results.ipynb #e0c4a402
@@ -624,7 +626,8 @@ def _rate(g, level):
     grows = len(slopes) > 1 and np.mean(slopes) > quantile*np.std(slopes, ddof=1)/math.sqrt(len(slopes))
     if not grows or np.isnan(worth).any(): worth[:] = np.nan
     half = quantile*math.sqrt(k*worth[1:].var()) if k else math.inf                    # jackknife
-    return {o: g[o].iloc[0] for o in (*CLASSIFIER, 'extractor')} | dict(
+    made = g[g.ratio > 0].iloc[0]
+    return {o: made[o] for o in (*SETTING, *SYNTHESIS, *CLASSIFIER, 'extractor') if o != 'real_share'} | dict(
         worth=worth[0], low=worth[0] - half, high=worth[0] + half, grows=grows, shares=zero.real_share.nunique(),
         seeds=len(seeds), gan_seeds=g.gan_seed.nunique(), runs=len(g))
 
