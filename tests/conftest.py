@@ -2,7 +2,7 @@
 from __future__ import annotations
 import os
 os.environ.setdefault('OMP_NUM_THREADS', '1')     # before torch is imported: two files run at a time, and start processes of their own
-import signal
+import gc, signal
 from functools import partial
 from pathlib import Path
 import pytest, torch
@@ -16,10 +16,13 @@ from synthrob.gan.learner import gan_learner
 
 ROOT = Path(__file__).resolve().parent.parent
 
+gc.freeze()        # statsmodels collects garbage in every call of `multipletests`: what was imported is not looked through again
+
 # a script's background jobs ignore SIGINT; processes that the tests start would inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-LONG = 'sweep', 'split', 'slurm', 'report', 'cases', 'robust', 'bench', 'howto', 'learning', 'distributed', 'features'
+LONG = ('sweep', 'howto', 'split', 'slurm', 'uses', 'report', 'bench', 'fuzz', 'features', 'cases', 'learning', 'robust', 'memory',
+        'explore', 'sources', 'quality', 'stats', 'faults', 'distributed', 'near')
 
 def pytest_collection_modifyitems(items):
     "The longest files first, so that two workers end together"
@@ -27,7 +30,7 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda o: rank.get(o.path.stem, len(LONG)))
 
 # parameters of the smallest split experiment
-TOY = dict(data='folder', folds=1, size=32, gan_images=640, gan_width=16, cnn_epochs=1, robustness='none')
+TOY = dict(data='folder', folds=1, copies='exact', size=32, gan_images=640, gan_width=16, cnn_epochs=1, robustness='none')
 
 @pytest.fixture(scope='session')
 def faces(tmp_path_factory) -> str:

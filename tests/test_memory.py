@@ -41,6 +41,7 @@ def test_mixtures_are_the_same(both, how, treatment):
     check_held_out(b.x.subset(~b.is_synthetic), pool.x)
     with pytest.raises(RuntimeError, match='the split leaks'): check_held_out(b.x, torch.cat([pool.x[:3], b.x.subset([0])]))
 
+@pytest.mark.slow
 def test_the_same_record(faces, tmp_path, monkeypatch):
     "GAN kept at its best, images refused, judged, corrupted and attacked: every number is that of an experiment in memory"
     params = dict(data='folder', path=faces, size=32, gan_images=1280, gan_width=8, cnn='poster', cnn_epochs=2, ratio=.3, gan_pick='best',
@@ -96,5 +97,7 @@ def test_memory_stays_within_the_budget(tmp_path):
     x.flush()
     args = dict(file=str(tmp_path/'x.npy'), budget=budget)
     assert (tmp_path/'x.npy').stat().st_size > 9.9*budget
-    m = min((measure_peak(IMPORTS, WORK, **args) for _ in range(2)), key=lambda m: m['peak'] - m['before'])   # busy machines add to it
+    for _ in range(2):                                                                    # busy machines add to it
+        m = measure_peak(IMPORTS, WORK, **args)
+        if m['peak'] - m['before'] < 1.3*budget: break
     assert m['n'] > 25_000 and m['peak'] - m['before'] < 1.3*budget, m

@@ -112,5 +112,5 @@ def test_a_sure_net_is_attacked_as_well(toy_cnn):
     plain, sure = (attack(m.eval(), images.x, images.y, 'fgsm', 2/255).accuracy for m in (toy_cnn.model, Sure()))
     assert sure == pytest.approx(plain, abs=.03)
 
-def test_no_corruption_at_all(learn):
-    with pytest.raises(BadInput, match='corruptions is empty'): evaluate_robustness(learn, faces(20, 3), RobustnessLevel(()), progress=False)
+def test_no_corruption_at_all(toy_cnn):
+    with pytest.raises(BadInput, match='corruptions is empty'): evaluate_robustness(toy_cnn, faces(20, 3), RobustnessLevel(()), progress=False)

@@ -4,7 +4,7 @@ import json, re, shlex, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import pytest, yaml
 from conftest import TOY
-from synthrob.sweep.command import sweep
+from synthrob.sweep.grid import Sweep
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 
@@ -40,7 +40,7 @@ def test_the_tutorials_command(faces, tmp_path):
     said = p.communicate(timeout=900)[0]
     assert p.returncode == 0 and '4 of 4 cells are done' in said, said
     assert {k: len(records(out, k)) for k in ('gan', 'pool', 'split', 'cell')} == dict(gan=1, pool=1, split=4, cell=4)
-    sweep(grid, out=str(tmp_path/'here'), slots=1)
+    for c in Sweep(grid, out=tmp_path/'here').cells: c.run.fit()
     values = lambda out: sorted((r['hash'], r['test']['accuracy'], str(r['history'])) for r in records(out, 'split'))
     assert values(out) == values(tmp_path/'here')
     assert not jobs(), 'no job is left'

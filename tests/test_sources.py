@@ -11,7 +11,7 @@ from synthrob.data.core import prepare, prepare_near
 from synthrob.data.splits import subjects
 from synthrob.split.core import run_split
 
-TOY = dict(size=32, gan_images=640, gan_width=8, cnn='poster', cnn_epochs=1, robustness='none')
+TOY = dict(copies='exact', size=32, gan_images=640, gan_width=8, cnn='poster', cnn_epochs=1, robustness='none')
 
 def picture(i, kind, mode='RGB', fmt='WEBP', side=40):
     "The bytes of an image of class `kind`: stripes of a colour of its own, with noise that depends on `i`"
@@ -250,7 +250,7 @@ def test_grey_among_colour(tmp_path, capsys):
     assert 'grey' not in capsys.readouterr().out
 
 def test_parquet_through_all_stages(hub, tmp_path):
-    run = run_split(data='parquet', path=str(hub), ratio=.3, out=str(tmp_path), **TOY)
+    run = run_split(data='parquet', path=str(hub), ratio=.3, out=str(tmp_path), **TOY | dict(copies='near'))
     assert run.record['test']['n'] == 60 and list(run.record['counts']) == LABELS and run.pool.x.shape[1] == 3
 
 # --- colour folders and torchvision's sets

@@ -46,11 +46,11 @@ def records(out): return {f: f.read_bytes() for f in Path(out).glob('*/*/record.
 
 @pytest.fixture(scope='module')
 def undisturbed(faces, tmp_path_factory):
-    "The folder of a sweep that ran from its beginning to its end"
-    out = tmp_path_factory.mktemp('undisturbed')/'runs'
-    code, said = finish(start(faces, out, **GRID))
-    assert code == 0 and f'{N} of {N} cells are done, {N} of them made now; 0 failed' in said, said
-    return out
+    "The folder of a sweep whose cells were made one after another in this process"
+    s = Sweep({**TOY, 'path': faces, **GRID}, out=tmp_path_factory.mktemp('undisturbed')/'runs')
+    s.declare()
+    for c in s.cells: c.stage.make()
+    return s.out
 
 def same(a, b):
     "Two folders hold the same: records but for times, predictions, weights; and one GAN"

@@ -64,6 +64,7 @@ def test_robust_accuracy_has_a_verdict(runs, tmp_path):
     assert 'soft labels, temperature 3' in text
     assert 'trained on first' in (tmp_path/'all'/'report.html').read_text() and 'of weight 0.3' in (tmp_path/'all'/'report.html').read_text()
 
+@pytest.mark.e2e
 @pytest.mark.parametrize('use', ['pretrain', 'soft', 'adversarial'])
 def test_stopped_and_started_again(runs, face_folder, tmp_path, use):        # noqa: F811
     "A training that is stopped after an epoch ends like one that was not"
