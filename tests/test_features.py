@@ -11,6 +11,8 @@ from synthrob.core.basics import BadInput, write_tensors
 from synthrob.data.dataset import Dataset
 from synthrob.gan.learner import gan_learner
 from synthrob.split.core import run_split
+from synthrob.split.params import check_params
+from synthrob.split.run import SplitRun
 from synthrob.split.features import Extractor, extract
 from synthrob.sweep.results import results
 
@@ -27,6 +29,14 @@ def papermill(repo, nb, **params):
 def records(out, kind): return [json.loads(p.read_text()) for p in Path(out).glob(f'{kind}/*/record.json')]
 
 @pytest.mark.e2e
+def test_epochs_of_a_head_are_not_those_of_its_extractor():
+    "The extractor keeps its least number of steps, so it is the same net for heads of any length"
+    runs = [SplitRun(check_params(dict(data='faces', space='feature', ratio=.5, **more))) for more in ({}, dict(head_epochs=3))]
+    assert [o.p.min_steps for o in runs] == [600, 0] and [o.judge.p.min_steps for o in runs] == [600, 600]
+    assert len({o.judge.stages['split'].hash for o in runs}) == 1
+    own = SplitRun(check_params(dict(data='faces', space='feature', ratio=.5, cnn_epochs=3, head_epochs=3)))
+    assert (own.judge.p.cnn_epochs, own.judge.p.min_steps) == (3, 0)
+
 def test_papermill(repo, faces, out, tmp_path):
     "The command of the how-to leaves the records of an experiment, and figures"
     r = papermill(repo, tmp_path/'out.ipynb', ratio=.5, path=faces, out=out, **TINY)

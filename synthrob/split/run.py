@@ -36,7 +36,7 @@ from ..gan.trainer import gan_recipe
 from .features import Extractor, Scale, extract, pretrained
 from .mixture import mix, nested_order, plan, pool_multiple
 from .params import (DataParams, GANParams, MixParams, PoolParams, RunParams, SplitParams, UseParams,
-                                   check_params, conditions, params_of)
+                                   check_params, conditions, params_of, presets)
 
 # %% auto #0
 __all__ = ['PGD_STEPS', 'SplitRun', 'predictions_frame', 'evaluation_from', 'leak_worth']
@@ -73,8 +73,10 @@ class SplitRun:
         return self._baseline(1)
 
     def _baseline(self, seed):
-        keep = params_of(self.p, DataParams, RunParams)
-        keep |= dict(cnn=self.p.cnn, cnn_epochs=self.p.cnn_epochs, min_steps=self.p.min_steps)
+        p = self.p
+        keep = params_of(p, DataParams, RunParams) | dict(cnn=p.cnn, cnn_epochs=p.cnn_epochs, min_steps=p.min_steps)
+        if self.cond['feature'] and not p.min_steps and p.cnn_epochs == presets[p.preset]['cnn_epochs']:
+            del keep['cnn_epochs'], keep['min_steps']                  # 0 because of `head_epochs`: not of an extractor
         run = SplitRun(check_params(keep | dict(ratio=0, robustness='none', cnn_seed=seed)))
         run._source = self._source
         return run
@@ -440,7 +442,9 @@ def _evaluate_pool(run, stage):
     with replacing(stage.file('nearest.png')) as t:
         r.plot_nearest()[0, 0].figure.savefig(t, format='png', bbox_inches='tight')
     plt.close()
-    return r.to_dict()
+    flatters = run.p.reject or run.p.gan_pick == 'best' and run.cond['gan']
+    why = ' The same images and classifier chose the state of the GAN or filtered the pool, which flatters these figures.'
+    return r.to_dict() | dict(sentence=r.sentence + why*bool(flatters))
 
 @patch(as_prop=True)
 def record(self:SplitRun) -> dict:
