@@ -2,8 +2,10 @@
 import json, os, shutil
 import pytest, torch
 from safetensors import safe_open
-from synthrob.core.basics import BadInput, read_tensors
+from synthrob.core.basics import BadInput, read_tensors, write_json
 from synthrob.core.distributed import launch
+from synthrob.split.params import check_params
+from synthrob.split.run import SplitRun
 
 pytestmark = pytest.mark.e2e
 pytest.importorskip('accelerate', reason="accelerate is not installed: pip install 'synthrob[distributed]'")
@@ -101,12 +103,18 @@ def test_bad_batch(tasks):
         launch('together_tasks:cnn', dict(path='none.safetensors', net='poster', bs=63), 2)
     assert not os.path.exists('none.safetensors')
 
+def test_a_gan_that_failed_in_several_processes_is_not_trained_on(faces, tmp_path):
+    from conftest import TOY
+    run = SplitRun(check_params(dict(TOY, path=faces, ratio=.5, device='cpu', processes=2, out=str(tmp_path))))
+    gan = run.stages['gan']
+    write_json(gan.file('failure.json'), dict(sentence="The GAN's training collapsed by image 320."))
+    with pytest.raises(BadInput, match='collapsed by image 320. Try another gan_seed'): gan.make()
+    assert not gan.file('checkpoint.safetensors').exists()
+
 def test_split_run_in_two_processes(faces, tmp_path, monkeypatch):
     "The GAN and the classifier of an experiment, each trained by two processes; another experiment than that of one process"
     from conftest import TOY
     from synthrob.split.core import run_split
-    from synthrob.split.params import check_params
-    from synthrob.split.run import SplitRun
     monkeypatch.chdir(tmp_path)
     params = dict(TOY, path=faces, ratio=.5, device='cpu')
     run = run_split(**params, processes=2)

@@ -137,6 +137,38 @@ def test_no_path_of_this_machine_in_a_stage(made):
     "`content.json` remembers hashes of the data by their paths, for this machine only"
     assert [f.name for f in made.rglob('*') if f.is_file() and str(made).encode() in f.read_bytes()] == ['content.json']
 
+def test_files_of_the_system_are_not_in_a_record(tmp_path):
+    "They come and go; a record that names one is as whole without it"
+    def work(stage):
+        for k in ('made.txt', '.nfs000000000abc', '.DS_Store'): stage.file(k).write_text(k)
+    s = Stage('data', dict(n=1), work, out=tmp_path).make()
+    assert list(s.record['files']) == ['made.txt']
+    s.file('.DS_Store').unlink()
+    assert s.check()
+
+def test_an_error_of_the_disk_is_no_damage(tmp_path, monkeypatch):
+    "Nothing is deleted because a record could not be read once"
+    s = Stage('data', dict(n=1), lambda s: s.file('a.txt').write_text('a') and None, out=tmp_path).make()
+    def stale(path): raise OSError(116, 'Stale file handle')
+    monkeypatch.setattr(stages, 'read_json', stale)
+    with pytest.raises(BadInput, match='cannot be read .Stale file handle.'): stages.discard_damaged([s])
+    monkeypatch.undo()
+    assert s.check()
+
+def test_what_another_process_has_repaired_stays(tmp_path, monkeypatch):
+    "Two sweeps repair: the second waits for the lock, and finds the stage made again"
+    work = lambda s: s.file('a.txt').write_text('a') and None
+    s = Stage('data', dict(n=1), work, out=tmp_path).make()
+    s.file('a.txt').write_text('b')
+    locked = stages._locked
+    def other_first(stage):
+        monkeypatch.setattr(stages, '_locked', locked)
+        shutil.rmtree(stage.path); Stage('data', dict(n=1), work, out=tmp_path).make()
+        return locked(stage)
+    monkeypatch.setattr(stages, '_locked', other_first)
+    stages.discard_damaged([s])
+    assert s.check() and s.file('a.txt').read_text() == 'a'
+
 def test_relative_out_survives_chdir(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     s = Stage('data', {}, lambda s: {}, out='runs')

@@ -187,6 +187,19 @@ def test_several_gans(tmp_path):
     t = conclude(results(tmp_path))
     assert t.headline.sum() == 2 and set(t.among) == {4}
 
+def test_a_gan_for_each_classifier_seed(tmp_path):
+    "A nested design is judged as such: six pairs, and a claim about GANs trained this way"
+    simulate_runs(tmp_path, ratios=(0,), cnn_seeds=range(7), n=300)
+    for i in range(6): simulate_runs(tmp_path, planted, ratios=(.4,), hows=('add',), gan_seeds=[i], cnn_seeds=[i], n=300)
+    pairs, = paired_runs(results(tmp_path), 'accuracy')
+    assert pairs.nested and pairs.gan_seeds == [*range(6)] and len(pairs) == 6 and '6 classifier seeds x each with its own GAN' in repr(pairs)
+    rep = report(tmp_path, progress=False)
+    top, = rep.table.itertuples()
+    assert (top.verdict, top.gan_seeds, top.pairs) == ('better', 6, 6) and 'each with its own generator' in top.sentence
+    assert 'a GAN each x 6 classifier seeds' in rep.html and '6, own GANs' in rep.html and 'The claim is about' not in rep.html
+    simulate_runs(tmp_path, planted, ratios=(.4,), hows=('add',), gan_seeds=[0], cnn_seeds=[1], n=300)
+    assert not paired_runs(results(tmp_path), 'accuracy')[0].nested
+
 def test_fresh_seeds(tmp_path):
     "The choice sees the first seeds, the verdict the fresh ones"
     simulate_runs(tmp_path, ratios=(0, .2, .4), hows=('add', 'replace'), cnn_seeds=range(12), n=300)

@@ -98,6 +98,14 @@ def test_lsun_that_is_not_there(lsun, tmp_path, monkeypatch):
     monkeypatch.setattr(sources, 'find_spec', lambda name: None)
     refused('pip install lmdb', ask, lsun)
 
+def test_a_renamed_database_is_another_data_set(tmp_path):
+    "Labels and parts are in the names of folders, which no file's content holds"
+    for c in ('cat', 'dog'): write_lmdb(tmp_path/'lsun'/f'{c}_train_lmdb', {key(i, c): picture(i, int(c == 'dog')) for i in range(6)})
+    one = prepare('lsun', tmp_path/'lsun', root=tmp_path/'runs')
+    (tmp_path/'lsun'/'dog_train_lmdb').rename(tmp_path/'lsun'/'wolf_train_lmdb')
+    other = prepare('lsun', tmp_path/'lsun', root=tmp_path/'runs')
+    assert (one.vocab, other.vocab) == (['cat', 'dog'], ['cat', 'wolf'])
+
 def test_corrupt_entries_are_counted_and_named(lsun, tmp_path, capsys):
     good = {key(i, 'x'): picture(i, 0) for i in range(200)}
     bad = [key(3, 'x'), key(9, 'x')]

@@ -177,6 +177,9 @@ def test_schedulers_that_fail(faces, tmp_path, monkeypatch):
         until(lambda: f.exists() and f.read_text().rstrip()[-1:] == '}', ps[0])
         address = json.loads(f.read_text())['address']
         with pytest.raises(BadInput, match='No worker has been free for a minute'): sweep(grid, scheduler=address)
+        ps.append(dask('worker', address, '--nthreads', '2'))
+        with pytest.raises(BadInput, match='has 2 threads, but trains one net at a time'): sweep(grid, scheduler=address)
+        ps.pop().kill()
         ps.append(dask('worker', address, '--nthreads', '1'))
         p = start(faces, tmp_path, scheduler=address, ratio=.4, gan_images=10**6)
         until(lambda: list(tmp_path.glob('gan/*/params.json')), p)

@@ -86,7 +86,7 @@ def device_name(device=None # see `default_device`
 
 # %% ../../nbs/core/02_stages.ipynb #f2a00002
 _sums = {}                                          # (path, size, time of change) -> checksum: once in a process
-_transient = re.compile(r'\..*\.tmp|.*\.damaged|record\.json|error\.json|checkpoint\..*')   # not in a record
+_transient = re.compile(r'\..*|.*\.damaged|record\.json|error\.json|checkpoint\..*')   # not in a record
 
 def _file_sum(path # of a file
              ) -> list: # bytes, checksum (XXH3, 128 bits)
@@ -107,6 +107,8 @@ def _record_sum(r:dict # a record, as JSON holds it
     return xxhash.xxh3_128_hexdigest(text.encode())
 
 # %% ../../nbs/core/02_stages.ipynb #b7209246
+_unread = '{} cannot be read ({}): check its disk and rights, and try again.'         # perhaps it is whole
+
 def _damaged(file, what):
     raise BadInput(f"{file} {what}: --repair (repair=True) makes it and what depends on it again.")
 
@@ -117,15 +119,16 @@ def read_record(folder,   # of a stage, `runs/kind/hash`
     folder = Path(folder)
     try: r = read_json(f := folder/'record.json')
     except (FileNotFoundError, NotADirectoryError): return None
-    except OSError as e: _damaged(f, f'cannot be read ({e.strerror})')
+    except OSError as e: raise BadInput(_unread.format(f, e.strerror)) from None
     except (ValueError, RecursionError): r = None
     good = isinstance(r, dict) and r.get('hash') == folder.name and ('files' in r) == ('checksum' in r)
     if not good or r.get('checksum', 0) != (_record_sum(r) if 'files' in r else 0): _damaged(f, 'is damaged')
     known = r.get('files', {})                      # none in records of earlier versions
     for name in known if files is None else known.keys() & set(files):
+        if Path(name).name.startswith('.'): continue                             # of the system, in old records
         try: same = _file_sum(folder/name) == known[name]
         except FileNotFoundError: _damaged(folder/name, 'is missing')
-        except OSError as e: _damaged(folder/name, f'cannot be read ({e.strerror})')
+        except OSError as e: raise BadInput(_unread.format(folder/name, e.strerror)) from None
         if not same: _damaged(folder/name, 'is not the file that was written')
     return r
 
@@ -195,16 +198,21 @@ def _tidy(folder):
 
 def discard_damaged(stages): # list of `Stage`, inputs before those that need them
     "Delete the folders of damaged stages and of those that depend on them, so that they are made again"
-    gone = set()
+    gone, written = set(), lambda s: (f := s.file('record.json')).exists() and f.stat().st_mtime_ns
     for s in stages:
-        why = f'{s.path}, as its input is made again' if gone & {i.hash for i in s.inputs.values()} else None
+        why, found = None, written(s)
+        if gone & {i.hash for i in s.inputs.values()}: why = f'{s.path}, as its input is made again'
         try: s.check()
-        except BadInput as e: why = str(e).partition(': --repair')[0]
+        except BadInput as e:
+            if '--repair' not in str(e): raise
+            why = str(e).partition(': --repair')[0]
         if why is None: continue
         gone.add(s.hash)
         if not s.path.exists(): continue
-        print(f"Made again: {why}.", flush=True)
-        with _locked(s): shutil.rmtree(s.path)
+        with _locked(s):
+            if not s.path.exists() or written(s) != found: continue       # another process has made it again meanwhile
+            print(f"Made again: {why}.", flush=True)
+            shutil.rmtree(s.path)
 
 @patch
 def _run(self:Stage):

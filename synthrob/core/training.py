@@ -55,7 +55,7 @@ def load_optimizer(opt:torch.optim.Optimizer, # of the same kind and the same pa
         if name.startswith(prefix + '.'):
             i, k = name[len(prefix)+1:].split('.', 1)
             p = params[int(i)]     # fused optimizers need the state in its parameter's memory layout
-            state.setdefault(int(i), {})[k] = torch.empty_like(p).copy_(v) if v.shape == p.shape else v
+            state.setdefault(int(i), {})[k] = torch.empty_like(p).copy_(v) if v.shape == p.shape else v.clone()
     groups = [{k: tuple(v) if k == 'betas' else v for k, v in g.items()} for g in groups]
     opt.load_state_dict(dict(state=state, param_groups=groups))
 

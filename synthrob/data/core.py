@@ -243,7 +243,9 @@ def lsun(path=None,       # the folder of the databases; required
     dbs, size, channels = lsun_databases(path, categories), size or 64, channels or 3
     for _,_,f in dbs: lmdb_size(f)                    # a bad database is refused before any work
     read = partial(lsun_images, path, categories=categories, size=size, channels=channels, n=n)
-    return Source(dict(source='lsun', size=size, channels=channels, n=n), read, content=[f/'data.mdb' for _,_,f in dbs])
+    names = [[c, part] for c, part, _ in dbs]              # labels and parts, which are not in the content
+    return Source(dict(source='lsun', size=size, channels=channels, n=n, databases=names), read,
+                  content=[f/'data.mdb' for _,_,f in dbs])
 
 @source
 def parquet(path=None,    # a parquet file, or the folder of its shards; required

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from fastcore.basics import patch
-from ..core.basics import (BadInput, default_device, generator, hash_file, read_array, read_tensors, replacing, seeded,
-                                  write_array, write_parquet, write_tensors)
+from ..core.basics import (BadInput, default_device, generator, hash_file, read_array, read_json, read_tensors, replacing,
+                                  seeded, write_array, write_json, write_parquet, write_tensors)
 from ..core.distributed import distributed, launch, process_rank
 from ..core.stages import CHECKPOINT, Stage, discard_damaged
 from ..cnn.learner import Evaluation, cnn_learner, evaluate, learning_problem, recipe as cnn_recipe
@@ -246,7 +246,14 @@ def _fit_gan(run, folder):
         cbs = [best]
     if not run.cond['feature']: cbs = [SampleSheet(folder/'samples', every=10), *cbs]
     with distributed(learn): learn.fit_gan(p.gan_images, folder/CHECKPOINT, cbs=[] if process_rank() else cbs)
+    if p.processes > 1 and process_rank() == 0 and learn.failure: write_json(folder/'failure.json', learn.failure)
     return learn, best
+
+def _check_failure(folder):
+    "Raise `BadInput` if several processes saw the GAN fail: one would train on from their last checkpoint"
+    if (f := folder/'failure.json').exists(): raise BadInput(f"{read_json(f)['sentence']} {_other_gan}")
+
+_other_gan = 'Try another gan_seed, gan_arch or more gan_images.'
 
 def _train_gan(run, stage):
     p, valid = run.p, run.part('valid')
@@ -255,10 +262,12 @@ def _train_gan(run, stage):
         raise BadInput(f"Class {few[0]!r} has fewer than two validation images, so images of a GAN cannot be compared "
                        "with them: choose quality='none' and gan_pick='last', or add images.")
     if not run.leak: check_held_out(run.part('train').x, run.holdout)
+    _check_failure(stage.path)
     _launch(run, '_fit_gan', stage, 30)
+    _check_failure(stage.path)
     learn, best = _fit_gan(run, stage.path)                # after several processes, it is found finished
     save_gan(learn.model, stage.file('gan.safetensors'))
-    why = learn.failure and f"{learn.failure['sentence']} Try another gan_seed, gan_arch or more gan_images."
+    why = learn.failure and f"{learn.failure['sentence']} {_other_gan}"
     return dict(history=learn.history, n_train=len(learn.dls.train.dataset), failure=learn.failure,
                 **(dict(problem=why) if why else {}), vocab=run.images.vocab, curve=best and best.curve.to_dict('list'))
 
@@ -443,7 +452,7 @@ def _evaluate_pool(run, stage):
         r.plot_nearest()[0, 0].figure.savefig(t, format='png', bbox_inches='tight')
     plt.close()
     flatters = run.p.reject or run.p.gan_pick == 'best' and run.cond['gan']
-    why = ' The same images and classifier chose the state of the GAN or filtered the pool, which flatters these figures.'
+    why = ' The same images and classifier chose the state of the GAN or filtered the pool, which flatters the figures.'
     return r.to_dict() | dict(sentence=r.sentence + why*bool(flatters))
 
 @patch(as_prop=True)

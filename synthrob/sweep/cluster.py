@@ -229,6 +229,7 @@ def settle(self:Run,
 def _watch(self:Run, wait):
     "Count busy workers; raises `BadInput` if there is none for a minute, unless jobs may `wait` in Slurm's queue"
     if self.client.status != 'running': raise BadInput(_gone)
+    _one_thread(self.client)
     self.running = sum(any(k in self.keys for k in keys) for keys in self.client.processing().values())
     if self.running: self.busy = time.monotonic()
     elif time.monotonic() - self.busy > PATIENCE:
@@ -237,6 +238,12 @@ def _watch(self:Run, wait):
     self.line.show(str(self))
 
 # %% ../../nbs/sweep/02_cluster.ipynb #effeb133
+def _one_thread(client):
+    "Raise `BadInput` if a worker has several threads: trainings in one process would share their random numbers"
+    if (n := max(client.nthreads().values(), default=1)) > 1:
+        raise BadInput(f"A worker of the scheduler has {n} threads, but trains one net at a time: start workers with "
+                       "--nthreads 1.")
+
 def run_cells(sweep,            # a `Sweep`
               engine='local',   # see `open_cluster`
               scheduler=None,   # address of a running Dask scheduler
@@ -252,6 +259,7 @@ def run_cells(sweep,            # a `Sweep`
     try:
         with open_cluster(sweep.stage.path, engine, scheduler, **options) as (client, renew):
             if find_spec('bokeh'): line.say(f'Dashboard: {client.dashboard_link}')
+            _one_thread(client)
             workers = client.scheduler_info()['workers'].values()
             r = Run(sweep, client, gpu=bool(options.get('gpus')) or any('gpu' in w['resources'] for w in workers))
             seen = 0.

@@ -31,7 +31,7 @@ def run(self:Sweep,
     for c in self.cells if retry or repair else ():
         if c.state == 'failed': c.stage.file('error.json').unlink(missing_ok=True)
     for c in self.cells:
-        if c.state != 'done' and c.stage.done: shutil.rmtree(c.stage.path)      # its run was deleted: make it again
+        if c.stage.done and c.state != 'done': shutil.rmtree(c.stage.path)      # its run was deleted: make it again
     self.declare()
     made = run_cells(self, **cluster) if any(c.state == 'open' for c in self.cells) else 0
     print(self.summary(made))
@@ -193,7 +193,7 @@ def parser() -> argparse.ArgumentParser:
 # %% ../../nbs/sweep/04_command.ipynb #ca4ef807
 @command('synthrob_sweep')
 def main(args=None # list of arguments; None: those of the command line
-        ) -> int:  # 0; 1 if a cell failed; 2 for bad input; 130 after Ctrl-C
+        ) -> int:  # 0; 1 if a cell is not done; 2 for bad input; 130 after Ctrl-C
     "The command `synthrob_sweep`"
     p, args = parser(), sys.argv[1:] if args is None else args
     args = [re.sub('^--[^=]+', lambda m: '--' + m[0][2:].replace('-', '_'), o) for o in args]   # --dry-run is --dry_run
@@ -207,6 +207,6 @@ def main(args=None # list of arguments; None: those of the command line
         if not given.get('spec') and not set(given) & set(axes()):
             raise BadInput("Give a file or a grid, for example --ratios 0,.3,.6 --seeds 3; --help says more.")
         s = sweep(**given)
-        return int(not given.get('dry_run') and any(c.state == 'failed' for c in s.cells))
+        return int(not given.get('dry_run') and any(c.state != 'done' for c in s.cells))
     finally:
         with contextlib.suppress(ValueError): signal.signal(signal.SIGTERM, signal.SIG_DFL)

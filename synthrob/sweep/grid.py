@@ -269,7 +269,8 @@ def _cost_keys(kind, params, inputs):
     "What stages of equal cost have in common: also the training part, or only the parameters"
     steps = ('equal', 'ratio') if params.get('equal') == 'epochs' else ()       # they grow with the ratio
     own = {k: v for k, v in params.items() if k not in (*_free, 'multiple') or k in steps}
-    return [(kind, hash_of(own | more)) for more in ({'train': inputs.get('train')}, {})]
+    of = {k: inputs.get(k) for k in (['data'] if kind == 'copies' else ['train'])}
+    return [(kind, hash_of(own | o)) for o in ([of] if kind == 'copies' else [of, {}])]     # copies: quadratic in images
 
 class Costs:
     "What finished stages took, and what others will take"
@@ -439,6 +440,7 @@ def summary(self:Sweep,
     lines = [f"{n['done']} of {len(self)} cells are done, {made} of them made now; {len(failed)} failed.",
              *(f"  {self.name(c)}: {c.error['error']}" for c in failed)]
     whys = {self.name(c): o for c in self.cells if (o := _problem(c))}
+    if n['open']: lines.append(f"{_n(n['open'], 'cell')} could not be made, nor the reason written: is the disk full?")
     if whys: lines.append(f"{_n(len(whys), 'cell')} must not be counted; {': '.join(next(iter(whys.items())))}")
     if failed: lines.append("--retry (retry=True) tries failed cells again; their folders hold error.json.")
     out = shlex.quote(str(self.out))

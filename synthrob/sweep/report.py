@@ -408,6 +408,11 @@ def _summary(frame):
         'finished': ' to '.join(dict.fromkeys([days[0], days[-1]]))}
 
 # %% ../../nbs/sweep/07_report.ipynb #d01fdeb1
+def _gans(t):
+    "How many GANs rows of `differences` have, in words"
+    own = (t.pairs < t.gan_seeds*t.cnn_seeds).any()
+    return 'a GAN each' if own else f'{_range(t.gan_seeds)} GAN'
+
 def _range(v): return f'{int(v.min())}' if v.min() == v.max() else f'{int(v.min())} to {int(v.max())}'
 
 def _ratio_figure(frame, t, metric, net, margin=None, alpha=.05, class_=None):
@@ -422,7 +427,7 @@ def _ratio_figure(frame, t, metric, net, margin=None, alpha=.05, class_=None):
     base = t.baseline.mean()                                                   # as drawn
     name = _metrics.get(metric, metric_name(metric)) + (f' of {class_}' if class_ else '')
     syn = t[t.treatment == 'synthetic']
-    whose = 'one pool' if syn.pool.notna().all() else f'{_range(syn.gan_seeds)} GAN'
+    whose = 'one pool' if syn.pool.notna().all() else _gans(syn)
     if len(syn) and syn.n_folds.max() > 1: whose = f'{_range(syn.n_folds)} folds x {whose}'
     pairs = (f"{_range(syn.pairs)} pairs of runs a point ({whose} x {_range(syn.cnn_seeds//syn.n_folds)} "
              "classifier seeds)" if len(syn) else 'controls only')
@@ -487,7 +492,9 @@ def _arms_table(t, others, name, alpha=.05):
         arm = ', '.join([r.treatment.replace('_', ' '), r.how, *_use(r)])
         if r.classes == 'balance': arm += ', smallest classes first'
         none = 'none' if pd.isna(r['diff']) else 'undecided'
-        row = {'arm': arm, 'ratio': f'{r.ratio:g}', 'pairs': f'{r.gan_seeds} x {r.cnn_seeds}',
+        crossed = r.pairs == r.gan_seeds*r.cnn_seeds
+        row = {'arm': arm, 'ratio': f'{r.ratio:g}',
+               'pairs': f'{r.gan_seeds} x {r.cnn_seeds}' if crossed else f'{r.pairs}, own GANs',
                'ratio 0, %': _pct(r.baseline), f'{metric_name(r.metric)}, %': _pct(r.value),
                'difference, points': _diff(r['diff']), 'interval': _interval(r, alpha),
                'probability of improvement, %': _pct(r.improvement),
@@ -510,10 +517,10 @@ _arm_of = [*SETTING, *SYNTHESIS, *CLASSIFIER, *ARM]
 def _recall_table(top, recalls, alpha=.05):
     "Recall of each class at the ratio of the arm `top`, with adjusted p; `recalls`: class -> `differences`"
     at = {c: _matching(o, top, _arm_of).iloc[0] for c, o in recalls.items()}
-    known, p = {c: np.reshape(o.singles, (o.gan_seeds, -1)) for c, o in at.items() if not pd.isna(o.p)}, {}
+    known, p = {c: np.reshape(o.singles, (-1, o.cnn_seeds)) for c, o in at.items() if not pd.isna(o.p)}, {}
     if known:
         p = joint_p([o.mean(0) for o in known.values()])
-        if top.gan_seeds >= min_seeds(alpha): p = np.maximum(p, joint_p([o.mean(1) for o in known.values()]))
+        if top.pairs//top.cnn_seeds >= min_seeds(alpha): p = np.maximum(p, joint_p([o.mean(1) for o in known.values()]))
         if top.n_folds > 1: p = np.maximum(p, [min(1, len(known)*at[c].p) for c in known])     # as folds share images
         p = dict(zip(known, p))
     rows = [{'class': c, 'recall at ratio 0, %': _pct(o.baseline), f'at ratio {top.ratio:g}, %': _pct(o.value),
@@ -666,7 +673,7 @@ def _verdict_part(frame, table, margin, alpha):
             small.append(f"The ratio was chosen on validation images; p is corrected for {r.among} synthetic arms.")
         if r.verdict in ('better', 'worse', 'equivalent', 'undecided') and r.cnn_seeds >= min_seeds(alpha):
             folds = f'{r.n_folds} folds x '*(r.n_folds > 1)
-            whose = f'{r.gan_seeds} GAN' if pd.isna(r.pool) else 'one pool'
+            whose = _gans(r.to_frame().T) if pd.isna(r.pool) else 'one pool'
             small += [f"{folds}{whose} x {r.cnn_seeds//r.n_folds} classifier seeds. p against no difference: "
                       f"{_p(r.p)}; against a difference beyond the margin: {_p(r.p_equivalence)}. Probability of "
                       f"improvement: {_pct(r.improvement)} % of all pairs of runs{' of a fold'*bool(folds)}, whatever "

@@ -285,7 +285,7 @@ class PairedRuns:
     arm: dict             # its parameters: `SETTING`, `SYNTHESIS`, `CLASSIFIER` and `ARM`
     value: np.ndarray     # metric of the arm (GAN seeds, classifier seeds); with folds, columns are folds x seeds
     base: np.ndarray      # metric of the baseline (classifier seeds,)
-    gan_seeds: list       # of the rows of `value`; [None] for a control
+    gan_seeds: list       # of the rows of `value`, or of its columns if `nested`; [None] for a control
     cnn_seeds: list       # of its columns; with folds, pairs (fold, seed)
     runs: np.ndarray      # hashes of the arm's runs, shaped as `value`
     base_runs: np.ndarray # hashes of the baseline's runs, shaped as `base`
@@ -301,11 +301,16 @@ class PairedRuns:
         if self.folds > 1: return d.mean(0).reshape(self.folds, -1)
         return d[0] if len(d) == 1 else d
 
+    @property
+    def nested(self) -> bool: # does each classifier seed have a GAN of its own?
+        return len(self.gan_seeds) > len(self.value)
+
     def __len__(self): return self.value.size
     def __repr__(self):
         a, (g, s) = self.arm, self.value.shape
-        return (f"PairedRuns({a['cnn']}, {a['how']}, {a['treatment']}, ratio {a['ratio']:g}: {g} GAN x {s} classifier "
-                f"seeds, {len(self.missing)} missing)")
+        gans = 'each with its own GAN' if self.nested else f'{g} GAN'
+        return (f"PairedRuns({a['cnn']}, {a['how']}, {a['treatment']}, ratio {a['ratio']:g}: {s} classifier seeds x "
+                f"{gans}, {len(self.missing)} missing)")
 
 # %% ../../nbs/sweep/06_results.ipynb #eb7da672
 def _complete(v):
@@ -335,12 +340,17 @@ def _pair_up(arm, base, gan_seeds, cnn_seeds):
     columns = 'value', 'run', 'problem', 'doubt'
     value, runs, bad, _ = (np.array([[of(arm.get((g, s)), k) for s in cnn_seeds] for g in gan_seeds]) for k in columns)
     zero, base_runs, base_bad, doubt = (np.array([of(base.get(s), k) for s in cnn_seeds]) for k in columns)
-    folds = len({f for f, _ in cnn_seeds})
-    rows, cols = _complete((value + zero).reshape(len(gan_seeds), folds, -1).sum(1))      # a seed needs all its folds
+    folds, full = len({f for f, _ in cnn_seeds}), ~np.isnan(value + zero)
+    if folds == 1 and full.sum() > 1 and full.sum(0).max() == full.sum(1).max() == 1:          # nested
+        own = full.argmax(0)
+        value, runs, bad = (o[own, np.arange(len(own))][None] for o in (value, runs, bad))
+        gan_seeds = [gan_seeds[i] for i in own]
+    rows, cols = _complete((value + zero).reshape(len(value), folds, -1).sum(1))      # a seed needs all its folds
     cols = (np.arange(folds)[:, None]*(len(cnn_seeds)//folds) + cols).ravel()
     gan = lambda g: '' if g is None else f'GAN seed {g}, '
     seed = lambda o: (f'fold {o[0]}, ' if folds > 1 else '') + f'classifier seed {o[1]}'
-    missing += [f'{gan(gan_seeds[i])}{seed(cnn_seeds[j])}' for i, j in zip(*np.isnan(value).nonzero())]
+    missing += [f'{gan(gan_seeds[i])*(len(gan_seeds) == len(value))}{seed(cnn_seeds[j])}'
+                for i, j in zip(*np.isnan(value).nonzero())]
     missing += [f'baseline with {seed(s)}' for s, v in zip(cnn_seeds, zero) if np.isnan(v)]
     if gone := value.size - len(rows)*len(cols) - int(np.isnan(value + zero).sum()):
         missing.append(f'{gone} complete pair{"s"*(gone > 1)} dropped to keep the table of seeds complete')
@@ -353,7 +363,8 @@ def _pair_up(arm, base, gan_seeds, cnn_seeds):
         why = why or (f'A net that always names the largest class would keep {constant:.1%}, more than these with and '
                       'without added images: choose a smaller attack_eps, or a classifier that learns more.')
     return PairedRuns({k: getattr(o, k) for k in (*SETTING, *SYNTHESIS, *CLASSIFIER, *ARM)}, value[at], zero[cols],
-                      [gan_seeds[i] for i in rows], [cnn_seeds[j] if folds > 1 else cnn_seeds[j][1] for j in cols],
+                      [gan_seeds[i] for i in (rows if len(gan_seeds) == len(value) else cols)],
+                      [cnn_seeds[j] if folds > 1 else cnn_seeds[j][1] for j in cols],
                       runs[at], base_runs[cols], missing, why, note, folds)
 
 def _trouble(base, arm, doubt):
@@ -555,12 +566,12 @@ def _correct(t, pairs, family, at, margin, alpha, metric):
     mean = lambda q, axis, k: pd.Series((q.value - q.base).mean(axis), getattr(q, k))
     of = lambda arms, axis, k: pd.DataFrame([mean(pairs[i], axis, k) for i in arms])
     p, pe = (joint_p(of(family, 0, 'cnn_seeds'), v) for v in (None, margin))
-    if gans := [i for i in family if len(pairs[i].gan_seeds) >= min_seeds(alpha)]:     # verdicts about any such GAN
+    if gans := [i for i in family if len(pairs[i].value) >= min_seeds(alpha)]:         # verdicts about any such GAN
         at_gans = [family.index(i) for i in gans]
         for o, v in (p, None), (pe, margin): o[at_gans] = np.maximum(o[at_gans], joint_p(of(gans, 1, 'gan_seeds'), v))
     for i in at:
         q = pairs[i]
-        v = verdict(q.diffs, margin, alpha, folds=q.folds > 1, metric=metric_name(metric))
+        v = verdict(q.diffs, margin, alpha, folds=q.folds > 1, nested=q.nested, metric=metric_name(metric))
         if m > 1:
             own = (min(1, m*v.p), min(1, m*v.p_equivalence)) if q.folds > 1 else (0, 0)      # Bonferroni for the t-test
             v = corrected(v, max(p[family.index(i)], own[0]), max(pe[family.index(i)], own[1]), m)
