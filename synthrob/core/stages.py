@@ -6,7 +6,7 @@
 from __future__ import annotations
 import contextlib, errno, json, platform, re, shutil, time
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 import numpy as np, torch, xxhash
 from filelock import FileLock, SoftFileLock, Timeout
@@ -68,13 +68,10 @@ def now() -> str: # e.g. '2026-03-01T12:00:00+00:00'
     "Return the time in UTC, to the second"
     return datetime.now(timezone.utc).isoformat(timespec='seconds')
 
-def versions() -> dict: # name -> version, None if not installed
+def versions() -> dict: # name -> version
     "Return the versions of the packages that a result depends on"
-    def get(o):
-        try: return version(o)
-        except PackageNotFoundError: return None
-    return dict(python=platform.python_version(), torch=torch.__version__, torchvision=get('torchvision'),
-                fastai=get('fastai'), numpy=np.__version__, synthrob=__version__)
+    return dict(python=platform.python_version(), torch=torch.__version__, torchvision=version('torchvision'),
+                fastai=version('fastai'), numpy=np.__version__, synthrob=__version__)
 
 def device_name(device=None # see `default_device`
                ) -> str:
