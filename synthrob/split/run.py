@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from fastcore.basics import patch
-from ..core.basics import (BadInput, default_device, generator, hash_file, read_array, read_json, read_tensors, replacing,
-                                  seeded, write_array, write_json, write_parquet, write_tensors)
+from ..core.basics import (BadInput, default_device, generator, hash_file, read_array, read_json, read_tensors,
+                                  replacing, seeded, write_array, write_json, write_parquet, write_tensors)
 from ..core.distributed import distributed, launch, process_rank
 from ..core.stages import CHECKPOINT, Stage, discard_damaged
 from ..cnn.learner import Evaluation, cnn_learner, evaluate, learning_problem, recipe as cnn_recipe

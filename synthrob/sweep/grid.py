@@ -270,7 +270,7 @@ def _cost_keys(kind, params, inputs):
     steps = ('equal', 'ratio') if params.get('equal') == 'epochs' else ()       # they grow with the ratio
     own = {k: v for k, v in params.items() if k not in (*_free, 'multiple') or k in steps}
     of = {k: inputs.get(k) for k in (['data'] if kind == 'copies' else ['train'])}
-    return [(kind, hash_of(own | o)) for o in ([of] if kind == 'copies' else [of, {}])]     # copies: quadratic in images
+    return [(kind, hash_of(own | o)) for o in ([of] if kind == 'copies' else [of, {}])]  # copies: quadratic in images
 
 class Costs:
     "What finished stages took, and what others will take"

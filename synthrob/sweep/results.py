@@ -302,7 +302,8 @@ class PairedRuns:
         return d[0] if len(d) == 1 else d
 
     @property
-    def nested(self) -> bool: # does each classifier seed have a GAN of its own?
+    def nested(self) -> bool:
+        "Does each classifier seed have a GAN of its own?"
         return len(self.gan_seeds) > len(self.value)
 
     def __len__(self): return self.value.size
