@@ -410,8 +410,9 @@ def _summary(frame):
 # %% ../../nbs/sweep/07_report.ipynb #d01fdeb1
 def _gans(t):
     "How many GANs rows of `differences` have, in words"
-    own = (t.pairs < t.gan_seeds*t.cnn_seeds).any()
-    return 'a GAN each' if own else f'{_range(t.gan_seeds)} GAN'
+    own = t.pairs < t.gan_seeds*t.cnn_seeds
+    crossed = [] if own.all() else [f'{_range(t[~own].gan_seeds)} GAN']
+    return ' or '.join(crossed + ['a GAN each']*bool(own.any()))
 
 def _range(v): return f'{int(v.min())}' if v.min() == v.max() else f'{int(v.min())} to {int(v.max())}'
 
