@@ -192,7 +192,7 @@ def test_a_gan_for_each_classifier_seed(tmp_path):
     simulate_runs(tmp_path, ratios=(0,), cnn_seeds=range(7), n=300)
     for i in range(6): simulate_runs(tmp_path, planted, ratios=(.4,), hows=('add',), gan_seeds=[i], cnn_seeds=[i], n=300)
     pairs, = paired_runs(results(tmp_path), 'accuracy')
-    assert pairs.nested and pairs.gan_seeds == [*range(6)] and len(pairs) == 6 and '6 classifier seeds x each with its own GAN' in repr(pairs)
+    assert pairs.nested and pairs.gan_seeds == [*range(6)] and len(pairs) == 6 and '6 GANs, each with a classifier seed' in repr(pairs)
     rep = report(tmp_path, progress=False)
     top, = rep.table.itertuples()
     assert (top.verdict, top.gan_seeds, top.pairs) == ('better', 6, 6) and 'each with its own generator' in top.sentence

@@ -309,9 +309,9 @@ class PairedRuns:
     def __len__(self): return self.value.size
     def __repr__(self):
         a, (g, s) = self.arm, self.value.shape
-        gans = 'each with its own GAN' if self.nested else f'{g} GAN'
-        return (f"PairedRuns({a['cnn']}, {a['how']}, {a['treatment']}, ratio {a['ratio']:g}: {s} classifier seeds x "
-                f"{gans}, {len(self.missing)} missing)")
+        seeds = f'{s} GANs, each with a classifier seed' if self.nested else f'{g} GAN x {s} classifier seeds'
+        return (f"PairedRuns({a['cnn']}, {a['how']}, {a['treatment']}, ratio {a['ratio']:g}: {seeds}, "
+                f"{len(self.missing)} missing)")
 
 # %% ../../nbs/sweep/06_results.ipynb #eb7da672
 def _complete(v):
