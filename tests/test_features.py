@@ -8,6 +8,7 @@ from conftest import TOY
 from fastai.callback.core import Callback
 from synthrob.cnn.learner import evaluate
 from synthrob.core.basics import BadInput, write_tensors
+from synthrob.core.stages import Stage
 from synthrob.data.dataset import Dataset
 from synthrob.gan.learner import gan_learner
 from synthrob.split.core import run_split
@@ -29,6 +30,13 @@ def papermill(repo, nb, **params):
 def records(out, kind): return [json.loads(p.read_text()) for p in Path(out).glob(f'{kind}/*/record.json')]
 
 @pytest.mark.e2e
+def test_vectors_of_nets_that_were_normalised_wrongly_are_made_again(tmp_path):
+    (tmp_path/'w.pth').write_bytes(b'weights')
+    for net, version in dict(googlenet=2, resnet18=1).items():
+        p = check_params(dict(data='faces', space='feature', ratio=.5, extractor=f'torchvision:{net}', weights=str(tmp_path/'w.pth')))
+        s = SplitRun(p).stages['features']
+        assert s.hash == Stage('features', s.params, None, s.inputs, version).hash
+
 def test_epochs_of_a_head_are_not_those_of_its_extractor():
     "The extractor keeps its least number of steps, so it is the same net for heads of any length"
     runs = [SplitRun(check_params(dict(data='faces', space='feature', ratio=.5, **more))) for more in ({}, dict(head_epochs=3))]

@@ -115,8 +115,10 @@ def _graph(run):
         s['copies'] = near_stage(*run._source, run._vocab, p.out)[0]
     add('parts', own, _split, data=s['data'], copies=s.get('copies'))
     if c['feature']:
-        add('features', dict(layer=p.layer, net=p.extractor, weights=p.weights and hash_file(p.weights)), _extract,
-            train=s['parts'], extractor=None if p.extractor else run.judge.stages['split'])
+        own = dict(layer=p.layer, net=p.extractor, weights=p.weights and hash_file(p.weights))
+        odd = (p.extractor or '').partition(':')[2] in ('googlenet', 'inception_v3', 'efficientnet_v2_l')
+        add('features', own, _extract, 1 + odd, train=s['parts'],              # version 1 normalised these as others
+            extractor=None if p.extractor else run.judge.stages['split'])
     train, many = s.get('features', s['parts']), dict(processes=p.processes) if p.processes > 1 else {}
     best, judge = p.gan_pick == 'best' and c['gan'], None
     if best or p.reject or (p.quality != 'none' and c['pool']): judge = run.judge.stages['split']
