@@ -142,7 +142,7 @@ def test_files_of_the_system_are_not_in_a_record(tmp_path):
     def work(stage):
         for k in ('made.txt', '.nfs000000000abc', '.DS_Store'): stage.file(k).write_text(k)
     s = Stage('data', dict(n=1), work, out=tmp_path).make()
-    assert list(s.record['files']) == ['made.txt']
+    assert list(s.record['files']) == ['made.txt', 'params.json']
     s.file('.DS_Store').unlink()
     assert s.check()
 
