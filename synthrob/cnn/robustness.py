@@ -44,6 +44,7 @@ robustness_levels = dict(
         ('fgsm', 'inf', 1, _grey(.5, 1, 2, 4, 8)), ('pgd', 'inf', 40, _grey(.5, 1, 2, 4, 8)),
         ('pgd', '2', 40, (.125, .25, .5, 1.)), ('autoattack', 'inf', 100, _grey(1, 2)))))
 
+# %% ../../nbs/cnn/06_robustness.ipynb #41227100
 def robustness_level(level # 'fast', 'full' or a `RobustnessLevel`
                     ) -> RobustnessLevel:
     "Return a level by name; raise `BadInput` for an unknown one, or one that cannot be evaluated"

@@ -211,6 +211,7 @@ def discard_damaged(stages): # list of `Stage`, inputs before those that need th
             print(f"Made again: {why}.", flush=True)
             shutil.rmtree(s.path)
 
+# %% ../../nbs/core/02_stages.ipynb #36436f15
 @patch
 def _run(self:Stage):
     "Call `work`, then write the record"

@@ -59,6 +59,7 @@ class Extractor(nn.Module):
         if found is None: raise BadInput(f"layer={self.layer!r} is not used in the net's forward pass: choose another.")
         return found
 
+# %% ../../nbs/split/03_features.ipynb #5a11c101
 def _as_vectors(v, layer, swin=False):
     "The output of a layer as vectors, copied, since later layers may overwrite it"
     if swin and getattr(v, 'ndim', 0) == 4: raise BadInput(f"layer={layer!r} of a Swin net has no fixed order of "
