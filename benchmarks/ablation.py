@@ -16,6 +16,7 @@ import pandas as pd
 from fastprogress.fastprogress import progress_bar
 
 from synthrob.cnn.learner import cnn_learner, recipe
+from synthrob.core.basics import replacing
 from synthrob.core.stages import device_name, versions
 from synthrob.data.core import prepare
 from synthrob.data.loaders import device_dls
@@ -91,7 +92,7 @@ def main(args=None):
             if (k, seed) not in have and (not a.only or k in a.only)]
     for name, r, seed in progress_bar(todo):
         rows.append(dict(name=name, seed=seed, **trial(r, seed, a, real, valid, net)))
-        pd.DataFrame(rows).to_parquet(a.out)
+        with replacing(a.out) as f: pd.DataFrame(rows).to_parquet(f)
     return pd.DataFrame(rows)
 
 if __name__ == '__main__': main()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 from fastprogress.fastprogress import progress_bar
 
-from synthrob.cnn.attacks import attack_curve
+from synthrob.cnn.attacks import Predictor, attack_curve
 from synthrob.core.basics import read_json, replacing
 from synthrob.split.params import check_params
 from synthrob.split.run import PGD_STEPS, SplitRun
@@ -30,7 +30,7 @@ def main(args=None):
         if r['given'].get('training') != 'adversarial' or r['hash'] in set(done.run): continue
         moved = dict(out=str(a.runs)) | (dict(path=a.path) if a.path else {})
         run = SplitRun(check_params(r['given'] | moved))
-        t = attack_curve(run.classifier(), run.part('test'), a.eps, ('pgd',), steps=PGD_STEPS, progress=False)
+        t = attack_curve(Predictor(run.classifier(), run.recipe.flip), run.part('test'), a.eps, ('pgd',), steps=PGD_STEPS, progress=False)
         done = pd.concat([done, t[t.eps > 0].assign(run=r['hash'])], ignore_index=True)
         with replacing(a.out) as f: done.to_parquet(f)
     return done

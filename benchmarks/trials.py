@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 from fastprogress.fastprogress import progress_bar
 
+from synthrob.core.basics import replacing
 from synthrob.core.stages import device_name, versions
 from synthrob.data.core import fer2013_path
 from synthrob.split.params import check_params
@@ -29,4 +30,5 @@ def run_trials(about, keys, trial, args=None):
     for one in progress_bar(wanted):
         if one in {tuple(o[k] for k in keys) for o in read()}: continue
         row = dict(zip(keys, one)) | trial(*one, parts, a.device)
-        pd.DataFrame([*read(), row | dict(device=device_name(a.device), torch=versions()['torch'])]).to_parquet(a.out)
+        rows = [*read(), row | dict(device=device_name(a.device), torch=versions()['torch'])]
+        with replacing(a.out) as f: pd.DataFrame(rows).to_parquet(f)

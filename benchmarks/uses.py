@@ -17,6 +17,7 @@ from synthrob.cnn.attacks import Predictor, attack
 from synthrob.cnn.learner import cnn_learner, evaluate, recipe
 from synthrob.cnn.models import StrongNet
 from synthrob.cnn.uses import AdversarialTraining, SyntheticFirst, soft_labels
+from synthrob.core.basics import replacing
 from synthrob.core.stages import device_name, versions
 from synthrob.data.core import prepare
 from synthrob.data.splits import splits
@@ -99,7 +100,7 @@ def main(args=None):
             how, control = TRIALS[k]
             rows.append(dict(name=k, control=control, seed=seed, **own, **trial(a, seed, real, pool, valid, teacher, **how),
                              device=device_name(a.device), torch=versions()['torch']))
-            pd.DataFrame(rows).to_parquet(a.out)
+            with replacing(a.out) as f: pd.DataFrame(rows).to_parquet(f)
     return pd.DataFrame(rows)
 
 if __name__ == '__main__': main()

@@ -5,12 +5,13 @@ coverage within 93 to 97 % are asserted without allowance, since the rule is bui
 """
 from __future__ import annotations
 from functools import lru_cache
-import numpy as np, pytest
+import numpy as np, pandas as pd, pytest
 from scipy import special, stats
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import ttost_paired
 from simulate import cross_validated, simulated
-from synthrob.sweep.stats import (corrected, decide, image_se, joint_p, mde, min_seeds, power, seeds_needed,
+from synthrob.data.splits import _reach
+from synthrob.sweep.stats import (corrected, decide, fold_power, image_se, joint_p, mde, min_seeds, power, seeds_needed,
                                   verdict, verdicts)
 
 ALIKE = ('normal', 'counts', 'heavy', 'failures')   # the arms are alike: differences are symmetric
@@ -127,6 +128,23 @@ def test_more_seeds_do_not_replace_test_images():
     of_all, of_these = verdict(x[None]), verdict(x.mean(-1))
     assert (of_all.kind, of_these.kind) == ('undecided', 'equivalent') and image_se(x) > .019
     assert of_all.more_seeds is None and of_all.effect == of_these.effect
+
+@pytest.mark.parametrize('n,folds,seeds', [(3000, 1, 6), (400, 1, 8), (24, 1, 6), (300, 5, 2), (90, 5, 2)])
+def test_what_the_test_images_can_show(n, folds, seeds):
+    "The quoted difference is found in four of five experiments, as `decide` judges them"
+    d, _, _, _, _ = _reach(1/n, folds, seeds, .014)
+    assert (d > .1) == (n < 100) or folds == 5
+    rng, p = np.random.default_rng(0), max(.1, d)                       # arms disagree on a share p, for better or worse
+    def experiment():
+        sides = rng.choice([1., -1., 0.], n, p=[(p + d)/2, (p - d)/2, 1 - p])         # of the images, in all runs
+        x = sides.reshape(folds, -1).mean(1)[:, None] + rng.normal(0, .014, (folds, seeds))
+        if folds > 1: return x
+        return x[0], (p - d*d)**.5/n**.5
+    some = [experiment() for _ in range(600)]
+    if folds > 1: t = decide(np.stack(some).clip(-1, 1), folds=True)
+    else: t = pd.concat([decide(x[None].clip(-1, 1), image_se=se, n_boot=99) for x, se in some[:200]])
+    assert .7 < (t.kind == "better").mean() < .95, (t.kind == "better").mean()
+    if folds > 1: assert fold_power(d, .014, folds, seeds, ((p - d*d)/n)**.5) == pytest.approx(.8, abs=.01)
 
 def test_effect_is_that_of_the_units():
     "d_z of Hedges (1981): of seeds; with folds or many GANs of their means"

@@ -376,67 +376,11 @@ def _pixelate(x, k, draw):
     return (m @ across).add_(.5).to(torch.uint8)
 
 # %% ../../nbs/cnn/04_corruptions.ipynb #9a4f60e5
-_ODD = [(11363, 9633, 6437, 2260), (9633, -2259, -11362, -6436),
-        (6437, -11362, 2261, 9633), (2260, -6436, 9633, -11363)]
-_EVEN = [(8192, 8192, 8192, 8192), (10703, 4433, -4433, -10703),
-         (8192, -8192, -8192, 8192), (4433, -10704, 10704, -4433)]
-_LIGHT = (16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56,
-          14, 17, 22, 29, 51, 87, 80, 62, 18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92,
-          49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99)         # Annex K of the standard
-_COLOUR = (17, 18, 24, 47, 18, 21, 26, 66, 24, 26, 56, 99, 47, 66, 99, 99)               # the corner; the rest is 99
-
-@lru_cache(32)
-def _jpeg_tables(quality, colour, side, device):
-    "Return libjpeg's cosine transform in units of 1/8192, and the steps of the coefficients, both float64 (side,side)"
-    even, odd = torch.tensor(_EVEN), torch.tensor(_ODD)
-    m = torch.stack([torch.cat([even, even.flip(1)], 1), torch.cat([odd, -odd.flip(1)], 1)], 1).view(8, 8)
-    t = torch.full((8, 8), 99) if colour else torch.tensor(_LIGHT).view(8, 8)
-    if colour: t[:4, :4] = torch.tensor(_COLOUR).view(4, 4)
-    t = (t*(5000//quality if quality < 50 else 200 - 2*quality) + 50)//100
-    return (torch.kron(torch.eye(side//8), m).double().to(device),
-            t.clamp(1, 255).double().repeat(side//8, side//8).to(device))
-
-def _shift(x, bits): # whole numbers as float64; changed in place
-    "Divide by 2**`bits` and round, halves up"
-    return x.add_(2**(bits - 1)).div_(2**bits).floor_()
-
-def _plane(x, quality, colour=False): # levels (n,1,s,s), whole numbers
-    "Return what JPEG makes of one plane, float64"
-    side = x.shape[-1]
-    padded = F.pad(x.double(), (0, -side % 8)*2, mode='replicate') - 128
-    m, step = _jpeg_tables(quality, colour, padded.shape[-1], x.device)
-    c = _shift(m @ _shift(padded @ m.T, 11), 15)                           # eight times the coefficients
-    kept = (c.abs().add_(4*step)/(8*step)).floor_().mul_(step).mul_(c.sign())
-    return _shift(_shift(m.T @ kept, 11) @ m, 18).add_(128).clamp_(0, 255)[..., :side, :side]
-
-# %% ../../nbs/cnn/04_corruptions.ipynb #bfcf7064
-def _halved(x): # (n,1,s,s)
-    "Return means of 2 x 2 pixels, padded to whole blocks"
-    side = x.shape[-1]
-    x = F.pad(x, (0, -side % 16, 0, side % 2), mode='replicate')          # libjpeg pads columns before, rows after
-    total = x[..., ::2, ::2] + x[..., ::2, 1::2] + x[..., 1::2, ::2] + x[..., 1::2, 1::2]
-    total = total.add_(1 + torch.arange(total.shape[3], device=x.device) % 2).div_(4).floor_()
-    return F.pad(total, (0, 0, 0, total.shape[3] - total.shape[2]), mode='replicate')
-
-def _doubled(x, side): # (n,1,s,s)
-    "Double the size: each pixel from the nearest four, weights 9, 3, 3, 1"
-    half = (side + 1)//2
-    x = F.pad(x[..., :half, :half], (1,)*4, mode='replicate')
-    rows = torch.stack([3*x[..., 1:-1, :] + x[..., :-2, :], 3*x[..., 1:-1, :] + x[..., 2:, :]], 3).flatten(2, 3)
-    left, right = 3*rows[..., 1:-1] + rows[..., :-2] + 8, 3*rows[..., 1:-1] + rows[..., 2:] + 7
-    return torch.stack([left, right], 4).flatten(3).div_(16).floor_()[..., :side, :side]
-
 @_corruption(quality=(80, 65, 58, 50, 40))
 def _jpeg_compression(x, k, draw):
-    if x.shape[1] == 1: return _plane(x, k.quality).to(torch.uint8)
-    r, g, b = x.double().split(1, 1)
-    y = _plane(_shift(19595*r + 38470*g + 7471*b, 16), k.quality)
-    def difference(x):                                                     # halves are rounded down here
-        x = _shift(x + (128*65536 - 1), 16)
-        return _doubled(_plane(_halved(x), k.quality, colour=True), x.shape[-1]) - 128
-    blue, red = difference(32768*b - 11059*r - 21709*g), difference(32768*r - 27439*g - 5329*b)
-    out = [y + _shift(91881*red, 16), y + _shift(-22554*blue - 46802*red, 16), y + _shift(116130*blue, 16)]
-    return torch.cat(out, 1).clamp_(0, 255).to(torch.uint8)
+    from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg     # takes a second
+    mode = ImageReadMode.GRAY if x.shape[1] == 1 else ImageReadMode.RGB
+    return torch.stack([decode_jpeg(o, mode) for o in encode_jpeg(list(x.cpu()), k.quality)]).to(x.device)
 
 # %% ../../nbs/cnn/04_corruptions.ipynb #d13a54a9
 def _filter3(x, *kernel): # levels (n,h,w)

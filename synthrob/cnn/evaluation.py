@@ -58,7 +58,7 @@ def problem(self:Confusion) -> str: # a sentence with the remedy; '' if there is
     few = not self.n or not beaten(self.n, chance(true, true))
     if few or beaten(np.trace(self.confusion), chance(true, named)): return ''
     return (f"The classifier is right for {self.accuracy:.1%} of {self.n} held-out items, no better than chance "
-            f"({chance(true, named):.1%}): check the labels, or add images.")
+            f"({chance(true, named):.1%}) at a level of 1 %: check the labels, or add images.")
 
 # %% ../../nbs/cnn/02_evaluation.ipynb #d2df13f3
 @patch

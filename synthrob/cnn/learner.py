@@ -72,6 +72,8 @@ class Recipe:
         if self.on_vectors != (len(shape) == 1):
             raise BadInput(f"{self.net.__name__} takes {'vectors' if self.on_vectors else 'images'}, not items of "
                            f"shape {tuple(shape)}: choose another recipe.")
+        if self.on_vectors and (self.flip or self.augment):
+            raise BadInput("Vectors cannot be mirrored or augmented: leave out flip and augment.")
         if self.on_vectors: return self.net(*shape, n_classes)
         check_net(self.net, shape[-1], shape[0], n_classes)
         return self.net(shape[-1], shape[0], n_classes)
@@ -298,7 +300,7 @@ def cnn_learner(data,              # training `Dataset`, or `DataLoaders`
     shape = dls.one_batch()[0].shape[1:]
     if r.mix == 'cutmix' and len(shape) < 3: raise BadInput("mix='cutmix' needs images: vectors have no rectangles.")
     with seeded('cnn', seed): net = r.build(shape, dls.c).to(memory_format=torch.channels_last)
-    dls.train.seed, dls.train.augment = seed, r.augment
+    dls.train.seed, dls.train.augment = seed, r.augment or dls.train.augment
     if (rows := dls.train.dataset.targets) is not None: dls.train.targets = rows.to(dls.device)
     opt = dict(adamw=torch.optim.AdamW, muon=Muon)[r.opt]
     opt_func = lambda params, lr: OptimWrapper(params, opt, lr=lr, weight_decay=r.wd, fused=True)

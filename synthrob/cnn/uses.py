@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from .attacks import project
 from .learner import predict
+from ..core.basics import BadInput
 from ..data.dataset import Dataset
 from ..data.loaders import stream
 from fastai.callback.core import Callback
@@ -39,14 +40,15 @@ class SyntheticFirst(Callback):
             parts.append(own[stream(len(own), (start - since)*dl.bs, (stop - start)*dl.bs, dl.seed)])
         dl.order = torch.cat(parts)
 
-    def after_train(self): self.dls.train.order = None
-
 # %% ../../nbs/cnn/07_uses.ipynb #a7c1000f
 class AdversarialTraining(Callback):
     "Train a `cnn_learner` on images attacked by one step of 1.25 `eps` from a random start (arXiv 2001.03994)"
     order, run_valid = 60, False                           # after mixup and `Autocast`
     def __init__(self, eps): # largest change of a pixel, for images in [0,1]
         self.eps = eps
+
+    def before_fit(self):
+        if not self.dls.train.dataset.is_images: raise BadInput("Only images are attacked in training, not vectors.")
 
     def before_batch(self):
         x = self.x

@@ -38,6 +38,9 @@ class SplitBatches(DistributedTrainer):
         if self.dls.train.bs % self.world:
             raise BadInput(f"Batches of {self.dls.train.bs} images cannot be shared by {self.world} processes: choose "
                            f"a multiple of {self.world}.")
+        weighted = getattr(getattr(self.learn.loss_func, 'func', None), 'weight', None) is not None
+        if weighted or 'weight' in getattr(self.dls.train.dataset, 'cols', {}):
+            raise BadInput("Weights of classes or items are averaged within a process: train with them in one.")
         self.learn.distributed = self
         if self.sync_bn and self.dls.device.type == 'cuda':
             self.learn.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
@@ -88,6 +91,11 @@ def _same(self:SplitBatches, model, parameters=True):
 class DistributedLearner(Learner):
     "A `Learner` that fastai's `distrib_ctx` trains with `SplitBatches`"
     distributed = None                                         # the callback, while several processes train
+
+    def one_batch(self, i, b):
+        try: super().one_batch(i, b)
+        finally:                                               # fastai calls no callback after an interrupt
+            if hasattr(self, 'autocast'): self.autocast.leave()
 
     def to_distributed(self, sync_bn=True, # see `SplitBatches`
                              **kwargs      # for accelerate's `Accelerator`

@@ -8,7 +8,8 @@ import json, time
 from pathlib import Path
 import torch
 from torch import Tensor
-from .basics import BadInput, generator, has_bf16, read_metadata, read_tensors, write_tensors
+from .basics import (BadInput, generator, has_bf16, hash_array, hash_of, read_metadata, read_tensors,
+                                  write_tensors)
 from fastai.callback.core import Callback, CancelEpochException
 from fastai.callback.progress import ProgressCallback
 from fastai.learner import AvgSmoothLoss, Learner
@@ -81,14 +82,15 @@ class Checkpoint(Callback):
     order, run_valid = 70, False                               # after everything that an epoch's end changes
     def __init__(self, path,       # a safetensors file
                        every=20.,  # seconds between two checkpoints at least; the last epoch is always saved
-                       tag=''): # of the training: a checkpoint with another, or of another length, seed or number of
-                                # training items, raises `BadInput`
+                       tag=''): # of the training: a checkpoint with another, or of another length, seed or training
+                                # set, raises `BadInput`
         self.path, self.every, self.given = Path(path), every, tag
 
     def before_fit(self):
         self.start, self.saved = 0, time.monotonic()
         seed = getattr(getattr(self.learn, 'seed_epochs', None), 'seed', None)
         self.tag = f'{self.given}, seed {seed}, {len(self.dls.train_ds)} items'
+        self.more = dict(batches=len(self.dls.train), items=_fingerprint(self.dls.train_ds, self.learn.loss_func))
         if self.path.exists(): self._load()
 
     def before_epoch(self):
@@ -104,6 +106,14 @@ class Checkpoint(Callback):
         elif self.epoch + 1 == self.n_epoch or time.monotonic() - self.saved >= self.every: self._save()
 
 # %% ../../nbs/core/03_training.ipynb #021a8f73
+def _fingerprint(ds, loss):
+    "Hash of items (beyond 256 MB: of some), labels and weights of a data set; None if it has no tensors `x` and `y`"
+    if not hasattr(ds, 'y') or not len(ds.y): return None
+    x, n = getattr(ds, 'original', ds.x), len(ds.y)            # before `RefreshSynthetic` has replaced some
+    if x.nbytes > 1<<28: x = x[(torch.arange(1000)*(n - 1)//999).to(getattr(x, 'device', 'cpu'))]
+    more = ds.targets, ds.cols.get('weight'), ds.class_weights, getattr(getattr(loss, 'func', None), 'weight', None)
+    return hash_of([hash_array(o[:]) for o in (x, ds.y, *more) if o is not None])
+
 @patch
 def _opts(self:Checkpoint): return {'opt': self.learn.opt.opt, **getattr(self.learn, 'more_opts', {})}
 
@@ -121,7 +131,7 @@ def _save(self:Checkpoint):
         tensors.update(more)
     s = self.recorder.smooth_loss
     meta = dict(epoch=self.epoch + 1, n_epoch=self.n_epoch, tag=self.tag, groups=groups, history=self.learn.history,
-                smooth=[s.count, float(s.val)])
+                smooth=[s.count, float(s.val)], **self.more)
     write_tensors(self.path, {k: v.clone() for k, v in tensors.items()}, metadata=dict(state=json.dumps(meta)))
     self.saved = time.monotonic()
 
@@ -130,10 +140,12 @@ def _load(self:Checkpoint):
     device = next(self.learn.model.parameters()).device
     tensors = read_tensors(self.path, device, strict=True)
     meta = json.loads(read_metadata(self.path)['state'])
-    if meta['tag'] != self.tag or meta['n_epoch'] != self.n_epoch:
-        theirs, ours = (f'{tag!r}, {n} epochs' for tag, n in ((meta['tag'], meta['n_epoch']), (self.tag, self.n_epoch)))
-        raise BadInput(f"{self.path} belongs to another training ({theirs}; this one is {ours}): delete it to start "
-                       "again.")
+    own = dict(tag=self.tag, n_epoch=self.n_epoch, **self.more)
+    saved = {k: meta.get(k, v) for k, v in own.items()}        # a checkpoint of an earlier version has fewer
+    if saved != own:
+        theirs, ours = ('{tag!r}, {n_epoch} epochs of {batches} batches'.format(**o) for o in (saved, own))
+        why = 'other training items' if theirs == ours else f'{theirs}; this one is {ours}'
+        raise BadInput(f"{self.path} belongs to another training ({why}): delete it to start again.")
     for nm, net in self._nets().items():
         net.load_state_dict({k[len(nm)+1:]: v for k, v in tensors.items() if k.startswith(f'{nm}.')})
     for nm, opt in self._opts().items(): load_optimizer(opt, tensors, meta['groups'][nm], nm)
@@ -144,7 +156,7 @@ def _load(self:Checkpoint):
 # %% ../../nbs/core/03_training.ipynb #eb952a4f
 class Autocast(Callback):
     "Run the forward pass and the loss in bfloat16 where the chip has it (`has_bf16`), everything else in float32"
-    order = 10
+    order, context = 10, None
     def __init__(self, enabled=None): # True or False; None: if the chip has bfloat16
         self.enabled = enabled
     def before_batch(self):
@@ -153,9 +165,10 @@ class Autocast(Callback):
         self.context = torch.autocast(device.type, torch.bfloat16, enabled=on)
         self.context.__enter__()
     def after_pred(self): self.learn.pred = self.pred.float()
-    def after_loss(self): self._leave()
-    def after_cancel_batch(self): self._leave()
-    def _leave(self):
+    def after_loss(self): self.leave()
+    def after_cancel_batch(self): self.leave()
+    def leave(self):
+        "Go back to float32; `DistributedLearner` calls this after a batch that an exception has ended, too"
         if self.context is not None: self.context.__exit__(None, None, None)
         self.context = None
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
-from ..core.basics import (BadInput, check_name, command, hash_file, hash_of, read_json, replacing, write_array,
-                                  write_json, write_parquet)
+from ..core.basics import (BadInput, check_name, command, has_bf16, hash_file, hash_of, read_json, replacing,
+                                  write_array, write_json, write_parquet)
 from ..core.stages import Stage
 from .dataset import Dataset
 from .duplicates import duplicate_groups
@@ -377,9 +377,9 @@ def near_stage(stage:Stage, # of the data, from `data_stage`
     "Return the stage that looks for near copies among the images of a source, and a function that reads its pairs"
     def work(s):
         images = read()
-        if (n := len(images)) > 30_000:
-            print(f"Near copies of {n:,} images take about {_near_seconds(n)/60/torch.get_num_threads():,.0f} minutes "
-                  "to find, once (copies='exact' does without).", flush=True)
+        if (minutes := _near_seconds(n := len(images))/60/torch.get_num_threads()) >= 2:
+            print(f"Near copies of {n:,} images take about {minutes:,.0f} minutes to find, once "
+                  "(copies='exact' does without).", flush=True)
         pairs, y = near_duplicates(images), images.y.numpy()
         write_parquet(s.file('pairs.parquet'), pairs)
         return dict(images=n, pairs=len(pairs), labels_differ=int((y[pairs.a] != y[pairs.b]).sum()))
@@ -388,7 +388,7 @@ def near_stage(stage:Stage, # of the data, from `data_stage`
     s = Stage('copies', which, work, dict(data=stage), version=2, out=root, device='cpu')
     return s, lambda: pd.read_parquet(s.file('pairs.parquet'))
 
-def _near_seconds(n): return 140*(n/29_000)**2 + .0067*n    # of one core of an AMD EPYC
+def _near_seconds(n): return (140 if has_bf16('cpu') else 440)*(n/29_000)**2 + .0067*n    # of a core of an AMD EPYC
 
 def prepare_near(
     data:str='faces', # name of a source, as in `prepare`

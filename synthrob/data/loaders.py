@@ -182,7 +182,9 @@ class DeviceDL(DataLoader):
 @patch
 def get_idxs(self:DeviceDL) -> Tensor: # indices of items (count,), int64
     "Return the order of the current `epoch`"
-    if self.order is not None: return self.order
+    if self.order is not None:
+        order, self.order = self.order, None                  # once: an interrupted epoch leaves nothing behind
+        return order
     if not self.shuffle: return torch.arange(self.n)
     count = len(self)*self.bs if self.n_steps or self.drop_last else self.n
     start = self.epoch*count
@@ -220,12 +222,13 @@ def device_dls(train:Dataset,     # training data
               ) -> DataLoaders:   # `dls.train` and `dls.valid`, with `dls.vocab` and `dls.c`
     "Return fastai `DataLoaders` over data on `device`; raises `BadInput` if there is nothing to train on"
     if len(train) == 0: raise BadInput("There is no training item left: choose another ratio, class or source.")
+    if valid is not None and not len(valid): raise BadInput("There is no validation item: leave `valid` out, or add some.")
     device = default_device(device)
     if n_steps is None and train.epoch_len: n_steps = max(1, train.epoch_len//bs)      # not by the size of the mixture
     if n_steps is None: bs = min(bs, len(train))          # else alike in all arms, also where few real images stay
     tdl = DeviceDL(train, bs=bs, drop_last=True, shuffle=True, augment=augment, balanced=balanced, n_steps=n_steps,
                    seed=seed, device=device)
-    return DataLoaders(tdl, DeviceDL(valid or train, bs=2*bs, device=device), device=device)
+    return DataLoaders(tdl, DeviceDL(train if valid is None else valid, bs=2*bs, device=device), device=device)
 
 # %% ../../nbs/data/06_loaders.ipynb #30d768bd
 @patch

@@ -8,7 +8,7 @@ import math
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from fastprogress.fastprogress import progress_bar
-from ..core.basics import BadInput, generator
+from ..core.basics import BadInput, generator, has_bf16
 from .duplicates import duplicate_groups
 from .rows import blocks
 
@@ -87,7 +87,7 @@ class _Descriptors:
 def _candidates(d, grey, others, k, progress, each=0):
     """The `k` most similar by descriptors: rows (n*k,), columns, similarity; all on CPU
     `each=0`: of `others` for each of `grey`; 1: the other way round"""
-    fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    fast = has_bf16('cpu')
     num = lambda v: v.to(torch.bfloat16 if fast else torch.float32).contiguous()
     same, m = others is grey, len(others)
     even, odd = (num(torch.cat(o)[:,0].T) for o in zip(*(d(b, d.base) for b in others.split(4096))))
@@ -202,8 +202,9 @@ def _verify(d, register, ga, gb, a, b, bs=256, progress=False):
 def _threshold(d, register, grey, others, floor):
     "The score that random pairs exceed by chance at seven standard deviations, at least `floor`"
     n, m = len(grey), len(others)
-    if n*m < 800: return floor
-    a, b = (torch.randint(0, o, (1000,), generator=generator('random pairs', i)) for i, o in enumerate((n, m)))
+    if n*m < 100: return floor
+    if n*m < 1000: a, b = torch.cartesian_prod(torch.arange(n), torch.arange(m)).T
+    else: a, b = (torch.randint(0, o, (1000,), generator=generator('random pairs', i)) for i, o in enumerate((n, m)))
     if grey is others: a, b = a[a != b], b[a != b]
     z = _verify(d, register, grey, others, a, b)[:,0].clamp(-.99, .99).atanh()      # Fisher's z is nearly normal
     q = z.quantile(torch.tensor([.5, .9]))

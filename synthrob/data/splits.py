@@ -6,9 +6,11 @@
 from __future__ import annotations
 import re, warnings
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import PurePosixPath
 import numpy as np, pandas as pd, pyarrow.parquet as pq, torch
 from fastcore.basics import patch
+from scipy import optimize, stats
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
@@ -21,7 +23,8 @@ from .sources import _row_name, list_shards
 
 # %% auto #0
 __all__ = ['METRICS', 'Splits', 'join_groups', 'subjects', 'subjects_hint', 'splits', 'check_no_leak', 'check_held_out',
-           'default_folds', 'default_seeds', 'default_metric', 'check_metric', 'difference_limit', 'detectable']
+           'default_folds', 'default_seeds', 'default_metric', 'check_metric', 'difference_limit', 'image_error',
+           'detectable']
 
 # %% ../../nbs/data/08_splits.ipynb #cd0a5c67
 @dataclass
@@ -51,7 +54,7 @@ def _folds(y, whole, mask, k, *keys):
     have, n = len(np.unique(g)), np.bincount(y)
     alone = have == len(g)
     if k > have or alone and k > n.max():
-        what = f'{have} subjects' if k > have else f'At most {n.max()} images of a class'
+        what = f'{have} images or groups' if k > have else f'At most {n.max()} images of a class'
         raise BadInput(f"{what} cannot be divided into {k} parts: add some, or choose fewer folds.")
     make = StratifiedKFold if alone else StratifiedGroupKFold
     for t in range(1 if alone else 3):
@@ -232,8 +235,8 @@ def _check_classes(images, needed, folds, fold):
         where, have = f' in fold {fold} of {folds}' if folds > 1 else '', int((images.y == n.argmin()).sum())
         raise BadInput(f"class {c!r} has {'only one' if n.min() else 'no'} {k} image{where}, of {have} in all: a class "
                        f"needs at least {max(4, folds)}, two to train, one to validate, one to test"
-                       f"{' in each fold' if folds > 1 else ''}; add images or leave the class out, "
-                       f"vocab={','.join(rest)!r}.")
+                       f"{' in each fold' if folds > 1 else ''}; add images"
+                       + (f" or leave the class out, vocab={','.join(rest)!r}." if len(rest) > 1 else '.'))
 
 # %% ../../nbs/data/08_splits.ipynb #721ed74a
 def splits(images:Dataset,  # with official parts or without
@@ -254,6 +257,10 @@ def splits(images:Dataset,  # with official parts or without
     if folds > 1 and (has_test or leak):
         raise BadInput(f"folds={folds} does not go with {'the official test part' if has_test else 'leaking parts'}: "
                        "leave it out.")
+    n = images.y.bincount(minlength=images.c).tolist()
+    if folds > 1 and min(n) < (least := max(4, folds)):
+        raise BadInput(f"class {images.vocab[n.index(min(n))]!r} has {min(n)} images: {folds} folds need at least {least} "
+                       "of each class; add images, or choose fewer folds or classes.")
     conflict, is_flat, g = _conflicts(images), flat(images.x).numpy(), images.group.numpy()
     if near is not None: near = join_groups(g, near[['a', 'b']]).numpy()
     if leak: tr, va, te, why = _leaky_parts(images, valid, test, seed)
@@ -306,12 +313,12 @@ def check_held_out(trained, # images to be trained on, uint8 (n,c,h,w)
     if n := int(torch.isin(g[len(holdout):], g[:len(holdout)]).sum()):
         raise RuntimeError(f"{n} of {len(trained)} training images are copies of validation or test images: the split "
                            "leaks.")
-    if not near: return
+    if not near or len(trained)*len(holdout) < 100: return       # too few to know what is alike by chance
     some = trained[torch.randperm(len(trained), generator=generator('held out'))[:near]]
     n = near_duplicates(some, holdout, k=2, progress=False).a.nunique()
     if n > max(5, .1*len(some)):                                     # some pictures of one kind are alike by chance
         raise RuntimeError(f"{n} of {len(some)} training images are near copies of validation or test images: the "
-                           "split leaks.")
+                           "split leaks (copies='exact' does without this test).")
 
 # %% ../../nbs/data/08_splits.ipynb #f3fffcfa
 def default_folds(n,             # images of each class
@@ -342,13 +349,34 @@ def check_metric(metric, # one of `METRICS`
     if kind == 'recall' and vocab and c not in vocab:
         raise BadInput(f"metric={metric!r} names no class of the data: choose from {', '.join(vocab)}.")
 
-def _se(n, metric, vocab, seeds, sd, disagree=.1):
-    "Standard error of a paired difference, that of infinitely many seeds, and the largest worth of an image"
+def _worth(n, metric, vocab):
+    "Variance of the metric for items of variance 1, and the largest worth of an image"
     kind, _, c = metric.partition(':')
-    if kind in ('accuracy', 'robust_accuracy'): inverse, one = 1/sum(n), 1/sum(n)
-    elif kind == 'recall': inverse = one = 1/n[list(vocab).index(c)]
-    else: inverse, one = sum(1/o for o in n)/len(n)**2, 1/min(n)/len(n)
-    return (disagree*inverse + sd**2/seeds)**.5, (disagree*inverse)**.5, one
+    if kind in ('accuracy', 'robust_accuracy'): return 1/sum(n), 1/sum(n)
+    if kind == 'recall': return (1/n[list(vocab).index(c)],)*2
+    return sum(1/o for o in n)/len(n)**2, 1/min(n)/len(n)
+
+@lru_cache
+def _factors(df):
+    "In standard errors: the difference found, and the margin of equivalence shown, with probability .8 at level .05"
+    s = np.sqrt(stats.chi2.ppf((np.arange(400) + .5)/400, df)/df)                  # the observed error / the true one
+    t, cdf = stats.t.ppf(.975, df)*s, stats.norm.cdf
+    found = optimize.brentq(lambda c: cdf(c - t).mean() - .8, 0, 999)
+    return found, optimize.brentq(lambda c: (2*cdf(np.minimum(c - t, t).clip(0)) - 1).mean() - .8, 0, 999)
+
+_DISAGREE = .1         # share of the test images on which two arms disagree, at least
+
+def _reach(inverse, folds=1, seeds=6, sd=0.):
+    "The difference found, the margin shown, the variance from images and from runs, and what a unit of variance is"
+    image, runs = (1 + folds/(folds - 1), 1/folds + 1/(folds - 1)) if folds > 1 else (1, 1)      # Nadeau and Bengio
+    image, runs = image*inverse, runs*sd**2/seeds
+    total = _DISAGREE*image + runs
+    df = folds - 1 if folds > 1 else min(1e6, (seeds - 2)*(total/max(runs, 1e-12))**2)           # as in `power`
+    found, equal = _factors(df)
+    a, b = found**2*image, found**2*runs          # d² = a(p - d²) + b for a share p of images on which the arms disagree
+    d = ((a*_DISAGREE + b)/(1 + a))**.5
+    if d > _DISAGREE: d = (a + (a*a + 4*b*(1 + a))**.5)/(2 + 2*a)        # they cannot differ by more than they disagree
+    return d, equal*total**.5, _DISAGREE*image, runs, found
 
 def _tested(images, splits, metric):
     "Images of each class by part, those tested in all folds, and the metric"
@@ -365,7 +393,16 @@ def difference_limit(images:Dataset, # as given to `splits`
                     ) -> float:      # a fraction of 1
     "Return the difference that the test images show with any number of seeds, at best (see `detectable`)"
     _, tested, metric = _tested(images, splits, metric)
-    return 2.8*_se(tested, metric, images.vocab, 1, 0)[1]
+    return _reach(_worth(tested, metric, images.vocab)[0], splits.report.get('folds', 1))[0]
+
+def image_error(images:Dataset,   # as given to `splits`
+                splits:Splits,    # one fold stands for all
+                metric:str=None,  # see `check_metric`; None: see `default_metric`
+                effect:float=0.   # difference between the arms
+               ) -> float:        # a fraction of 1
+    "Return the standard error of a difference between two arms from the choice of all test images"
+    _, tested, metric = _tested(images, splits, metric)
+    return ((max(_DISAGREE, effect) - effect**2)*_worth(tested, metric, images.vocab)[0])**.5
 
 def detectable(
     images:Dataset,   # as given to `splits`
@@ -378,24 +415,32 @@ def detectable(
     "Say what the test part can show: images of each class, the worth of one, the smallest difference it could find"
     n, tested, metric = _tested(images, splits, metric)
     k = splits.report.get('folds', 1)
-    seeds = seeds or default_seeds(k)
-    se, least, one = _se(tested, metric, images.vocab, seeds, sd)
-    points, name = lambda o: f'{100*o:.1f} points', metric.replace('_', ' ')
+    seeds = given = seeds or default_seeds(k)
+    if k*seeds < 6: seeds = -(-6//k)
+    inverse, one = _worth(tested, metric, images.vocab)
+    found, equal, image, runs, factor = _reach(inverse, k, seeds, sd)
+    points, name = lambda o: f'{max(100*o, .1):.1f} points', metric.replace('_', ' ')
     each = (f"Cross-validation in {k} folds, as for few images (folds=1: one test part); this is fold "
             f"{splits.report['fold']}, a sweep runs all: " if k > 1 else '')
     parts = '; '.join(f"{part} {', '.join(f'{v:,} {c}' for c,v in zip(images.vocab, o))}" for part,o in n.items())
     out = [f"{each}{parts}.",
            f"Tested {'in all folds' if k > 1 else 'images'}: {sum(tested):,}, of which one is up to {points(one)} of "
-           f"{name}. With {seeds} seed{'s'*(seeds != 1)} a difference of {points(2.8*se)} on images of this kind can "
-           f"be found (probability 80 %, level 5 %) or equivalence within {points(2.9*se)} shown, if two arms disagree "
-           f"on one image in ten and runs scatter by {points(sd)}; more seeds alone reach {points(2.8*least)} at best."]
-    if 2.8*se > margin:
-        room = (margin/2.8)**2 - sd**2/seeds
-        more = f'about {max(1, round(sum(tested)*least**2/room, -2)):,.0f}' if room > 0 else None
-        cure = ('more seeds and more test images' if more is None else f'{more} test images of these class shares')
+           f"{name}. {'A verdict takes six runs. '*(given != seeds)}With {seeds} seed{'s'*(seeds != 1)} a difference "
+           f"of {points(found)} on images of this kind can be found (probability 80 %, level 5 %) or equivalence "
+           f"within {points(equal)} shown, if two arms disagree on one image in ten (or on as many as they differ by) "
+           f"and runs scatter by {points(sd)}; more seeds alone reach {points(_reach(inverse, k)[0])} at best."]
+    if found > margin:
+        room = (margin/factor)**2
+        cure, room = ('about', room - runs) if room > runs else ('more seeds and over', room)
+        need = max(1, round(sum(tested)*image/room, -2))
         few = f', or folds=5, which test all {sum(map(sum, n.values())):,}'
         if k > 1 or (images.part == 'test').any(): few = ''
-        out.append(f"To find {points(margin)} takes {cure}{few}; enough training steps make runs scatter less.")
-    if 'subject' in splits.table: out.append(f"Subjects: {splits.report['subjects']:,}, each in one part.")
+        out.append(f"To find {points(margin)} takes {cure} {need:,.0f} test images of these class shares{few}; enough "
+                   "training steps make runs scatter less.")
+    if found > .2: out.append("Synthetic images hardly ever change so much: collect images first, a sweep would end "
+                              "undecided.")
+    if 'subject' in splits.table:
+        out.append(f"Subjects: {splits.report['subjects']:,}, each in one part. Images of one subject are alike, but "
+                   "are counted here as if they were independent: less can be shown than this.")
     elif hint := subjects_hint(images): out.append(f'Subjects: {hint}')
     return '\n'.join(out)

@@ -42,16 +42,20 @@ def gan_learner(data,           # training `Dataset`, or `DataLoaders` of which 
                ) -> Learner:    # train it with `fit_gan`, sample from it with `sample_pool`
     "Return a `Learner` that trains a conditional GAN; raises `BadInput` for settings or a size that do not work"
     r = gan_recipe(arch, **changes)
-    dls = data
+    dls, classifier = data, getattr(classifier, 'model', classifier)
     if not isinstance(data, DataLoaders):
         dls = device_dls(data, bs=batch_size(r.bs, 4*len(data)), seed=seed, device=device)
     xb, yb = dls.one_batch()
+    if xb.ndim == 4 and xb.shape[2] != xb.shape[3]:
+        raise BadInput(f"Images of {xb.shape[2]}x{xb.shape[3]} pixels are not square: crop or pad them.")
+    n = dls.train.dataset.y.bincount(minlength=dls.c).tolist()
+    if 0 in n: raise BadInput(f"There is no training image of class {dls.vocab[n.index(0)]!r}: leave out the class.")
     shape = (xb.shape[-1], xb.shape[1]) if xb.ndim == 4 else (xb.shape[1], 0)
     model = GAN(*shape, dls.c, r.nz, r.nf, seed, net=r.net, attention=r.attention, per_class=r.per_class)
     if r.matching and classifier is None:
         raise BadInput(f"matching={r.matching} compares images by a classifier of real ones: give `classifier`.")
     matching = ClassMatching(classifier, dls.train.dataset, device=dls.device) if r.matching else None
-    dls.train.balanced = r.balanced
+    dls.train.balanced, dls.train.seed = r.balanced, seed
     adam = dict(betas=r.betas, fused=dls.device.type in ('cpu', 'cuda'))
     trainer = GANTrainer(r, lambda ps: torch.optim.Adam(ps, r.lr_d or r.lr, **adam), seed, matching)
     opt_func = lambda params, lr: OptimWrapper(params, torch.optim.Adam, lr=lr, **adam)
@@ -117,9 +121,10 @@ def generate(gan:GAN,  # a trained GAN
              z:Tensor, # noise (n,nz)
              y:Tensor  # classes (n,)
             ) -> Tensor: # images uint8 (n,c,h,w) or vectors float32 (n,d), on the device of `gan`
-    "Return the averaged generator's output as a data set stores it"
+    "Return the averaged generator's output as a data set stores it; raises `BadInput` if it is not finite"
     device = next(gan.parameters()).device
     x = gan(z.to(device), y.to(device))
+    if not x.isfinite().all(): raise BadInput("The GAN's output is not finite: its training diverged, train it again.")
     return to_uint8((x + 1)/2) if x.ndim == 4 else x.float()
 
 def synthesize(gan:GAN,       # a trained GAN

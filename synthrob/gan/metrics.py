@@ -83,8 +83,11 @@ class Score(NamedTuple):
 def score(logits:Tensor, # logits (n,k)
           images         # anything with labels `y` (n,) and class names `vocab`
          ) -> Score:
-    "Return the accuracy of `logits`; raise `BadInput` if some are not finite"
+    "Return the accuracy of `logits`; raise `BadInput` if some are not finite, or not one per class"
     _check_finite(logits)
+    if logits.shape[1] != len(images.vocab):
+        raise BadInput(f"The classifier has {logits.shape[1]} classes and the images {len(images.vocab)}: use one that "
+                       "was trained on these classes.")
     hit = (logits.argmax(1).cpu() == images.y.cpu()).double().numpy()
     by = pd.Series(hit).groupby(images.y.cpu().numpy()).mean().reindex(range(len(images.vocab)))
     return Score(float(hit.mean()), by.set_axis(list(images.vocab)))
@@ -125,12 +128,12 @@ def _blocks(n, m, room=2**22):
     step = max(1, room//max(m, 1))
     return [slice(i, min(i + step, n)) for i in range(0, n, step)]
 
-def _kernel_sum(a, b):
-    "Sum of (x·y/d + 1)³ over all pairs of rows; if `b` is `a`, without those of a row with itself"
+def _kernel_sum(a, b=None):
+    "Sum of (x·y/d + 1)³ over all pairs of rows of `a` and `b`; of `a` alone, without those of a row with itself"
     kernel = lambda x, y: (x @ y.T).add_(1.).pow_(3)
     total, scaled = torch.zeros((), dtype=torch.float64, device=a.device), a*(1/a.shape[1])
-    for i in _blocks(len(a), len(b)):
-        if a is not b: total += kernel(scaled[i], b).sum()
+    for i in _blocks(len(a), len(a if b is None else b)):
+        if b is not None: total += kernel(scaled[i], b).sum()
         else:                                                    # the matrix is symmetric: half of it is enough
             own = kernel(scaled[i], a[i])
             total += own.sum() - own.diagonal().sum()
@@ -145,7 +148,7 @@ def kid(a:Tensor,  # features (n,d)
     if min(n, m) < 2: raise BadInput(f"KID of {n} and {m} images is undefined: give at least two of each.")
     _check_finite(a, b)
     a, b = a.double(), b.double()
-    own = _kernel_sum(a, a)/(n*(n - 1)) + _kernel_sum(b, b)/(m*(m - 1))
+    own = _kernel_sum(a)/(n*(n - 1)) + _kernel_sum(b)/(m*(m - 1))
     return (own - 2*_kernel_sum(a, b)/(n*m)).item()
 
 # %% ../../nbs/gan/07_metrics.ipynb #b1dbd336
@@ -240,10 +243,13 @@ class SaveBestGAN(Callback):
             raise BadInput(f"The GAN makes images of {self.model.shape}, validation has {shape}: prepare them alike.")
         if len(n) != p['n_classes'] or n.min() < 2:
             raise BadInput(f"The GAN has {p['n_classes']} classes, validation {n.tolist()} images: give two of each.")
+        if (ours := list(self.dls.vocab)) != (theirs := list(self.real.vocab)):
+            raise BadInput(f"The GAN's classes are {ours}, those of validation {theirs}: give the same, in one order.")
         self.rows, self.best, self.weights, self.start = [], None, None, None
         self.features = features(self.net, self.real.x)[0]
         reference = [hash_array(v) for v in (self.real.x, self.real.y, *self.net.state_dict().values())]
         self.tag = hash_of([p, self.metric, self.every, self.n, reference])
+        self.training = hash_of([self.learn.seed_epochs.seed, self.learn.recipe.params])
 
 # %% ../../nbs/gan/07_metrics.ipynb #31b65178
 @patch
@@ -251,9 +257,12 @@ def before_epoch(self:SaveBestGAN):
     "Load the file when a checkpoint resumes; epochs after the checkpoint will be measured again, with the same result"
     if self.start is not None: return
     self.start = self.learn.start_at
-    if not (self.start and self.path and self.path.exists()): return
+    if self.start < min(self.every, self.n_epoch): return                   # nothing was measured yet
+    if not (self.path and self.path.exists()):
+        raise BadInput(f"The values of the first {self.start} epochs were not kept (path={str(self.path)!r}): delete "
+                       "the checkpoint to start again, and give a `path`.")
     state = json.loads(read_metadata(self.path)['state'])
-    if state['tag'] != self.tag:
+    if state['tag'] != self.tag or state.get('training', self.training) != self.training:
         raise BadInput(f"{self.path} belongs to another training or other validation images: delete it to start again.")
     self.rows, self.best = [r for r in state['rows'] if r[0] <= self.start], state['best']
     self.weights = read_tensors(self.path)
@@ -270,7 +279,7 @@ def after_epoch(self:SaveBestGAN):
     if self.best is None or value < self.best[1]:
         self.best = [epoch, value]
         self.weights = {k: v.detach().cpu().clone() for k, v in self.model.ema.state_dict().items()}
-    state = json.dumps(dict(tag=self.tag, rows=self.rows, best=self.best))
+    state = json.dumps(dict(tag=self.tag, training=self.training, rows=self.rows, best=self.best))
     if self.path: write_tensors(self.path, self.weights, dict(state=state))
 
 @patch

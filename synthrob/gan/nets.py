@@ -194,7 +194,7 @@ class GAN(nn.Module):
         with seeded('vector gan' if vectors else 'gan', seed):
             self.generator = G(size, channels, n_classes, nz, nf, attention=attention)
             self.discriminator = D(size, channels, n_classes, nf, attention=attention)
-        self.ema = copy.deepcopy(self.generator).requires_grad_(False)
+        self.ema = copy.deepcopy(self.generator).requires_grad_(False).eval()
         self.to(memory_format=torch.channels_last)
 
     @property

@@ -38,7 +38,8 @@ def _eval_mode(net):
 def _probabilities(model, x, bs=256):
     "Class probabilities (n,k), float32, on the device of `model`"
     with _eval_mode(model) as device:
-        return torch.cat([model(to_float(xb.to(device))).float().softmax(1) for xb in x.split(bs)])
+        as_float = to_float if x.dtype == torch.uint8 else Tensor.float
+        return torch.cat([model(as_float(xb.to(device))).float().softmax(1) for xb in x.split(bs)])
 
 def label_confidence(model:nn.Module, # a classifier: images in [0,1] to logits (n,k)
                      images           # anything with `x` uint8 (n,c,h,w), `y` (n,) and `vocab`
@@ -130,13 +131,18 @@ def _check_sampling(gan, model, threshold, most, vocab):
     if len(vocab) != k: raise BadInput(f"The GAN has {k} classes, but vocab names {len(vocab)}.")
     if (model is None) != (threshold is None):
         raise BadInput("A filter needs model and threshold: give both or neither.")
+    if model is not None:
+        x = torch.zeros(2, *gan.shape, dtype=torch.uint8 if len(gan.shape) == 3 else torch.float32)
+        try: judged = _probabilities(model, x).shape[1]
+        except RuntimeError as e: raise BadInput(f"The classifier does not accept the GAN's {gan.shape}: {e}") from e
+        if judged != k: raise BadInput(f"The classifier has {judged} classes and the GAN {k}: train it on the same.")
     if most < 1: raise BadInput(f"most={most} is out of range: allow at least 1 candidate per image.")
     return vocab, None if model is None else _limits(threshold, k)
 
 # %% ../../nbs/gan/06_pools.ipynb #d6f7106e
 def sample_pool(gan:GAN,        # a trained GAN; its averaged generator is used
                 n,              # items of each class: an int, or one number per class
-                model=None,     # the classifier that filters; None: everything is accepted
+                model=None,     # the classifier that filters, or its `Learner`; None: everything is accepted
                 threshold=None, # its minimum confidence: one number, or one per class, from `confidence_thresholds`
                 noise_std=1.,   # standard deviation of the noise
                 seed=0,         # of the noise: an integer or text
@@ -145,6 +151,7 @@ def sample_pool(gan:GAN,        # a trained GAN; its averaged generator is used
                 progress=True   # show a progress bar?
                ) -> Dataset:    # ordered by class; `about` says how it was made
     "Sample until each class has `n` accepted items; raises `BadInput` for a class that cannot be filled"
+    model = getattr(model, 'model', model)
     vocab, t = _check_sampling(gan, model, threshold, most, vocab)
     n, xs, candidates = per_class(n, len(vocab)), [], []
     for c in progress_bar(range(len(vocab)), display=progress):
@@ -180,6 +187,7 @@ class RefreshSynthetic(Callback):
                        most=50):       # candidates per item, at most
         if not isinstance(every, int) or every < 1:
             raise BadInput(f"every={every} is out of range: choose a number of epochs from 1.")
+        model = getattr(model, 'model', model)
         _check_sampling(gan, model, threshold, most, None)
         self.gan, self.every, self.seed = gan, every, seed
         self.how = dict(model=model, threshold=threshold, noise_std=noise_std, most=most)
@@ -192,6 +200,10 @@ class RefreshSynthetic(Callback):
         if self.how['model'] is self.learn.model:
             raise BadInput("A classifier cannot filter its own training data: give another model.")
         if not ds.is_synthetic.any(): raise BadInput("No training item is synthetic: leave out `RefreshSynthetic`.")
+        made, has = (self.gan.shape, self.gan.params['n_classes']), (tuple(ds.x.shape[1:]), ds.c)
+        if made != has:
+            raise BadInput("The GAN makes items of {} in {} classes, the training set has {} in {}: use one that was "
+                           "trained on such items.".format(*made, *has))
         self.rows = [(ds.is_synthetic & (ds.y.cpu() == c)).nonzero()[:, 0] for c in range(ds.c)]
         ds.original = getattr(ds, 'original', ds.x)     # a training that was stopped may have left other items in `x`
         self.round = None
@@ -261,12 +273,13 @@ def _refuse_copies(pool, real):
 def pool_problem(pool:Dataset, # synthetic items
                  real:Dataset  # real training items of the same classes
                 ) -> str:      # a sentence with the remedy; '' if the classes vary enough
-    "Return whether the items of a class hardly differ from each other, less than a twentieth as much as real ones"
-    def spread(ds, c):
-        x = take(ds.x, (ds.y == c).nonzero()[:64, 0]).clone().float()       # `clone` reads from the disk
-        return x.std(0).mean().nan_to_num(1.).item()                                # nan: fewer than two items
+    "Return whether items are not finite, or those of a class differ less than a twentieth as much as real ones"
+    def some(ds, c): return take(ds.x, (ds.y == c).nonzero()[:64, 0]).clone().float()     # `clone` reads the disk
+    def spread(x): return x.std(0).mean().item()
     for c, name in enumerate(pool.vocab):
-        if (share := spread(pool, c)/max(spread(real, c), 1e-6)) < .05:
+        x, y = some(pool, c), some(real, c)
+        if not x.isfinite().all(): return f"Synthetic items of class {name!r} are not finite: train the GAN again."
+        if min(len(x), len(y)) > 1 and (share := spread(x)/max(spread(y), 1e-6)) < .05:
             return (f"The synthetic items of class {name!r} hardly differ from each other ({share:.1%} of the spread "
                     "of real ones): the GAN collapsed or the pool is flat; try another gan_seed, more gan_images or "
                     "another pool.")

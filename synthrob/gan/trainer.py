@@ -67,10 +67,17 @@ def _check_recipe(r):
         raise BadInput("net='mlp' makes vectors: leave out augment, attention and matching.")
     for nm, low in dict(gamma=0, lecam=0, matching=0, half_life=0, lazy=1, n_critic=1, nf=1, nz=1, bs=2).items():
         if not (v := getattr(r, nm)) >= low: raise BadInput(f"{nm}={v} is out of range: choose {low} or more.")
+        if low and v % 1: raise BadInput(f"{nm}={v} is no whole number.")
+    if isinstance(r.attention, int): raise BadInput(f"attention={r.attention} is one number: give a tuple of sides.")
+    if not all(0 <= b < 1 for b in r.betas): raise BadInput(f"betas={r.betas} are out of range: choose 0 to below 1.")
     for nm in 'lr', 'lr_d':
         if (v := getattr(r, nm)) is not None and not v > 0:
             raise BadInput(f"{nm}={v} is out of range: choose a number above 0.")
     if r.penalty is None and r.gamma_end is not None: raise BadInput("gamma_end needs a penalty: set penalty, too.")
+    if r.gamma_end is not None and not r.gamma_end >= 0: raise BadInput(f"gamma_end={r.gamma_end} is below 0.")
+    if r.net == 'study' and (r.augment == 'ada' or r.loss in ('nonsaturating', 'hinge')):
+        raise BadInput("net='study' ends in a sigmoid and has no logits: leave out augment='ada', and choose the loss "
+                       "'wasserstein', 'leastsquares' or 'relativistic'.")
 
 # %% ../../nbs/gan/05_trainer.ipynb #8078e695
 gan_recipes = dict(
@@ -110,6 +117,8 @@ class GANTrainer(Callback):
 
     def before_fit(self):
         r, device = self.recipe, self.dls.device
+        if r.per_class and self.distributed is not None:
+            raise BadInput("A GAN with a net for each class cannot be shared by processes: train it in one.")
         if not hasattr(self.learn, 'more_opts'):
             self.learn.more_opts = dict(opt_d=self.make_opt_d(list(self.model.discriminator.parameters())))
             made = dict(strength=AdaptiveStrength() if r.augment == 'ada' else None, lecam=LeCam() if r.lecam else None)

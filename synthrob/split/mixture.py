@@ -97,6 +97,10 @@ def mix(real:Dataset,             # real training items
        ) -> Dataset:              # real items first
     "Mix a training set; raises `BadInput` for a pool that is too small or parameters that do not work"
     check_value('treatment', treatment)
+    if lost := {'weight', 'soft'} & set(real.cols):
+        raise BadInput(f"The mixture would lose the column {min(lost)!r}: set weights and soft labels after mixing.")
+    if treatment == 'synthetic' and pool is not None and not pool.is_synthetic.all():
+        raise BadInput("The pool holds authentic items: take it from `sample_pool` or `as_pool`.")
     a = plan(real.y, real.c, ratio, how, classes, seed)
     items = {k: v[a.keep.numpy()] for k, v in real.cols.items() if k in ('name', 'part')}
     if treatment == 'class_weights' and a.add.any():

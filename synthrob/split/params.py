@@ -188,6 +188,7 @@ def check_value(name, # of a parameter
         right = isinstance(v, numbers.Integral if whole else numbers.Real) and not isinstance(v, bool)
         bounds = f" from {m['low']:g} to {m['high']:g}" if m['low'] is not None else ''
         want = ('a whole number' if whole else 'a number') + bounds
+    if right and hasattr(v, 'item'): v = v.item()                                # a number of numpy
     if right and m['low'] is not None: right = m['low'] <= v <= m['high']                       # False for nan
     if m['options']: right, want = right and v in m['options'], ' or '.join(map(repr, m['options']))
     if not right: raise BadInput(f"{name}={v!r} is out of range: choose {want}.")
@@ -231,6 +232,8 @@ def check_params(given:dict      # parameters by name; missing ones have their d
     if p.size is None and p.preset != 'study': p.size = own
     for k, v in (presets[p.preset] | (vector_presets.get(p.preset, {}) if vectors else {})).items():
         if getattr(p, k) is None: setattr(p, k, v)
+    if p.preset == 'study' and p.copies == 'exact':
+        _clash("preset='study'", "copies='exact'", ': it shows what leaking copies do; choose another preset')
     if p.preset == 'study': p.copies = 'none'
     if p.min_steps is None: p.min_steps = 600 if given.get('head_epochs' if vectors else 'cnn_epochs') is None else 0
     _check_mixture(p)
@@ -321,6 +324,8 @@ def _check_processes(p):
         if bs % p.processes: raise BadInput(f"{n} does not divide {what}, {bs} images: choose a divisor.")
     if conditions(p)['gan'] and gan_recipe(p.gan_arch).per_class:      # a part of a batch may lack a class
         _clash(n, f'gan_arch={p.gan_arch!r}', ', which has nets per class: leave out one of the two')
+    if p.treatment == 'class_weights' or p.synthetic_weight != 1:      # each would divide by the weights of its part
+        _clash(n, 'weights in the loss', ': leave out treatment=class_weights and synthetic_weight')
     if not find_spec('accelerate'): raise BadInput(f"{n} needs accelerate: pip install 'synthrob[distributed]'.")
 
 # %% ../../nbs/split/01_params.ipynb #4d8adc68

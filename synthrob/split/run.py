@@ -39,7 +39,7 @@ from .params import (DataParams, GANParams, MixParams, PoolParams, RunParams, Sp
                                    check_params, conditions, params_of, presets)
 
 # %% auto #0
-__all__ = ['PGD_STEPS', 'SplitRun', 'predictions_frame', 'evaluation_from', 'leak_worth']
+__all__ = ['PGD_STEPS', 'SplitRun', 'read_pool', 'predictions_frame', 'evaluation_from', 'leak_worth']
 
 # %% ../../nbs/split/04_run.ipynb #0c0be11d
 class SplitRun:
@@ -75,8 +75,9 @@ class SplitRun:
     def _baseline(self, seed):
         p = self.p
         keep = params_of(p, DataParams, RunParams) | dict(cnn=p.cnn, cnn_epochs=p.cnn_epochs, min_steps=p.min_steps)
-        if self.cond['feature'] and not p.min_steps and p.cnn_epochs == presets[p.preset]['cnn_epochs']:
-            del keep['cnn_epochs'], keep['min_steps']                  # 0 because of `head_epochs`: not of an extractor
+        if self.cond['feature'] and p.min_steps in (0, 600):           # as `head_epochs` has it: not for an extractor
+            del keep['min_steps']
+            if p.cnn_epochs == presets[p.preset]['cnn_epochs']: del keep['cnn_epochs']
         run = SplitRun(check_params(keep | dict(ratio=0, robustness='none', cnn_seed=seed)))
         run._source = self._source
         return run
@@ -289,10 +290,15 @@ def _near_in(run, pool, n=1000):
     share = lambda *names: pairs.a[np.isin(part[pairs.b], names)].nunique()/len(some)
     return dict(near_copies=dict(n=len(some), train=share('train'), holdout=share('valid', 'test')))
 
+def read_pool(run # with `pool`, the path of a folder or an archive
+             ) -> Dataset:
+    "Read the pool of an experiment; raises `BadInput` if it lacks a class or holds copies of real images"
+    p, (c, h, _) = run.p, run.images.x.shape[1:]
+    return pool_from_folder(p.pool, run.images.vocab, h, c, f'made elsewhere: {Path(p.pool).name}', run.images.x, p.out)
+
 def _pool_from_elsewhere(run):
     "The images of a folder, without near copies of held-out images; raises `BadInput` if a class has none left"
-    p, (c, h, _) = run.p, run.images.x.shape[1:]
-    pool = pool_from_folder(p.pool, run.images.vocab, h, c, f'made elsewhere: {Path(p.pool).name}', run.images.x, p.out)
+    p, pool = run.p, read_pool(run)
     gone = {f"of class {c!r}, which the real images lack": n for c, n in pool.about['left_out'].items()}
     if p.copies == 'near':
         keep = torch.ones(len(pool), dtype=torch.bool)

@@ -13,6 +13,7 @@ from fastcore.basics import patch
 from ..core.basics import BadInput, check_name, command
 from ..core.stages import discard_damaged
 from ..split.params import SplitParams, check_params
+from ..split.run import read_pool
 from .cluster import run_cells
 from .grid import MOST, _common, Sweep, axes, default_grid, values
 
@@ -158,6 +159,10 @@ def sweep(spec=None,     # a YAML file, a grid, or a list of grids; without rati
     grids = [one for g in grids for one in ([g] if 'ratio' in g else default_grid(g, o['out']))]
     s = Sweep(grids, **{k: o.pop(k) for k in ('margin', 'metric', 'out', 'device', 'kernel')})
     plan, retry, repair = {k: o.pop(k) for k in _plan}, o.pop('retry'), o.pop('repair')
+    if o['engine'] != 'slurm':                                                          # before the first cell
+        for run in {c.p.pool: c.run for c in s.cells if c.p.pool and c.state != 'done'}.values():
+            run.make('data')
+            read_pool(run)
     if not o.pop('dry_run'): return s.run(retry, repair, **o)
     print(s.plan(**plan, slots=o['slots'] or 1))
     return s

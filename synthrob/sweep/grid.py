@@ -14,7 +14,7 @@ from fastcore.basics import patch
 import synthrob
 from ..core.basics import BadInput, check_name, hash_of, read_json, write_json
 from ..core.stages import Stage, now, read_record, versions
-from ..data.splits import default_metric, default_seeds, detectable, difference_limit
+from ..data.splits import default_metric, default_seeds, detectable, difference_limit, image_error
 from ..split.params import SplitParams, check_params, check_value, idle_params, names_by_role
 from ..split.run import SplitRun
 from .stats import _n, fold_power, min_seeds, points, seeds_needed
@@ -347,7 +347,7 @@ def _spread(self:Sweep, metric) -> tuple: # standard deviation, number of pairs;
     "Compute how far arms and baselines of the same seed differ in `metric` on validation images"
     same, arms, base = names_by_role('setting', 'classifier', 'run') + ('fold',), defaultdict(dict), defaultdict(dict)
     for c in self.cells:
-        if c.state != 'done': continue
+        if c.state != 'done' or c.run.stages['split'].record.get('problem'): continue    # its score may be missing
         setting = tuple(getattr(c.p, k) for k in same)
         value = _score(c.run.stages['split'].record['valid'], metric)
         if not c.p.ratio: base[setting][c.p.cnn_seed] = value
@@ -358,7 +358,7 @@ def _spread(self:Sweep, metric) -> tuple: # standard deviation, number of pairs;
 
 # %% ../../nbs/sweep/01_grid.ipynb #5bc1948b
 @patch
-def _enough(self:Sweep, effect, sd, power, alpha, limit=0, folds=1, metric='accuracy') -> str:
+def _enough(self:Sweep, effect, sd, power, alpha, limit=0, folds=1, metric='accuracy', image=0.) -> str:
     "Say whether the sweep has the seeds that its aim needs"
     found, pairs = (None, 0) if sd else self._spread(metric)
     why = 'as given' if sd else f'that of {pairs} finished pairs' if pairs > 5 else 'a guess, 1 to 1.4 points are usual'
@@ -375,7 +375,7 @@ def _enough(self:Sweep, effect, sd, power, alpha, limit=0, folds=1, metric='accu
                 f"at best {points(limit, False)}; the sweep has {have//folds}, in each fold, and a level of {alpha:g} "
                 f"needs {min_seeds(alpha)} runs in all.")
     if folds > 1:
-        chance = lambda k: fold_power(effect, sd, folds, k, limit/2.8, alpha)
+        chance = lambda k: fold_power(effect, sd, folds, k, image, alpha)
         k = have//folds
         more = next((o for o in range(k, 101) if chance(o) >= power), None)
         enough = ('That is enough.' if more == k else f'For {power:.0%} it takes --seeds {more}.' if more else
@@ -413,10 +413,11 @@ def plan(self:Sweep,
     run, seeds = self.cells[0].run, {one['cnn_seed'] for one, _ in self.combos}
     run.make('parts')
     metric = self.metric or default_metric(run.images.y[run.splits.train].bincount(minlength=run.images.c).tolist())
-    limit = difference_limit(run.images, run.splits, metric)
+    limit, image = difference_limit(run.images, run.splits, metric), image_error(run.images, run.splits, metric, effect)
     test = detectable(run.images, run.splits, len(seeds), self.metric, self.margin, sd or .014)
     return '\n'.join([self.head(), '', self.overview().to_string(), '', f"Cost: {self.price(slots)}.",
-                      f"Seeds: {self._enough(effect, sd, power, alpha, limit, run.folds, metric)}", f"Parts: {test}",
+                      f"Seeds: {self._enough(effect, sd, power, alpha, limit, run.folds, metric, image)}",
+                      f"Parts: {test}",
                       f"Margin: values of {self.metric or 'the metric'} that differ by less than "
                       f"{points(self.margin, False)} points will be called equivalent."])
 

@@ -372,9 +372,10 @@ def _trouble(base, arm, doubt):
     "Why there is no verdict on these runs, and a note if only a few of them failed; '' without problems"
     notes = []
     doubt = np.where(base == '', doubt, '')
-    for name, o, most in (('baselines', base, 1/8), ('runs', arm, 1/8), ('baselines', doubt, 1/2)):
+    cases = ('baselines failed', base, 1/8), ('runs failed', arm, 1/8), ('baselines are in doubt', doubt, 1/2)
+    for what, o, most in cases:
         if not (found := o[o != ''].tolist()): continue
-        notes.append(f'{len(found)} of {o.size} {name} failed. {max(found, key=found.count)}')
+        notes.append(f'{len(found)} of {o.size} {what}. {max(found, key=found.count)}')
         if len(found) > most*o.size: return notes[-1], ''
     return '', ' '.join(notes)
 
@@ -405,7 +406,6 @@ def paired_runs(frame,             # from `results`
         o = next(iter(found.values()))
         own = base.get(key(o, SETTING, CLASSIFIER, like), {})
         f, g, s = (seeds[key(o, SETTING, SYNTHESIS, CLASSIFIER), k] for k in SEEDS)
-        f, s = f | {k for k, _ in own}, s | {k for _, k in own}
         out.append(_pair_up(found, own, sorted(g, key=first), list(product(sorted(f, key=first), sorted(s)))))
     order = (*SETTING, *CLASSIFIER, 'treatment', *(k for k in ARM[1:] if k != 'treatment'), *SYNTHESIS, 'ratio')
     return sorted(out, key=lambda p: [first(p.arm[k]) for k in order])
