@@ -248,6 +248,14 @@ def test_pool_in_a_sweep(tmp_path, capsys):
     fill(tmp_path/'pool', 'c'); run = SplitRun(check_params(dict(data='folder', path=str(tmp_path/'d'), pool=str(tmp_path/'pool'), ratio=.5, folds=1, out=str(tmp_path/'runs'))))
     run.make('pool'); assert "6 images of the pool are left out: of class 'c'" in capsys.readouterr().out and run.pool.vocab == ['a', 'b']
 
+def test_a_pool_is_read_before_the_first_cell(tmp_path):
+    "With other classes, or real images among its own, no baseline is trained first"
+    from synthrob.sweep.command import sweep
+    plan = lambda pool: sweep(data='folder', path=str(fill(tmp_path/'d')), pool=str(pool), ratio='0,.5', folds='1', cnn_seed='1',
+                              copies='exact', out=tmp_path/'runs', dry_run=True)
+    with pytest.raises(BadInput, match="the pool has no class 'a'"): plan(fill(tmp_path/'other', 'cd'))
+    with pytest.raises(BadInput, match='of the pool are copies of real ones'): plan(tmp_path/'d')
+
 @pytest.mark.parametrize('command, args, gone', [('sweep.command', '--ratios 0 --data {p} --dry_run', 'there is no data'), ('sweep.report', '{p}', 'holds no'),
                                                  ('data.core', '{p}', 'there is no data')])
 def test_poor_terminal(tmp_path, command, args, gone):

@@ -44,6 +44,8 @@ def test_epochs_of_a_head_are_not_those_of_its_extractor():
     assert len({o.judge.stages['split'].hash for o in runs}) == 1
     own = SplitRun(check_params(dict(data='faces', space='feature', ratio=.5, cnn_epochs=3, head_epochs=3)))
     assert (own.judge.p.cnn_epochs, own.judge.p.min_steps) == (3, 0)
+    on_vectors, on_images = (SplitRun(check_params(dict(data='faces', cnn_epochs=3, **o))) for o in (dict(space='feature', ratio=.5), dict(ratio=0)))
+    assert on_vectors.judge.stages['split'].hash == on_images.stages['split'].hash        # trained once for both
 
 def test_papermill(repo, faces, out, tmp_path):
     "The command of the how-to leaves the records of an experiment, and figures"

@@ -4,6 +4,7 @@ from PIL import Image
 from synthrob.core.basics import BadInput
 from synthrob.data.core import main
 from synthrob.data.near import near_duplicates
+from synthrob.data.splits import check_held_out
 from synthrob.split.params import check_params
 from synthrob.split.run import SplitRun
 
@@ -24,6 +25,19 @@ def test_copies_of_all_kinds_are_found_and_nothing_else():
     found = near_duplicates(torch.cat([x, copies]))
     assert set(zip(found.a, found.b)) == {(i, 60 + i) for i in range(20)}
     assert set(found.a[found.mirror]) == set(range(4))
+
+def test_pictures_of_one_kind_do_not_leak():
+    "In a small set that looks alike, the threshold counts what is alike by chance, and the last check does not stop training"
+    g, at = torch.Generator().manual_seed(5), torch.arange(40)
+    def disc():                                                                # a bright disc, a little elsewhere each time
+        y, x, r = (20 + 4*torch.randn((), generator=g), 20 + 4*torch.randn((), generator=g), 11 + torch.randn((), generator=g))
+        im = 60 + 140*(((at[:,None] - y)**2 + (at - x)**2).sqrt() < r) + 3*torch.randn(40, 40, generator=g)
+        return im.clamp(0, 255).byte()[None]
+    x = torch.stack([disc() for _ in range(60)])
+    assert near_duplicates(x).attrs['threshold'] > .6
+    check_held_out(x[:44], x[44:], 1000)
+    with pytest.raises(RuntimeError, match='near copies of validation or test'):
+        check_held_out(torch.cat([textures(30, 6), textures(20, 7)]), textures(30, 6).flip(-1), 1000)
 
 def test_parts_and_pools_lose_near_copies_of_test_images(tmp_path):
     x, new = textures(120, 1), textures(20, 2)

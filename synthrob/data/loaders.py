@@ -222,7 +222,7 @@ def device_dls(train:Dataset,     # training data
               ) -> DataLoaders:   # `dls.train` and `dls.valid`, with `dls.vocab` and `dls.c`
     "Return fastai `DataLoaders` over data on `device`; raises `BadInput` if there is nothing to train on"
     if len(train) == 0: raise BadInput("There is no training item left: choose another ratio, class or source.")
-    if valid is not None and not len(valid): raise BadInput("There is no validation item: leave `valid` out, or add some.")
+    if valid is not None and not len(valid): raise BadInput("There is no validation item: add some.")
     device = default_device(device)
     if n_steps is None and train.epoch_len: n_steps = max(1, train.epoch_len//bs)      # not by the size of the mixture
     if n_steps is None: bs = min(bs, len(train))          # else alike in all arms, also where few real images stay

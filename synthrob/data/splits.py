@@ -259,8 +259,8 @@ def splits(images:Dataset,  # with official parts or without
                        "leave it out.")
     n = images.y.bincount(minlength=images.c).tolist()
     if folds > 1 and min(n) < (least := max(4, folds)):
-        raise BadInput(f"class {images.vocab[n.index(min(n))]!r} has {min(n)} images: {folds} folds need at least {least} "
-                       "of each class; add images, or choose fewer folds or classes.")
+        raise BadInput(f"class {images.vocab[n.index(min(n))]!r} has {min(n)} images: {folds} folds need at least "
+                       f"{least} of each class; add images, or choose fewer folds or classes.")
     conflict, is_flat, g = _conflicts(images), flat(images.x).numpy(), images.group.numpy()
     if near is not None: near = join_groups(g, near[['a', 'b']]).numpy()
     if leak: tr, va, te, why = _leaky_parts(images, valid, test, seed)
@@ -373,7 +373,7 @@ def _reach(inverse, folds=1, seeds=6, sd=0.):
     total = _DISAGREE*image + runs
     df = folds - 1 if folds > 1 else min(1e6, (seeds - 2)*(total/max(runs, 1e-12))**2)           # as in `power`
     found, equal = _factors(df)
-    a, b = found**2*image, found**2*runs          # d² = a(p - d²) + b for a share p of images on which the arms disagree
+    a, b = found**2*image, found**2*runs       # d² = a(p - d²) + b for a share p of images on which the arms disagree
     d = ((a*_DISAGREE + b)/(1 + a))**.5
     if d > _DISAGREE: d = (a + (a*a + 4*b*(1 + a))**.5)/(2 + 2*a)        # they cannot differ by more than they disagree
     return d, equal*total**.5, _DISAGREE*image, runs, found
@@ -430,6 +430,7 @@ def detectable(
            f"within {points(equal)} shown, if two arms disagree on one image in ten (or on as many as they differ by) "
            f"and runs scatter by {points(sd)}; more seeds alone reach {points(_reach(inverse, k)[0])} at best."]
     if found > margin:
+        if k > 1: *_, image, runs, factor = _reach(inverse, sd=sd)             # so many need no folds
         room = (margin/factor)**2
         cure, room = ('about', room - runs) if room > runs else ('more seeds and over', room)
         need = max(1, round(sum(tested)*image/room, -2))
