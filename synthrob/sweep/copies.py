@@ -23,9 +23,13 @@ def _arms(run):
     copies = np.flatnonzero((t.removed == 'near') & ~t.flat & t.near.isin(t.near[t.part == 'test']))
     if not len(copies):
         raise BadInput("No test image has a near copy in the training part: there is nothing to compare.")
+    if run.p.real_share < 1: raise BadInput("real_share leaves out images, copies among them: leave it at 1.")
     without, rest = run.splits.train.numpy(), []
     for c, n in enumerate(np.bincount(y[copies], minlength=run.images.c)):
         own = without[y[without] == c]
+        if n > len(own):
+            raise BadInput(f"Class {run.images.vocab[c]!r} has {n} copies of test images and {len(own)} other training "
+                           "images, too few to stand in for the copies.")
         rng = generator('as many others', run.p.split_seed, c)
         rest.append(own[torch.randperm(len(own), generator=rng).numpy()[n:]])
     test = t.iloc[run.splits.test.numpy()]
