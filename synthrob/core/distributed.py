@@ -92,7 +92,9 @@ class DistributedLearner(Learner):
     "A `Learner` that fastai's `distrib_ctx` trains with `SplitBatches`"
     distributed = None                                         # the callback, while several processes train
 
-    def one_batch(self, i, b):
+    def one_batch(self, i, # its number in the epoch
+                        b):# `(x, y)`
+        "Train on one batch; ends bfloat16 whatever happens"
         try: super().one_batch(i, b)
         finally:                                               # fastai calls no callback after an interrupt
             if hasattr(self, 'autocast'): self.autocast.leave()
