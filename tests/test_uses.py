@@ -27,6 +27,11 @@ def runs(face_folder, tmp_path_factory):                                     # n
     made['noise'] = toy(face_folder, out, treatment='noise', **USES['adversarial'])
     return made, out
 
+def test_a_teacher_is_no_missing_run(runs):
+    "The baseline of the next seed, which gives soft labels, has no arm and needs none"
+    frame = results(runs[1])
+    assert frame[frame.ratio == 0].cnn_seed.nunique() == 2 and (differences(frame).missing == 0).all()
+
 def test_each_use_is_a_run_of_its_own(runs):
     made, _ = runs
     assert len({r.stages['split'].hash for r in made.values()}) == len(made)

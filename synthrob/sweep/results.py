@@ -401,11 +401,14 @@ def paired_runs(frame,             # from `results`
         raise BadInput(f"There is no run with treatment={against!r}: add that control to the sweep." if against else
                        "There is no run at ratio 0, the baseline: run ratio=0 once for each classifier seed.")
     if not arms: raise BadInput("All runs are at ratio 0: run another ratio to compare.")
+    soft = any(o.labels == 'soft' for found in arms.values() for o in found.values())
     out, first = [], lambda v: (v is not None, TREATMENTS.index(v) if v in TREATMENTS else v)
     for found in arms.values():
         o = next(iter(found.values()))
         own = base.get(key(o, SETTING, CLASSIFIER, like), {})
         f, g, s = (seeds[key(o, SETTING, SYNTHESIS, CLASSIFIER), k] for k in SEEDS)
+        f = f | {k for k, _ in own}
+        if not soft: s = s | {k for _, k in own}                 # of soft labels, a baseline more is only a teacher
         out.append(_pair_up(found, own, sorted(g, key=first), list(product(sorted(f, key=first), sorted(s)))))
     order = (*SETTING, *CLASSIFIER, 'treatment', *(k for k in ARM[1:] if k != 'treatment'), *SYNTHESIS, 'ratio')
     return sorted(out, key=lambda p: [first(p.arm[k]) for k in order])
