@@ -259,6 +259,20 @@ def test_best_refuses(net):
     with pytest.raises(BadInput, match='give two of each'): gan(net, Dataset(faces(9, 2).x, faces(9, 2).y, emotions), 1)
     with pytest.raises(BadInput, match='choose from intra_fid'): SaveBestGAN(net, None, metric='beauty')
 
+def test_a_classifier_of_other_classes_measures_distances_only():
+    "Inception, for example, knows a thousand classes: FID and copies are measured, labels are not judged"
+    with seeded('other classes', 0): other = PosterNet(32, 1, 9)
+    pool, train, holdout = (faces(60, k) for k in (1, 2, 3))
+    q = evaluate_pool(pool, train, holdout, other, progress=False)
+    assert math.isnan(q.summary['gan_test']) and q.summary['fid'] > 0 and 'agrees' not in q.sentence and 'nan' not in q.sentence
+    with pytest.raises(BadInput, match='has 9 classes and the images 5'): gan_test(other, pool)
+
+def test_best_of_a_recipe_with_a_function_as_augmentation(net, tmp_path):
+    best = SaveBestGAN(net, faces(50, 2), n=10, path=tmp_path/'best.safetensors')
+    learn = gan_learner(device_dls(faces(100, 1), bs=20, n_steps=2, device='cpu'), nf=16, augment=lambda x, rng: x, cbs=best)
+    with learn.no_bar(), learn.no_logging(): learn.fit_gan(40, tmp_path/'gan.safetensors')
+    assert len(best.rows) == 1
+
 def test_inception(tmp_path):
     "torchvision's weights, as safetensors or saved by torch; grey images of any size; no pickles"
     own = inception_v3(weights=None, aux_logits=False, init_weights=False)

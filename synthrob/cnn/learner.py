@@ -300,7 +300,7 @@ def cnn_learner(data,              # training `Dataset`, or `DataLoaders`
     shape = dls.one_batch()[0].shape[1:]
     if r.mix == 'cutmix' and len(shape) < 3: raise BadInput("mix='cutmix' needs images: vectors have no rectangles.")
     with seeded('cnn', seed): net = r.build(shape, dls.c).to(memory_format=torch.channels_last)
-    dls.train.seed, dls.train.augment = seed, r.augment or dls.train.augment
+    dls.train.seed, dls.train.augment = seed, r.augment or dls.train.own_augment
     if (rows := dls.train.dataset.targets) is not None: dls.train.targets = rows.to(dls.device)
     opt = dict(adamw=torch.optim.AdamW, muon=Muon)[r.opt]
     opt_func = lambda params, lr: OptimWrapper(params, opt, lr=lr, weight_decay=r.wd, fused=True)

@@ -107,12 +107,12 @@ class Checkpoint(Callback):
 
 # %% ../../nbs/core/03_training.ipynb #021a8f73
 def _fingerprint(ds, loss):
-    "Hash of items (beyond 256 MB: of some), labels and weights of a data set; None if it has no tensors `x` and `y`"
+    "Hash of authentic items (beyond 256 MB: of some), labels and weights of a data set; None without `x` and `y`"
     if not hasattr(ds, 'y') or not len(ds.y): return None
-    x, n = getattr(ds, 'original', ds.x), len(ds.y)            # before `RefreshSynthetic` has replaced some
-    if x.nbytes > 1<<28: x = x[(torch.arange(1000)*(n - 1)//999).to(getattr(x, 'device', 'cpu'))]
-    more = ds.targets, ds.cols.get('weight'), ds.class_weights, getattr(getattr(loss, 'func', None), 'weight', None)
-    return hash_of([hash_array(o[:]) for o in (x, ds.y, *more) if o is not None])
+    own = (~ds.is_synthetic).nonzero()[:, 0]            # noise and soft labels are computed again, and not to the bit
+    if ds.x.nbytes > 1<<28 and len(own): own = own[torch.arange(1000)*(len(own) - 1)//999]
+    x, weights = ds.x[own.to(getattr(ds.x, 'device', 'cpu'))], getattr(getattr(loss, 'func', None), 'weight', None)
+    return hash_of([hash_array(o) for o in (x, ds.y, ds.cols.get('weight'), weights) if o is not None])
 
 @patch
 def _opts(self:Checkpoint): return {'opt': self.learn.opt.opt, **getattr(self.learn, 'more_opts', {})}

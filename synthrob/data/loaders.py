@@ -155,6 +155,7 @@ class DeviceDL(DataLoader):
         kwargs.pop('num_workers', None)                  # nothing is left for a worker to do
         super().__init__(dataset, bs=bs, shuffle=shuffle, drop_last=drop_last, num_workers=0, **kwargs)
         self.augment, self.balanced, self.n_steps, self.seed, self.epoch = augment, balanced, n_steps, seed, 0
+        self.own_augment = augment                            # `cnn_learner` sets that of its recipe
         self.targets = self.order = None                 # rows in place of classes; indices of one epoch
         self.to(default_device(device))
 

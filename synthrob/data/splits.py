@@ -259,8 +259,9 @@ def splits(images:Dataset,  # with official parts or without
                        "leave it out.")
     n = images.y.bincount(minlength=images.c).tolist()
     if folds > 1 and min(n) < (least := max(4, folds)):
-        raise BadInput(f"class {images.vocab[n.index(min(n))]!r} has {min(n)} images: {folds} folds need at least "
-                       f"{least} of each class; add images, or choose fewer folds or classes.")
+        few, cure = min(n), 'choose fewer folds' if min(n) > 3 else 'leave the class out'
+        raise BadInput(f"class {images.vocab[n.index(few)]!r} has {few} image{'s'*(few != 1)}: {folds} folds need at "
+                       f"least {least} of each class; add images or {cure}.")
     conflict, is_flat, g = _conflicts(images), flat(images.x).numpy(), images.group.numpy()
     if near is not None: near = join_groups(g, near[['a', 'b']]).numpy()
     if leak: tr, va, te, why = _leaky_parts(images, valid, test, seed)
@@ -433,7 +434,8 @@ def detectable(
         if k > 1: *_, image, runs, factor = _reach(inverse, sd=sd)             # so many need no folds
         room = (margin/factor)**2
         cure, room = ('about', room - runs) if room > runs else ('more seeds and over', room)
-        need = max(1, round(sum(tested)*image/room, -2))
+        need = -(-sum(tested)*image//(100*room))*100
+        if k > 1: cure = f'one test part (folds=1) of {cure}'
         few = f', or folds=5, which test all {sum(map(sum, n.values())):,}'
         if k > 1 or (images.part == 'test').any(): few = ''
         out.append(f"To find {points(margin)} takes {cure} {need:,.0f} test images of these class shares{few}; enough "

@@ -42,7 +42,7 @@ def gan_learner(data,           # training `Dataset`, or `DataLoaders` of which 
                ) -> Learner:    # train it with `fit_gan`, sample from it with `sample_pool`
     "Return a `Learner` that trains a conditional GAN; raises `BadInput` for settings or a size that do not work"
     r = gan_recipe(arch, **changes)
-    dls, classifier = data, getattr(classifier, 'model', classifier)
+    dls, classifier = data, classifier.model if isinstance(classifier, Learner) else classifier
     if not isinstance(data, DataLoaders):
         dls = device_dls(data, bs=batch_size(r.bs, 4*len(data)), seed=seed, device=device)
     xb, yb = dls.one_batch()

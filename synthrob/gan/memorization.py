@@ -15,7 +15,7 @@ from ..core.basics import BadInput, generator
 from ..data.dataset import Dataset
 from ..data.near import near_duplicates, plot_pairs
 from ..data.rows import take
-from .metrics import cas, check_alike, features, fid, intra_class, kid, prdc, score
+from .metrics import Score, cas, check_alike, features, fid, intra_class, kid, prdc, score
 
 # %% auto #0
 __all__ = ['data_copying_z', 'near_copies', 'CopyReport', 'find_copies', 'PoolReport', 'evaluate_pool']
@@ -138,8 +138,9 @@ class PoolReport:
         "The result in words"
         s = self.summary
         parts = [f"Intra-class FID {s['intra_fid']:.3g} (real images {s['intra_fid_real']:.3g}, n = {s['n_real']:,})",
-                 f"coverage {s['coverage']:.0%} (real {s['coverage_real']:.0%})",
-                 f"a classifier agrees with {s['gan_test']:.0%} of the labels (real {s['accuracy_real']:.0%})"]
+                 f"coverage {s['coverage']:.0%} (real {s['coverage_real']:.0%})"]
+        if not math.isnan(s['gan_test']):
+            parts.append(f"a classifier agrees with {s['gan_test']:.0%} of the labels (real {s['accuracy_real']:.0%})")
         if s['cas'] is not None: parts.append(f"one trained on the pool is right for {s['cas']:.0%} of real images")
         return f"{'; '.join(parts)}. {self.copies.sentence}"
 
@@ -185,7 +186,9 @@ def evaluate_pool(pool,          # synthetic images: anything with `x` uint8 (n,
         summary |= {f'{m}{end}': v for m, v in values.items()}
     table['kid'] = intra_class(kid, fh, holdout.y, f, some.y)[1]
     found = find_copies(pool, train, holdout, progress=None if progress else False)
-    test, real, trained = score(z, some), score(zh, holdout), cas(fit, pool, holdout, bs) if fit else None
+    fits, none = z.shape[1] == len(pool.vocab), Score(math.nan, pd.Series(math.nan, list(pool.vocab)))
+    test, real = (score(z, some), score(zh, holdout)) if fits else (none, none)         # Inception knows other classes
+    trained = cas(fit, pool, holdout, bs) if fit else None
     summary |= dict(gan_test=test.accuracy, accuracy_real=real.accuracy, cas=trained and trained.accuracy,
                     memorises=found.memorises, near_copies=found.share, near_copies_p=found.p, copies=found.sure,
                     c_t=found.c_t)

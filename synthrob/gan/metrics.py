@@ -83,11 +83,8 @@ class Score(NamedTuple):
 def score(logits:Tensor, # logits (n,k)
           images         # anything with labels `y` (n,) and class names `vocab`
          ) -> Score:
-    "Return the accuracy of `logits`; raise `BadInput` if some are not finite, or not one per class"
+    "Return the accuracy of `logits`; raise `BadInput` if some are not finite"
     _check_finite(logits)
-    if logits.shape[1] != len(images.vocab):
-        raise BadInput(f"The classifier has {logits.shape[1]} classes and the images {len(images.vocab)}: use one that "
-                       "was trained on these classes.")
     hit = (logits.argmax(1).cpu() == images.y.cpu()).double().numpy()
     by = pd.Series(hit).groupby(images.y.cpu().numpy()).mean().reindex(range(len(images.vocab)))
     return Score(float(hit.mean()), by.set_axis(list(images.vocab)))
@@ -96,7 +93,11 @@ def gan_test(model,      # a classifier trained on real images, or its `Learner`
              pool        # synthetic images: anything with `x` uint8 (n,c,h,w), `y` (n,) and `vocab`
             ) -> Score:  # low: the images do not match their labels; high: they may
     "Return the accuracy of a classifier of real images on synthetic ones (Shmelkov et al. 2018, arXiv 1807.09499)"
-    return score(features(model, pool.x)[1], pool)
+    logits = features(model, pool.x)[1]
+    if (k := logits.shape[1]) != len(pool.vocab):
+        raise BadInput(f"The classifier has {k} classes and the images {len(pool.vocab)}: use one that was trained on "
+                       "these classes.")
+    return score(logits, pool)
 
 # %% ../../nbs/gan/07_metrics.ipynb #45c3b738
 def _moments(f):
@@ -249,7 +250,9 @@ class SaveBestGAN(Callback):
         self.features = features(self.net, self.real.x)[0]
         reference = [hash_array(v) for v in (self.real.x, self.real.y, *self.net.state_dict().values())]
         self.tag = hash_of([p, self.metric, self.every, self.n, reference])
-        self.training = hash_of([self.learn.seed_epochs.seed, self.learn.recipe.params])
+        recipe = self.learn.recipe.params
+        if callable(a := recipe['augment']): recipe['augment'] = getattr(a, '__qualname__', type(a).__name__)
+        self.training = hash_of([self.learn.seed_epochs.seed, recipe])
 
 # %% ../../nbs/gan/07_metrics.ipynb #31b65178
 @patch
@@ -259,8 +262,9 @@ def before_epoch(self:SaveBestGAN):
     self.start = self.learn.start_at
     if self.start < min(self.every, self.n_epoch): return                   # nothing was measured yet
     if not (self.path and self.path.exists()):
-        raise BadInput(f"The values of the first {self.start} epochs were not kept (path={str(self.path)!r}): delete "
-                       "the checkpoint to start again, and give a `path`.")
+        why = f'{self.path} is missing' if self.path else '`SaveBestGAN` had no `path`'
+        raise BadInput(f"{why}, so the best weights before the checkpoint are lost: delete the checkpoint to start "
+                       "again.")
     state = json.loads(read_metadata(self.path)['state'])
     if state['tag'] != self.tag or state.get('training', self.training) != self.training:
         raise BadInput(f"{self.path} belongs to another training or other validation images: delete it to start again.")

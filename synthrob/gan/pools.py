@@ -134,7 +134,9 @@ def _check_sampling(gan, model, threshold, most, vocab):
     if model is not None:
         x = torch.zeros(2, *gan.shape, dtype=torch.uint8 if len(gan.shape) == 3 else torch.float32)
         try: judged = _probabilities(model, x).shape[1]
-        except RuntimeError as e: raise BadInput(f"The classifier does not accept the GAN's {gan.shape}: {e}") from e
+        except torch.OutOfMemoryError: raise
+        except (RuntimeError, IndexError) as e:
+            raise BadInput(f"The classifier does not accept the GAN's {gan.shape}: {str(e)[:120]}") from e
         if judged != k: raise BadInput(f"The classifier has {judged} classes and the GAN {k}: train it on the same.")
     if most < 1: raise BadInput(f"most={most} is out of range: allow at least 1 candidate per image.")
     return vocab, None if model is None else _limits(threshold, k)
@@ -151,7 +153,7 @@ def sample_pool(gan:GAN,        # a trained GAN; its averaged generator is used
                 progress=True   # show a progress bar?
                ) -> Dataset:    # ordered by class; `about` says how it was made
     "Sample until each class has `n` accepted items; raises `BadInput` for a class that cannot be filled"
-    model = getattr(model, 'model', model)
+    if isinstance(model, Learner): model = model.model
     vocab, t = _check_sampling(gan, model, threshold, most, vocab)
     n, xs, candidates = per_class(n, len(vocab)), [], []
     for c in progress_bar(range(len(vocab)), display=progress):
@@ -187,7 +189,7 @@ class RefreshSynthetic(Callback):
                        most=50):       # candidates per item, at most
         if not isinstance(every, int) or every < 1:
             raise BadInput(f"every={every} is out of range: choose a number of epochs from 1.")
-        model = getattr(model, 'model', model)
+        if isinstance(model, Learner): model = model.model
         _check_sampling(gan, model, threshold, most, None)
         self.gan, self.every, self.seed = gan, every, seed
         self.how = dict(model=model, threshold=threshold, noise_std=noise_std, most=most)

@@ -161,7 +161,7 @@ def sweep(spec=None,     # a YAML file, a grid, or a list of grids; without rati
     plan, retry, repair = {k: o.pop(k) for k in _plan}, o.pop('retry'), o.pop('repair')
     if o['engine'] != 'slurm':                                                          # before the first cell
         for run in {c.p.pool: c.run for c in s.cells if c.p.pool and c.state != 'done'}.values():
-            run.make('data')
+            run.stages['data'].make(repair)
             read_pool(run)
     if not o.pop('dry_run'): return s.run(retry, repair, **o)
     print(s.plan(**plan, slots=o['slots'] or 1))
