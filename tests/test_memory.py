@@ -34,7 +34,7 @@ def test_batches_are_the_same(both):
 
 @pytest.mark.parametrize('how, treatment', [('replace', 'synthetic'), ('add', 'synthetic'), ('replace', 'oversample'), ('add', 'class_weights')])
 def test_mixtures_are_the_same(both, how, treatment):
-    pool = Dataset(draw_faces(torch.arange(400) % 5, size=32, seed=9, progress=False), torch.arange(400) % 5, list('abcde'))
+    pool = Dataset(draw_faces(torch.arange(400) % 5, size=32, seed=9, progress=False), torch.arange(400) % 5, list('abcde'), dict(origin=['synthetic']*400))
     a, b = (mix(o, pool, .4, how, 'balance' if treatment == 'class_weights' else 'prior', treatment) for o in both)
     assert isinstance(b.x, DiskImages), 'nothing is copied into memory'
     assert torch.equal(a.x, b.x[:]) and torch.equal(a.y, b.y) and torch.equal(a.is_synthetic, b.is_synthetic)

@@ -127,7 +127,7 @@ def test_hopeless_classes_are_given_up_soon_and_hard_ones_are_not():
             n_seen.append(len(x))
             return super().forward(x)
     with pytest.raises(BadInput, match='of 2,560 candidates'): sample_pool(Stripes(), 5000, Counting(), 1., progress=False)
-    assert sum(n_seen) == 2560
+    assert sum(n_seen[1:]) == 2560                       # the first two show that it takes such images
     share = (class_noise(30_000, 4, 0)[:, 0].abs() > 1.8).double().mean()
     assert .06 < share < .08                                                             # of the images of the next generator
     class Rare(Stripes):

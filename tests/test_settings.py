@@ -123,4 +123,4 @@ def test_what_differs_is_named_and_can_be_run_again(tmp_path, capsys):
 
 def test_more_folds_than_images(animals, capsys):
     assert data_command(['folder', animals['path'], '--copies', 'exact', '--folds', '60']) == 2
-    assert 'cannot be divided into 60 parts' in capsys.readouterr().err
+    assert '60 folds need at least 60 of each class' in capsys.readouterr().err
