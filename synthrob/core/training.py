@@ -120,6 +120,7 @@ def _opts(self:Checkpoint): return {'opt': self.learn.opt.opt, **getattr(self.le
 @patch
 def _nets(self:Checkpoint): return {'model': self.learn.model, **getattr(self.learn, 'more_state', {})}
 
+# %% ../../nbs/core/03_training.ipynb #c0de0005
 @patch
 def _save(self:Checkpoint):
     "Write the state after the current epoch; of several processes only the first writes"

@@ -350,6 +350,7 @@ def check_metric(metric, # one of `METRICS`
     if kind == 'recall' and vocab and c not in vocab:
         raise BadInput(f"metric={metric!r} names no class of the data: choose from {', '.join(vocab)}.")
 
+# %% ../../nbs/data/08_splits.ipynb #c0de0001
 def _worth(n, metric, vocab):
     "Variance of the metric for items of variance 1, and the largest worth of an image"
     kind, _, c = metric.partition(':')
@@ -405,6 +406,7 @@ def image_error(images:Dataset,   # as given to `splits`
     _, tested, metric = _tested(images, splits, metric)
     return ((max(_DISAGREE, effect) - effect**2)*_worth(tested, metric, images.vocab)[0])**.5
 
+# %% ../../nbs/data/08_splits.ipynb #c0de0003
 def detectable(
     images:Dataset,   # as given to `splits`
     splits:Splits,    # one fold stands for all
