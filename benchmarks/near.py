@@ -3,7 +3,7 @@ import io, json, resource, sys, time
 import numpy as np, torch
 from PIL import Image, ImageDraw
 from synthrob.data.core import fer2013_path, prepare
-from synthrob.data.near import near_duplicates
+from synthrob.data.duplicates import near_duplicates
 
 def crop(a, r, lo=.7, hi=.95):
     n = len(a); k = n*r.uniform(lo, hi); y, x = r.uniform(0, n - k, 2)

@@ -3,7 +3,7 @@ import pandas as pd, pytest, torch
 from PIL import Image
 from synthrob.core.basics import BadInput
 from synthrob.data.core import main
-from synthrob.data.near import near_duplicates
+from synthrob.data.duplicates import near_duplicates
 from synthrob.data.splits import check_held_out
 from synthrob.split.params import check_params
 from synthrob.split.run import SplitRun

@@ -5,9 +5,8 @@ from pathlib import Path
 import nbformat, numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from synthrob.core.basics import BadInput
-from synthrob.data.duplicates import duplicate_groups
+from synthrob.data.duplicates import duplicate_groups, near_duplicates
 from synthrob.data.faces import draw_faces, emotions
-from synthrob.data.near import near_duplicates
 from synthrob.split.core import run_split
 from synthrob.split.params import check_params
 from synthrob.split.run import SplitRun

@@ -14,11 +14,10 @@ from ..core.basics import (BadInput, check_name, command, has_bf16, hash_file, h
                                   write_array, write_json, write_parquet)
 from ..core.stages import Stage
 from .dataset import Dataset
-from .duplicates import duplicate_groups
+from .duplicates import duplicate_groups, near_duplicates, plot_pairs
 from .faces import draw_faces, emotions
 from .files import (DAMAGE, FER_CLASSES, FER_USAGES, IMAGE_TYPES, decode_files, existing, fer_tables, has_colour,
                                  is_tar, list_files, list_images, open_tar, read_fer_csv, survey, torchvision_images)
-from .near import near_duplicates, plot_pairs
 from .rows import DiskImages, blocks, hash_images, read_images
 from .sources import (_part_of, list_shards, lmdb_size, lsun_databases, lsun_images, parquet_columns, parquet_images,
                                    parquet_rows, survey_parquet)

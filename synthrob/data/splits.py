@@ -16,8 +16,7 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from ..core.basics import BadInput, generator
 from .dataset import Dataset
-from .duplicates import duplicate_groups, flat
-from .near import near_duplicates
+from .duplicates import duplicate_groups, flat, near_duplicates
 from .files import _bare, existing
 from .sources import _row_name, list_shards
 

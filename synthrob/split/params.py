@@ -304,7 +304,7 @@ def _foresee(p):
 def _check_nets(cnn, gan, size, channels, vectors, trained):
     "Raise `BadInput` unless the classifier takes such images and there is such a GAN, which does if it is `trained`"
     from synthrob.cnn.learner import recipe
-    from synthrob.gan.layers import resolutions
+    from synthrob.gan.nets import resolutions
     from synthrob.gan.losses import last_maps
     from synthrob.gan.trainer import gan_recipe
     with seeded('check'): net = recipe(cnn).build((channels, size, size), 5)

@@ -23,7 +23,7 @@ from ..cnn.robustness import Robustness, evaluate_robustness, robustness_level
 from ..cnn.uses import AdversarialTraining, SyntheticFirst, soft_labels
 from ..data.core import content_key, data_stage, near_stage
 from ..data.dataset import Dataset
-from ..data.near import near_duplicates
+from ..data.duplicates import near_duplicates
 from ..data.rows import take
 from ..data.splits import (Splits, check_held_out, check_metric, check_no_leak,
                                    splits as split_data, subjects)
