@@ -75,6 +75,8 @@ def test_a_flag_is_stronger_than_the_file(animals, tmp_path, capsys):
     (tmp_path/'sweep.yaml').write_text(json.dumps(animals | dict(ratio=0, folds=1, cnn_epochs=1, dry_run=False, out=str(tmp_path/'runs'))))
     assert main([str(tmp_path/'sweep.yaml'), '--dry_run']) == 0 and '1 to run' in capsys.readouterr().out
     assert not (tmp_path/'runs'/'split').exists()
+    (tmp_path/'sweep.yaml').write_text(json.dumps(animals | dict(ratio=0, folds=1, cnn_epochs=1, dry_run=True, out=str(tmp_path/'runs'))))
+    assert main([str(tmp_path/'sweep.yaml')]) == 0, 'a plan has not failed'
 
 def test_the_metric_of_a_sweep(tmp_path):
     write_json(tmp_path/'sweep'/'a'/'sweep.json', dict(hash='a', margin=.05, metric='macro_f1', declared='2026-01-01', finished_before=0, cells=[]))

@@ -163,7 +163,8 @@ def sweep(spec=None,     # a YAML file, a grid, or a list of grids; without rati
         for run in {c.p.pool: c.run for c in s.cells if c.p.pool and c.state != 'done'}.values():
             run.stages['data'].make(repair)
             read_pool(run)
-    if not o.pop('dry_run'): return s.run(retry, repair, **o)
+    s.dry_run = o.pop('dry_run')
+    if not s.dry_run: return s.run(retry, repair, **o)
     print(s.plan(**plan, slots=o['slots'] or 1))
     return s
 
@@ -212,6 +213,6 @@ def main(args=None # list of arguments; None: those of the command line
         if not given.get('spec') and not set(given) & set(axes()):
             raise BadInput("Give a file or a grid, for example --ratios 0,.3,.6 --seeds 3; --help says more.")
         s = sweep(**given)
-        return int(not given.get('dry_run') and any(c.state != 'done' for c in s.cells))
+        return int(not s.dry_run and any(c.state != 'done' for c in s.cells))
     finally:
         with contextlib.suppress(ValueError): signal.signal(signal.SIGTERM, signal.SIG_DFL)
