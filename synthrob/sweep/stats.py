@@ -310,8 +310,8 @@ def _why(v, alpha, margin, general):
                 if abs(v.estimate) < 1e-12 else 'the pairs do not vary, so nothing can be tested: check the seeds')
     if v.kind == 'equivalent': return f'within {margin} (TOST p = {v.p_equivalence:.2g})'
     if v.kind != 'undecided':
-        test = 'corrected t-test' if v.folds > 1 else 'sign-flip'
-        return f'{test} p = {v.p:.2g}' + f', though smaller than {margin}'*(v.p_equivalence <= alpha)
+        test = 'corrected t-test and sign-flip p ≤' if v.folds > 1 else 'sign-flip p ='
+        return f'{test} {v.p:.2g}' + f', though smaller than {margin}'*(v.p_equivalence <= alpha)
     if v.n < (least := min_seeds(alpha)):
         pairs = 'pairs of runs' if v.folds > 1 else 'seeds'
         return f'a level of {100*alpha:g} % needs at least {least} {pairs}, {least - v.n} more'
