@@ -6,9 +6,10 @@ from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
+from fastcore.xml import Div, to_xml
 from synthrob.core.basics import BadInput, write_json
 from synthrob.core.stages import Stage
-from synthrob.sweep.report import (INK, _by_cluster, by_setting, corruption_table, image_differences, limits, main,
+from synthrob.sweep.report import (INK, _by_cluster, _verdict_part, by_setting, corruption_table, image_differences, limits, main,
                                    plot_corruptions, plot_ratio, report)
 from synthrob.sweep.results import (CLASSIFIER, SETTING, SYNTHESIS, VALUE, PairedRuns, _judge, _wall, conclude, declared_margin, declared_metric,
                                     differences, exchange_rate, paired_runs, results)
@@ -221,6 +222,62 @@ def test_only_fresh_seeds_confirm(tmp_path):
     body, late = report(f, confirm=6, progress=False).body, report(f[f.cnn_seed >= 6], progress=False).body
     said = lambda html: re.findall('Including the choice of test images[^<]*', html)
     assert said(body) == said(late) != said(report(f, progress=False).body) and 'Recall by class' in body
+
+def test_nothing_fresh_elsewhere(tmp_path):
+    "A setting without fresh seeds says so, and keeps its section"
+    simulate_runs(tmp_path, planted, ratios=(0, .4), hows=('add',), cnn_seeds=range(12), n=200)
+    simulate_runs(tmp_path, planted, ratios=(0, .4), hows=('add',), cnn_seeds=range(6), n=200, real_share=.5)
+    rep = report(tmp_path, confirm=6, progress=False)
+    assert [o.startswith('real share 0.5: No verdict') and 'no classifier seeds from 6' in o for o in rep.sentences] == [True, False]
+    assert len(rep.table) == 2 and rep.body.count('Metrics by ratio') == 2
+    assert 'By the clock, stages of the runs of all settings' in rep.body or not rep.frame.attrs.get('wall')
+
+def test_a_metric_by_hand_settles_a_disagreement(few):
+    f = results(few)
+    f['declared_metric'] = np.where(f.ratio == .3, 'macro_f1', 'accuracy')
+    with pytest.raises(BadInput, match='different metrics'): report(f, progress=False)
+    assert '(the runs declare macro-F1)' in report(f, metric='accuracy', progress=False).body
+
+def test_a_sweep_that_leaves_the_metric_to_the_balance(few):
+    "Its runs were declared by another sweep"
+    f = results(few).assign(declared_metric='macro_f1')
+    assert declared_metric(f) == 'macro_f1'
+    f.attrs['declared'] = dict(hash='a', margin=.03, metric=None, declared='2026-01-01', finished_before=0)
+    f.loc[f.ratio == 0, 'margin'] = .01
+    assert declared_metric(f) == 'accuracy' and 'given by hand' not in report(f, progress=False).body
+
+def test_recalls_are_corrected_for_all_classes(tmp_path):
+    "Those that are shown were picked by their effect on the same images"
+    classes = [f'class {i:02}' for i in range(20)]
+    simulate_runs(tmp_path, ratios=(0, .4), hows=('add',), vocab=classes, n=400)
+    body, f = report(tmp_path, progress=False).body, results(tmp_path)
+    table = body.split('Recall by class, ')[-1]
+    assert 'p is corrected for 20 classes' in table and 'The 12 of 20 classes' in body
+    at = {c: differences(f, 'recall', class_=c).iloc[0] for c in classes}
+    p = dict(zip(classes, joint_p([np.reshape(o.singles, (-1, o.cnn_seeds)).mean(0) for o in at.values()])))
+    shown = re.findall(r'>(class \d+)</th>.*?<td[^>]*>([^<]*)</td></tr>', table)
+    assert len(shown) == 12 and all(abs(float(v) - p[c]) < .001 for c, v in shown if v[0] != '<'), shown
+
+def test_one_gan_is_said_beside_an_arm_without_pairs(few):
+    for d, r in records(few).items():                                    # its seeds have no baseline
+        if r['given']['ratio'] == .5 and r['given']['cnn_seed'] < 2: shutil.rmtree(d)
+    remove(few, ratio=0, cnn_seed=2)
+    f = results(few)
+    t = conclude(f)
+    assert t.gan_seeds.tolist() == [1, 0] and any('one trained GAN' in o for o in limits(f, t))
+
+def test_fresh_seeds_for_a_small_level(tmp_path):
+    "As many as can decide at the level of the page, and a command that judges at it"
+    simulate_runs(tmp_path, planted, ratios=(0, .1, .2, .3, .4), hows=('add',), cnn_seeds=range(9), n=150)
+    f = results(tmp_path)
+    t = conclude(f, alpha=.01)
+    t.loc[t.headline, ['verdict', 'p_alone', 'p']] = 'undecided', .005, .02
+    said = to_xml(Div(*_verdict_part(f, t, .02, .01)), indent=False)
+    assert '--seeds 9..16' in said.replace('--cnn_seed', '--seeds') and '--confirm 9 --alpha 0.01' in said, said
+
+def test_a_level_by_the_command(few, capsys):
+    level = results(few).level.dropna().unique()[0]
+    assert main([str(few), '--only', f'level={level}']) == 0 and 'Undecided' in capsys.readouterr().out
 
 def test_one_recipe_and_one_pool(tmp_path):
     "Runs of an earlier recipe, or with an earlier pool of the same name, are not averaged with the others"

@@ -1,11 +1,12 @@
 "Options through every door: what is given is what runs, what differs is kept apart, and what is printed does what it says"
 from __future__ import annotations
 import json, re, shlex
+from itertools import product
 from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest
 from PIL import Image
 from synthrob.core.basics import BadInput, write_json
-from synthrob.data.core import main as data_command
+from synthrob.data.core import main as data_command, preview
 from synthrob.split.params import check_params
 from synthrob.sweep.command import grids_of, main
 from synthrob.sweep.grid import Costs, Sweep, combinations, values
@@ -66,6 +67,13 @@ def test_each_combination_has_its_own_folds(animals, tmp_path):
     folds = lambda **grid: sorted((c.p.folds, c.p.fold) for c in Sweep(animals | dict(ratio=0) | grid, out=tmp_path/'runs').cells)
     assert folds(folds=[1, 3]) == [(1, 0), (3, 0), (3, 1), (3, 2)] and folds(folds=3, fold=1) == [(3, 1)]
 
+def test_official_validation_counts_for_no_fold(tmp_path):
+    "240 images of a class can be tested, whatever else there is for validation"
+    for (part, n), c in product((('train', 240), ('val', 20)), 'ab'):
+        (tmp_path/part/c).mkdir(parents=True)
+        for i in range(n): Image.new('L', (32, 32)).save(tmp_path/part/c/f'{i}.png')
+    assert preview('folder', tmp_path) == (5, False)
+
 def test_equal_epochs_cost_what_they_take():
     costs, stage = Costs(), lambda ratio: SimpleNamespace(kind='split', params=dict(ratio=ratio, equal='epochs'), spec=dict(inputs={}))
     costs.add(dict(kind='split', hash='a', params=stage(.5).params, inputs={}, seconds=60, resumed=False, device='cpu'))
@@ -108,7 +116,7 @@ def test_metrics_that_some_runs_lack(tmp_path):
         r = json.loads(f.read_text())
         if r['given']['cnn_epochs'] == 20: write_json(f, r | {k: r[k] | dict(robust_accuracy=r[k]['accuracy']/2) for k in ('valid', 'test')})
     rep = report(tmp_path, progress=False)
-    metrics, _, _ = _tables(rep.frame, rep.table, .02, .05, False)
+    metrics, *_ = _tables(rep.frame, rep.table, .02, .05, False)
     for k, t in metrics.items(): assert t.cnn_epochs.tolist() == rep.table.cnn_epochs.tolist(), k
     assert metrics['robust_accuracy']['diff'].isna().tolist() == [n == 10 for n in rep.table.cnn_epochs]
     assert len(rep.table) == 2 and 'There is one classifier' not in rep.html

@@ -10,6 +10,7 @@ from scipy import special, stats
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import ttost_paired
 from simulate import cross_validated, simulated
+from synthrob.core.basics import BadInput
 from synthrob.data.splits import _reach
 from synthrob.sweep.stats import (corrected, decide, fold_power, image_se, joint_p, mde, min_seeds, power, seeds_needed,
                                   verdict, verdicts)
@@ -70,6 +71,10 @@ def test_planned_seeds_find_two_points(sd, promised):
 def test_two_points_at_the_usual_spread(sd, promised):
     r = decide(simulated(2000, seeds_needed(.02, sd, promised), .02, sd, seed=3))
     assert (r.kind == 'better').mean() >= promised and .93 <= covers(r, .02).mean() <= .97
+
+def test_seeds_that_a_low_limit_excludes():
+    for limit in 5, 6, 20:
+        with pytest.raises(BadInput, match=f'not reached with {limit} seeds'): seeds_needed(.002, .014, max_seeds=limit)
 
 @pytest.mark.parametrize('margin, sd', [(.02, .01), (.02, .014), (.01, .01), (.01, .014)])
 @pytest.mark.parametrize('promised', (.8, .9))

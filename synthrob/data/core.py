@@ -223,8 +223,8 @@ def preview(data:str,      # name of a source
     rows = rows[rows.label.isin(vocab)] if vocab else rows
     if groups and data == 'folder': _subject_keys(rows.name, rows.label, groups)
     if data == 'parquet' and (groups or '').startswith('column:'): _column(path, groups.partition(':')[2])
-    test = bool((rows.part == 'test').any())
-    done[key] = default_folds([n[c] for c in vocab or n], test), test
+    test, tested = bool((rows.part == 'test').any()), rows[rows.part != 'valid'].label.value_counts()
+    done[key] = default_folds([int(tested.get(c, 0)) for c in vocab or n], test), test
     return done[key]
 
 # %% ../../nbs/00_data.ipynb #8a4ff6e4

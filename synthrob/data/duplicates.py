@@ -275,7 +275,7 @@ def _pairs(grey, others, threshold, k, progress):
 def near_duplicates(
     images,             # uint8 (n,c,h,w), tensor or array, or a `Dataset`
     others=None,        # `b` is one of these, such as training images beside synthetic `images`; None: one of `images`
-    threshold:float=.6, # of the score; higher where even random pairs look alike, see below
+    threshold:float=.6, # of the score; higher where even random pairs look alike
     k:int=8,            # candidates for each of `images`
     progress:bool=None, # show progress bars? None: for more than 2,000 images
     cut:bool=True       # leave out pairs below the threshold? It is in `attrs`

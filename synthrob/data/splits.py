@@ -52,7 +52,7 @@ def _folds(y, whole, mask, k, *keys):
     i = np.flatnonzero(mask); y, g, best = y[i], whole[i], None
     have, n = len(np.unique(g)), np.bincount(y)
     alone = have == len(g)
-    if k > have or alone and k > n.max():
+    if k > have or k > n.max():
         what = f'{have} images or groups' if k > have else f'At most {n.max()} images of a class'
         raise BadInput(f"{what} cannot be divided into {k} parts: add some, or choose fewer folds.")
     make = StratifiedKFold if alone else StratifiedGroupKFold
@@ -206,7 +206,14 @@ def _clean_parts(images, valid, test, seed, conflict, is_flat, subject, near, fo
         if subject is not None: return _draw_groups(images, whole, mask, share, *keys)
         chosen = _draw(images, mask & ~_repeats(whole, mask), share, *keys)        # near copies follow their first
         return mask & np.isin(whole, whole[chosen])
-    if folds > 1: te = _folds(images.y.numpy(), whole, tr & (why == ''), folds, 'folds', seed) == fold
+    if folds > 1:
+        of = _folds(images.y.numpy(), whole, tr & (why == ''), folds, 'folds', seed)
+        for k,c in enumerate(images.vocab):                                    # in any fold, not in this one alone
+            own = (of >= 0) & (images.y.numpy() == k)
+            if len(np.unique(of[own])) == folds: continue
+            raise BadInput(f"class {c!r} has no test image in one of {folds} folds: without copies it has "
+                           f"{len(np.unique(whole[own]))} images or groups; add some, or choose fewer folds.")
+        te = of == fold
     elif not te.any(): te = draw(images, tr & (why == ''), test, 'test', seed)
     remove(~te & is_flat, 'flat')
     tr, va = tr & ~te & (why == ''), va & (why == '')
@@ -245,7 +252,7 @@ def splits(images:Dataset,  # with official parts or without
            leak:bool=False, # the source study's protocol: nothing removed, parts drawn at random
            subject=None,    # of each image (n,), see `subjects`: images of a subject stay in one part
            near=None,       # pairs from `near_duplicates`: near copies stay in one part
-           folds:int=1,     # of a cross-validation: each image is tested in one of them; 1: one test part
+           folds:int=1,     # of a cross-validation: each image but official validation is tested in one; 1: one
            fold:int=0       # which of them, 0 to folds-1
           ) -> Splits:
     "Split `images` so that no copy of a held-out image is in training; raises `BadInput` if a part lacks a class"
@@ -379,13 +386,18 @@ def _reach(inverse, folds=1, seeds=6, sd=0.):
     if d > _DISAGREE: d = (a + (a*a + 4*b*(1 + a))**.5)/(2 + 2*a)        # they cannot differ by more than they disagree
     return d, equal*total**.5, _DISAGREE*image, runs, found
 
+def _in_folds(images, n):
+    "Images of each class that a cross-validation tests, by their numbers `n` in each part: all but official validation"
+    parts = n.values() if not (images.part == 'valid').any() else (n['train'], n['test'])
+    return [sum(o) for o in zip(*parts)]
+
 def _tested(images, splits, metric):
     "Images of each class by part, those tested in all folds, and the metric"
     count = lambda i: images.y[i].bincount(minlength=images.c).tolist()
     n = {k: count(getattr(splits, k)) for k in ('train','valid','test')}
     metric = metric or default_metric(n['train'])
     check_metric(metric, images.vocab)
-    return n, [sum(o) for o in zip(*n.values())] if splits.report.get('folds', 1) > 1 else n['test'], metric
+    return n, _in_folds(images, n) if splits.report.get('folds', 1) > 1 else n['test'], metric
 
 # %% ../../nbs/data/08_splits.ipynb #f6003b27
 def difference_limit(images:Dataset, # as given to `splits`
@@ -423,7 +435,8 @@ def detectable(
     found, equal, image, runs, factor = _reach(inverse, k, seeds, sd)
     points, name = lambda o: f'{max(100*o, .1):.1f} points', metric.replace('_', ' ')
     each = (f"Cross-validation in {k} folds, as for few images (folds=1: one test part); this is fold "
-            f"{splits.report['fold']}, a sweep runs all: " if k > 1 else '')
+            f"{splits.report['fold']}, a sweep runs all"
+            f"{', and tests no official validation image'*bool((images.part == 'valid').any())}: " if k > 1 else '')
     parts = '; '.join(f"{part} {', '.join(f'{v:,} {c}' for c,v in zip(images.vocab, o))}" for part,o in n.items())
     out = [f"{each}{parts}.",
            f"Tested {'in all folds' if k > 1 else 'images'}: {sum(tested):,}, of which one is up to {points(one)} of "
@@ -437,7 +450,7 @@ def detectable(
         cure, room = ('about', room - runs) if room > runs else ('more seeds and over', room)
         need = -(-sum(tested)*image//(100*room))*100
         if k > 1: cure = f'one test part (folds=1) of {cure}'
-        few = f', or folds=5, which test all {sum(map(sum, n.values())):,}'
+        few = f', or folds=5, which test all {sum(_in_folds(images, n)):,}'
         if k > 1 or (images.part == 'test').any(): few = ''
         out.append(f"To find {points(margin)} takes {cure} {need:,.0f} test images of these class shares{few}; enough "
                    "training steps make runs scatter less.")

@@ -206,7 +206,7 @@ def _about_runs(frame):
     gone = [f'{skipped[k]} {v}' for k, v in names.items() if skipped.get(k)]
     if gone: yield f"Left out: {', '.join(gone)}."
     yield from (f"A cell failed with: {e}" for e in frame.attrs.get('errors', [])[:3])
-    if (n := frame.margin.nunique()) > 1:
+    if (n := frame.margin.nunique()) > 1 and not frame.attrs.get('declared', {}).get('margin'):
         yield f"The runs declare {n} different equivalence margins; the one used here was given by hand."
     for col, name in dict(device='kinds of hardware', versions='sets of software versions').items():
         if (n := frame[col].nunique()) > 1: yield f"The runs used {n} {name}; a pair may differ by that, too."
@@ -215,7 +215,7 @@ def _about_seeds(frame, table, alpha):
     "Sentences on what the number of seeds cannot show"
     syn, least = table[table.treatment == 'synthetic'], min_seeds(alpha)
     n = int(syn.cnn_seeds.max()) if len(syn) else 0
-    own = syn[syn.pool.isna() & (syn.n_folds == 1)].gan_seeds
+    own = syn[syn.pool.isna() & (syn.n_folds == 1) & (syn.pairs > 0)].gan_seeds
     if syn.pool.notna().any():
         yield "The synthetic images come from one pool that was made elsewhere; the verdicts are about that pool."
     if 0 < (gans := int(own.min()) if len(own) else 0) < least:
@@ -516,8 +516,9 @@ _arms_words = ("Every arm on the test images against ratio 0 with the same class
 # %% ../../nbs/sweep/07_report.ipynb #2b63427d
 _arm_of = [*SETTING, *SYNTHESIS, *CLASSIFIER, *ARM]
 
-def _recall_table(top, recalls, alpha=.05):
-    "Recall of each class at the ratio of the arm `top`, with adjusted p; `recalls`: class -> `differences`"
+def _recall_table(top, recalls, alpha=.05, shown=None):
+    """Recall of the classes `shown` (None: all) at the ratio of the arm `top`, with p adjusted for all of `recalls`,
+    class -> `differences`"""
     at = {c: _matching(o, top, _arm_of).iloc[0] for c, o in recalls.items()}
     known, p = {c: np.reshape(o.singles, (-1, o.cnn_seeds)) for c, o in at.items() if not pd.isna(o.p)}, {}
     if known:
@@ -527,17 +528,19 @@ def _recall_table(top, recalls, alpha=.05):
         p = dict(zip(known, p))
     rows = [{'class': c, 'recall at ratio 0, %': _pct(o.baseline), f'at ratio {top.ratio:g}, %': _pct(o.value),
              'difference, points': _diff(o['diff']), 'interval': _interval(o, alpha), 'p, corrected': _p(p.get(c))}
-            for c, o in at.items()]
+            for c, o in at.items() if shown is None or c in shown]
     caption = (f"Recall by class, {net_name(top)}, {top.how}, ratio {top.ratio:g}, {top.pairs} pairs of "
-               f"runs; p is corrected for {len(rows)} classes.")
+               f"runs; p is corrected for {len(recalls)} classes.")
     return _html_table(rows, caption, ('class',))
 
-def _cost_table(frame):
-    "`costs` as HTML"
+def _cost_table(frame, settings=1):
+    "`costs` as HTML; time by the clock is that of all `settings`"
     rows = [{'stage': r.stage, 'made': '' if pd.isna(r.made) else f'{r.made:.0f}', 'mean': duration(r['mean']),
              'SD': duration(r.sd), 'total': duration(r.total)} for _, r in costs(frame).iterrows()]
     caption = 'Time of each stage on the hardware named above, summed; a GAN or pool counts once for all its runs.'
-    if wall := frame.attrs.get('wall'): caption += f' By the clock, stages of these runs took {duration(wall)}.'
+    if wall := frame.attrs.get('wall'):
+        whose = 'the runs of all settings' if settings > 1 else 'these runs'
+        caption += f' By the clock, stages of {whose} took {duration(wall)}.'
     return _html_table(rows, caption, ('stage',), (len(rows) - 1,))
 
 # %% ../../nbs/sweep/07_report.ipynb #fa6e6a29
@@ -666,6 +669,14 @@ def _against_controls(frame, r, margin, alpha):
             interval = f" ({100*(1 - alpha):g} % interval {_interval(o, alpha)})"*bool(_interval(o, alpha))
             yield f"Compared with {name} at the same ratio: {points(o['diff'])} points{interval}."
 
+def _flags(frame, r, margin, alpha):
+    "Flags with which `synthrob_report` judges all runs by the metric, margin and level of the row `r`"
+    every, flags = frame.copy(deep=False), f' --alpha {alpha:g}'*(alpha != .05)
+    every.attrs = {}                                                                       # not those of one sweep
+    with suppress(BadInput):
+        if (declared_metric(every), declared_margin(every)) == (r.metric, margin): return flags
+    return f' --metric {r.metric} --margin {margin:g}' + flags
+
 def _verdict_part(frame, table, margin, alpha):
     "The headlines with their details"
     parts = []
@@ -684,9 +695,9 @@ def _verdict_part(frame, table, margin, alpha):
                 small[-1] += f" The claim is about {'this GAN' if r.gan_seeds == 1 else f'these {r.gan_seeds} GANs'}."
             if r.verdict == 'undecided' and r.p_alone <= alpha < r.p:
                 fresh, root = int(frame.cnn_seed.max()) + 1, frame.attrs.get('root', 'runs')
-                run = _command(frame, r, 'synthetic', margin, range(fresh, fresh + 6))
+                run = _command(frame, r, 'synthetic', margin, range(fresh, fresh + min_seeds(alpha)))
                 small.append(f"By itself p is {_p(r.p_alone)}. Fresh seeds need no correction: {run}, then "
-                             f"synthrob_report {shlex.quote(root)} --confirm {fresh}")
+                             f"synthrob_report {shlex.quote(root)} --confirm {fresh}{_flags(frame, r, margin, alpha)}")
         if r.note: small.append(f"Counted all the same: {r.note}")
         if not r.problem:
             small += [*_for_other_images(frame, r, margin, alpha), *_against_controls(frame, r, margin, alpha)]
@@ -732,18 +743,18 @@ def _like(table, compare):
     return t.reindex([at.get(k, -1) for k in key(table)]).set_axis(table.index).assign(**table[_arm_of])
 
 def _tables(frame, table, margin, alpha, progress, most=12):
-    "`conclude`'s table, `differences` of other metrics and of the recall of at most `most` classes; a remark"
+    "`conclude`'s table, `differences` of other metrics and of the recall of each class; the `most` to show; a remark"
     have, top, own = set(frame[frame.part == 'test'].metric.unique()), table[table.headline], table.metric.iloc[0]
     metrics = [m for m in _metrics if m in have and m not in (own, 'recall')]
     jobs = [(m, {}) for m in metrics] + [('recall', dict(class_=k)) for k in frame['class'].dropna().unique()]
     bar = progress_bar(jobs, leave=False, display=progress)
     done = [_like(table, partial(differences, frame, m, 'test', margin, alpha, **more)) for m, more in bar]
     recalls = {more['class_']: t for (_, more), t in zip(jobs, done) if more}
-    if len(recalls) <= most: return {own: table, **dict(zip(metrics, done))}, recalls, ''
+    metrics = {own: table, **dict(zip(metrics, done))}
+    if len(recalls) <= most: return metrics, recalls, [*recalls], ''
     moved = lambda k: -recalls[k]['diff'].loc[top.index].abs().max()
-    shown = {k: recalls[k] for k in sorted(recalls, key=moved)[:most]}
     remark = f'The {most} of {len(recalls)} classes whose recall changed most.'
-    return {own: table, **dict(zip(metrics, done))}, shown, remark
+    return metrics, recalls, sorted(recalls, key=moved)[:most], remark
 
 # %% ../../nbs/sweep/07_report.ipynb #cdb6eab6
 def _figures(frame, table, metrics, recalls, margin, alpha, progress):
@@ -771,14 +782,15 @@ def _setting(frame, name, margin, alpha, metric, confirm, progress, settings=1):
     "Headlines, conclusion and HTML of one setting"
     table = conclude(frame, margin, alpha, metric, confirm)
     late = frame if confirm is None else frame[frame.cnn_seed >= confirm]                # runs that judge a headline
-    metrics, recalls, remark = _tables(frame, table, margin, alpha, progress)
-    drawn = _figures(frame, table, metrics, recalls, margin, alpha, progress)
+    metrics, recalls, shown, remark = _tables(frame, table, margin, alpha, progress)
+    drawn = _figures(frame, table, metrics, {k: recalls[k] for k in shown}, margin, alpha, progress)
     def lines(what): return [o for (w, net), figs in drawn.items() if w == what
                              for o in (H3(net[0].upper() + net[1:]), figs[0], _grid(figs[1:]))]
-    judged = recalls
-    if confirm is not None: judged = {k: differences(late, 'recall', 'test', margin, alpha, class_=k) for k in recalls}
-    tables = [_recall_table(r, judged, alpha) for _, r in table[table.headline & table['diff'].notna()].iterrows()
-              if all(len(_matching(o, r, _arm_of)) for o in judged.values())]
+    of = lambda k: partial(differences, late, 'recall', 'test', margin, alpha, class_=k)
+    judged = recalls if confirm is None else {k: _like(table, of(k)) for k in recalls}
+    tables = [_recall_table(r, judged, alpha, shown)
+              for _, r in table[table.headline & table['diff'].notna()].iterrows()
+              if any(_matching(o, r, _arm_of)['diff'].notna().any() for o in judged.values())]
     maps = [o for (w, _), figs in drawn.items() if w == 'maps' for o in figs]
     never = 'not evaluated' if frame.level.isna().all() else 'evaluated for one side of each pair only'
     d, when = frame.attrs.get('declared', {}), ''
@@ -787,7 +799,10 @@ def _setting(frame, name, margin, alpha, metric, confirm, progress, settings=1):
                 "were done")
     own = [o for o in frame.margin.dropna().unique() if abs(o - margin) > 1e-9]
     if own and not when: when = f", given by hand; the runs declare {', '.join(f'{100*o:g}' for o in own)}"
-    if metric and metric != (first := declared_metric(frame)): when += f' (the runs declare {metric_name(first)})'
+    try: said = [declared_metric(frame)]
+    except BadInput: said = sorted(frame.declared_metric.dropna().unique())                # they disagree
+    if metric and (others := [metric_name(o) for o in said if o != metric]):
+        when += f" (the runs declare {' and '.join(others)})"
     caption = (f'Equivalence margin: {100*margin:g} points of {metric_name(table.metric.iloc[0])}{when}. '
                f'Level of the tests: {100*alpha:g} %.')
     ran = _html_table([dict(what=k, value=v) for k, v in _summary(frame).items()], caption, ('what', 'value'))
@@ -797,7 +812,7 @@ def _setting(frame, name, margin, alpha, metric, confirm, progress, settings=1):
              'Recall by class': [*([P(remark)] if remark else []), *lines('recall'), *tables],
              'Corruptions and attacks': [P(_robustness_words if maps else f'Robustness was {never}.'),
                                          _grid(maps)],
-             'Cost': [_cost_table(frame)],
+             'Cost': [_cost_table(frame, settings)],
              'All arms': [P(_arms_words),
                           *(_arms_table(g, others, k, alpha) for k, g in table.groupby(names, sort=False))],
              'What cannot be claimed': [Ul(*[Li(o) for o in limits(frame, table, alpha, settings)])]}
@@ -910,6 +925,7 @@ def main(args=None # list of arguments; None: those of the command line
     for o in a.only:
         if '=' not in o: raise BadInput(f"--only {o} has no value: write a name and its values, as in ratio=0,.3.")
     where = {k: [_value(o) for o in v.split(',')] for k, v in (o.split('=', 1) for o in a.only)}
+    if len(level := where.get('level', [])) == 1: where['level'] = level[0]
     with redirect_stdout(sys.stderr):                                                            # progress
         rep = report(a.runs, out, a.sweep, a.margin, a.alpha, a.metric, a.confirm, **where)
     print(f"{rep}\n\nOpen {out/'report.html'} in a browser, and read 'What cannot be claimed' before you quote it.")

@@ -5,6 +5,7 @@
 # %% ../../nbs/sweep/06_results.ipynb #15e5f346
 from __future__ import annotations
 import math
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
@@ -504,7 +505,8 @@ def declared_metric(frame,      # from `results`
                     metric=None # overrides the records
                    ) -> str:    # 'accuracy', 'balanced_accuracy', 'macro_f1' or 'recall:CLASS'
     "Return the metric declared by the sweep or else by the runs; undeclared, balanced accuracy if classes are uneven"
-    metric = metric or frame.attrs.get('declared', {}).get('metric')
+    sweep = frame.attrs.get('declared', {})                                     # it may leave the metric to the balance
+    metric = metric or (sweep.get('metric') or _by_balance(frame) if sweep else None)
     if metric is None:
         arms = frame[frame.ratio > 0] if (frame.ratio > 0).any() else frame     # a judge or a teacher declares nothing
         said = arms.declared_metric.astype(object)
@@ -546,7 +548,9 @@ def conclude(frame,       # from `results`
         s = g[g.treatment == 'synthetic']                              # the headlines' rivals, of all GANs
         _correct(t, pairs, s.index, s.index[s.headline], margin, alpha, metric)
     if confirm is not None:
-        fresh = {key(p): p for p in paired_runs(frame[frame.cnn_seed >= confirm], metric)}
+        fresh = {}
+        with suppress(BadInput):                                       # no arm, or no baseline, has fresh seeds
+            fresh = {key(p): p for p in paired_runs(frame[frame.cnn_seed >= confirm], metric)}
         for i in t.index[t.headline]:
             t.loc[i, ['low', 'high', 'p', 'p_alone', 'p_equivalence', 'effect', 'mde']] = np.nan     # were of all seeds
             t.loc[i, ['sentence', 'among']] = None, 1

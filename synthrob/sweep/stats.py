@@ -237,6 +237,7 @@ def seeds_needed(
     if margin is not None and abs(effect) >= margin:
         raise BadInput(f"effect={effect} is outside the margin: choose a margin above {abs(effect):g}.")
     for ks in np.array_split(np.arange(min_seeds(alpha, comparisons), max_seeds+1), 20):
+        if not len(ks): break
         enough = _power(effect, sd, ks, alpha/comparisons, margin) >= power
         if enough.any(): return int(ks[enough.argmax()])
     remedy = 'a larger effect' if margin is None else f'a larger margin, or power below {1-alpha:g} (its upper limit)'
