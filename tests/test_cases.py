@@ -6,6 +6,7 @@ from PIL import Image
 from synthrob.core.basics import BadInput
 from synthrob.data.core import content_key, data_stage, main, own_size, prepare
 from synthrob.data.dataset import Dataset
+from synthrob.data.files import torchvision_images
 from synthrob.data.rows import DiskImages
 from synthrob.data.splits import difference_limit, splits
 from synthrob.split.mixture import mix
@@ -155,6 +156,46 @@ def test_fer_tables(tmp_path, name, head, row, parts, classes):
     first = next(o for o in b.decode().split('\n')[1:] if o.startswith('0'))
     at = images.names.tolist().index(next(o for o in images.names if o.endswith('_0')))
     assert np.array_equal(images.x[at].numpy().ravel(), np.array(first.split(',')[1].split(), int)) and images.vocab[images.y[at]] == 'angry'
+
+def test_several_tables(tmp_path):
+    "Kaggle's folder holds them all beside a part of them; of parts alone none is taken for the whole"
+    part, whole = (lambda i, px: f'{i%7},{px}'), (lambda i, px: f'{i%7},{px},{U[i//7%3]}')
+    (tmp_path/'two').mkdir(); (tmp_path/'all').mkdir()
+    for name in 'test.csv', 'train.csv': (tmp_path/'two'/name).write_bytes(table('emotion,pixels', part, 42))
+    refused('holds 2 CSVs of pixels, and none has a column Usage', read, tmp_path/'two', 'fer2013')
+    (tmp_path/'all'/'a.csv').write_bytes(table('emotion,pixels', part, 42))
+    (tmp_path/'all'/'icml.csv').write_bytes(table('emotion, Usage, pixels', lambda i, px: f'{i%7},{U[i//7%3]},{px}'))
+    assert len(read(tmp_path/'all', 'fer2013', vocab='all')) == 112             # PrivateTest is left out
+    with tarfile.open(tmp_path/'dot.tar.gz', 'w:gz') as t:
+        (tmp_path/'fer2013.csv').write_bytes(table('emotion,pixels,Usage', whole)); t.add(tmp_path/'fer2013.csv', './fer2013.csv')
+    assert len(read(tmp_path/'dot.tar.gz', 'fer2013', vocab='all')) == 112
+
+def test_a_zip_of_the_folder_itself(tmp_path):
+    fill(tmp_path/'x')
+    with zipfile.ZipFile(tmp_path/'x.zip', 'w') as z:
+        z.writestr('./', '')
+        for f in sorted((tmp_path/'x').rglob('*.png')): z.writestr(f'./{f.relative_to(tmp_path/"x")}', f.read_bytes())
+    assert read(tmp_path/'x.zip').counts()['n'].to_dict() == {'a': 6, 'b': 6}
+
+def test_a_class_that_is_called_like_masks(tmp_path):
+    "Without files that go with the other class's it is a class"
+    fill(tmp_path/'x', ('face', 'none'))
+    (tmp_path/'x'/'face_mask').mkdir()
+    for i in range(6): photo().save(tmp_path/'x'/'face_mask'/f'covered {i}.png')
+    assert read(tmp_path/'x').counts()['n'].to_dict() == {'face': 6, 'face_mask': 6, 'none': 6}
+    for i in range(6): os.rename(tmp_path/'x'/'face_mask'/f'covered {i}.png', tmp_path/'x'/'face_mask'/f'{i}_mask.png')
+    assert read(tmp_path/'x').counts()['n'].to_dict() == {'face': 6, 'none': 6}
+
+def test_the_home_folder(tmp_path, monkeypatch):
+    fill(tmp_path/'x'); (tmp_path/'home').mkdir(); (tmp_path/'here').mkdir()
+    monkeypatch.setenv('HOME', str(tmp_path/'home')); monkeypatch.chdir(tmp_path/'here')
+    prepare('folder', tmp_path/'x', root='~/runs')
+    assert (tmp_path/'home/runs/data/content.json').exists() and not list((tmp_path/'here').iterdir())
+
+def test_a_set_of_torchvision_without_classes(tmp_path, monkeypatch):
+    kind = lambda root, train, download: [(photo(), [dict(type='Car')] if train else None)]*4
+    monkeypatch.setattr('synthrob.data.files.torchvision_sets', lambda: dict(Kitti=kind))
+    refused('The images of Kitti have no classes', torchvision_images, 'Kitti', tmp_path, tmp_path/'x.npy')
 
 def test_fer_folders_and_labels_only(tmp_path):
     for u in U: fill(tmp_path/'fer'/u, ('angry', 'fear', 'happy', 'sad', 'neutral'))

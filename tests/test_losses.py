@@ -1,8 +1,14 @@
 "Losses and augmentation against numbers known by other means"
 from __future__ import annotations
 import pytest, torch
-from synthrob.core.basics import generator
+from fastai.callback.core import Callback
+from conftest import drawn_faces
+from synthrob.cnn.models import PosterNet
+from synthrob.core.basics import BadInput, generator, seeded
+from synthrob.data.dataset import Dataset
+from synthrob.gan.learner import gan_learner
 from synthrob.gan.losses import AdaptiveStrength, DiffAugment, LeCam, adversarial_losses
+from synthrob.gan.trainer import GANTrainer, gan_recipe
 
 every_loss = pytest.mark.parametrize('name', adversarial_losses)
 
@@ -64,11 +70,48 @@ def test_strength_settles_at_the_target():
 
 def test_a_penalty_that_grows_from_nothing(monkeypatch):
     "gamma=0 with gamma_end: the penalty is taken"
-    from conftest import drawn_faces
-    from synthrob.gan.learner import gan_learner
-    from synthrob.gan.trainer import GANTrainer, gan_recipe
     seen, penalty = [], GANTrainer.penalty
     monkeypatch.setattr(GANTrainer, 'penalty', lambda self, *args: seen.append(float(self.gamma)) or penalty(self, *args))
     learn = gan_learner(drawn_faces(60, 1), gan_recipe('default', gamma=0., gamma_end=10., nf=8, bs=20), device='cpu')
     with learn.no_bar(), learn.no_logging(): learn.fit_gan(400)
     assert max(seen) > 0
+
+@pytest.mark.parametrize('arch, n_critic', [('study', 5), ('mlp_wgan', 5), ('default', 2)])
+def test_resume_where_the_generator_waits(tmp_path, arch, n_critic):
+    "An epoch may begin with a batch that trains the discriminator alone: the loss shown there is that of the last step"
+    data = drawn_faces(60, 1)
+    if arch == 'mlp_wgan': data = Dataset(torch.randn(60, 6, generator=generator('v')), data.y, data.vocab)
+    def learner():
+        learn = gan_learner(data, gan_recipe(arch, nf=8, n_critic=n_critic), device='cpu')
+        learn.dls.train.n_steps = 7
+        return learn
+    whole = learner()
+    bs = whole.dls.train.bs
+    class Stop(Callback):
+        order = 80
+        def after_epoch(self):
+            if self.epoch == 1: raise KeyboardInterrupt
+    with whole.no_bar(), whole.no_logging(): whole.fit_gan(4*7*bs, tmp_path/'whole.safetensors', every=0.)
+    cut = learner()
+    with cut.no_bar(), cut.no_logging(), pytest.raises(KeyboardInterrupt): cut.fit_gan(4*7*bs, tmp_path/'a.safetensors', every=0., cbs=[Stop()])
+    again = learner()
+    with again.no_bar(), again.no_logging(): again.fit_gan(4*7*bs, tmp_path/'a.safetensors', every=0.)
+    assert again.history == whole.history and len(whole.history) > 2
+    for a, b in zip(again.model.state_dict().values(), whole.model.state_dict().values()): assert torch.equal(a, b)
+
+def test_a_checkpoint_knows_function_and_classifier(tmp_path):
+    "The name of an augmentation, not its address; another classifier to match is another training"
+    data, file = drawn_faces(60, 1), tmp_path/'a.safetensors'
+    def train(recipe, **kw):
+        learn = gan_learner(data, gan_recipe(recipe, nf=8, bs=20, **kw.pop('changes', {})), device='cpu', **kw)
+        with learn.no_bar(), learn.no_logging(): learn.fit_gan(400, file)
+    def flips():
+        def flip(x, rng): return x.flip(-1)
+        return flip
+    for _ in range(2): train('default', changes=dict(augment=flips()))
+    file.unlink()
+    nets = []
+    for k in range(2):
+        with seeded('net', k): nets.append(PosterNet(32, 1, 5))
+    for _ in range(2): train('matched', classifier=nets[0])
+    with pytest.raises(BadInput, match='another classifier to match'): train('matched', classifier=nets[1])

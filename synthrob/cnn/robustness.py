@@ -60,7 +60,8 @@ def _checked(lv):
         if (v := getattr(lv, k)) is not None and v < 1: raise BadInput(f"{k}={v} is out of range: choose at least 1.")
     for o in lv.attacks:
         if len(o) != 4: raise BadInput(f"attacks has the entry {o!r}: give (name, norm, steps, radii).")
-        *_, radii = o
+        _, norm, _, radii = o
+        if norm not in ('inf', '2'): raise BadInput(f"attacks has the norm {norm!r}: give 'inf' or '2', as text.")
         if not radii or len(set(radii)) < len(radii) or min(radii) <= 0:
             raise BadInput(f"attacks has the radii {radii!r}: give different ones above 0.")
     kinds = [tuple(o[:2]) for o in lv.attacks]
@@ -398,7 +399,8 @@ class Comparison:
         if not runs: raise BadInput("runs is empty: give classifiers by name, e.g. dict(real=a, mixed=b).")
         runs = {k: [_evaluated(k, o) for o in (v if isinstance(v, list) else [v])] for k, v in runs.items()}
         self.reference, self.level = next(iter(runs)), level
-        for k, v in runs.items(): _check_runs(k, v, self.reference, runs[self.reference])
+        first = next((rob for v in runs.values() for _, rob in v if rob), None)
+        for k, v in runs.items(): _check_runs(k, v, self.reference, runs[self.reference][0][0], first)
         self.evaluations = {k: [ev for ev, _ in v] for k, v in runs.items()}
         self.robustness = {k: [rob for _, rob in v] for k, v in runs.items() if v[0][1]}
         self.vocab = self.evaluations[self.reference][0].vocab
@@ -418,11 +420,10 @@ def _evaluated(name, run):
     if isinstance(ev, Evaluation): return ev, rob
     raise BadInput(f"{name} has no evaluation: give (evaluation, robustness or None), or a split run.")
 
-def _check_runs(name, runs, reference, base):
-    "Raise `BadInput` unless `runs` were evaluated as `base`, those of the reference"
+def _check_runs(name, runs, reference, first, base_rob):
+    "Raise `BadInput` unless `runs` were evaluated as `first`, of the reference, and as the first robustness"
     if not runs: raise BadInput(f"{name} is empty: give at least one run.")
     settings = lambda rob: {k: rob.about[k] for k in ('images', 'level', 'seed')}
-    (first, base_rob), *_ = base
     for ev, rob in runs:
         index = [o.index for o in (ev, first) if hasattr(o, 'index')]                  # of experiments
         other = not torch.equal(ev.y, first.y) or len(index) == 2 and not np.array_equal(*index)
@@ -431,7 +432,7 @@ def _check_runs(name, runs, reference, base):
         if (rob is None) != (runs[0][1] is None):
             raise BadInput(f"{name} has robustness for only some of its runs: evaluate it for all or none.")
         if rob and base_rob and settings(rob) != settings(base_rob):
-            raise BadInput(f"{name} and {reference} differ in images, level or seed of robustness: use the same.")
+            raise BadInput(f"{name} and others differ in images, level or seed of robustness: use the same.")
 
 # %% ../../nbs/cnn/06_robustness.ipynb #3f13bb46
 @patch

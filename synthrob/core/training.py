@@ -90,7 +90,8 @@ class Checkpoint(Callback):
         self.start, self.saved = 0, time.monotonic()
         seed = getattr(getattr(self.learn, 'seed_epochs', None), 'seed', None)
         self.tag = f'{self.given}, seed {seed}, {len(self.dls.train_ds)} items'
-        self.more = dict(batches=len(self.dls.train), items=_fingerprint(self.dls.train_ds, self.learn.loss_func))
+        self.more = dict(batches=len(self.dls.train), items=_fingerprint(self.dls.train_ds, self.learn.loss_func),
+                         guide=getattr(self.learn, 'guide', None))
         if self.path.exists(): self._load()
 
     def before_epoch(self):
@@ -145,7 +146,8 @@ def _load(self:Checkpoint):
     saved = {k: meta.get(k, v) for k, v in own.items()}        # a checkpoint of an earlier version has fewer
     if saved != own:
         theirs, ours = ('{tag!r}, {n_epoch} epochs of {batches} batches'.format(**o) for o in (saved, own))
-        why = 'other training items' if theirs == ours else f'{theirs}; this one is {ours}'
+        same = 'another classifier to match' if saved['items'] == own['items'] else 'other training items'
+        why = same if theirs == ours else f'{theirs}; this one is {ours}'
         raise BadInput(f"{self.path} belongs to another training ({why}): delete it to start again.")
     for nm, net in self._nets().items():
         net.load_state_dict({k[len(nm)+1:]: v for k, v in tensors.items() if k.startswith(f'{nm}.')})

@@ -184,7 +184,7 @@ def _list(data, path, name):
     else:
         inside = list_shards(path)
         rows, sides = parquet_rows(path, name), survey_parquet(inside[0], name, 64)['sides']
-    folders = {str(path), *map(str, inside if path.is_file() else ())}
+    folders = {str(path), *map(str, inside if path.is_file() or data == 'parquet' else ())}
     for o in {os.path.dirname(o) for o in inside}:
         while len(o) > len(str(path)): folders.add(o); o = os.path.dirname(o)
     _listed[key] = {d: stamp(d) for d in folders}, rows, sides, {}
@@ -337,7 +337,7 @@ def data_stage(data:str='faces',  # name of a source: 'faces', 'fer2013', 'folde
         options = dict(categories=[vocab] if isinstance(vocab, str) else list(vocab)) | options
     src = _source(data, path or None, size, channels, options)
     links = data == 'parquet' or options.get('name') == 'links'             # Hugging Face keeps links to its shards
-    if src.content: src.params['content'] = [content_key(o, Path(root)/'data', links) for o in src.content]
+    if src.content: src.params['content'] = [content_key(o, Path(root).expanduser()/'data', links) for o in src.content]
     stage = Stage('data', src.params, partial(_decode, src), version=2, out=root, device='cpu')
     return stage, partial(_open, src, stage, data, vocab)
 

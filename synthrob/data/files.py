@@ -34,7 +34,7 @@ def _check_entry(path, name):
         raise BadInput(f"{path} holds the entry {name[:200]!r}, which points out of the archive: do not trust this "
                        "file, download it from its original source.")
 
-def _hidden(name): return any(o.startswith('.') or o == '__MACOSX' for o in name.split('/'))
+def _hidden(name): return any(o.startswith('.') and o != '.' or o == '__MACOSX' for o in name.split('/'))
 
 def shown(name # of a file, as the system has it
          ) -> str:
@@ -63,14 +63,14 @@ def _list_zip(path, file=None):
         if not is_zip: raise BadInput(f"{path} is neither a folder nor a zip or tar: give one of these.") from None
         raise BadInput(f"{path} is a truncated or damaged zip ({e}): download it again.") from None
     files, folders, raw = {}, set(), {}
-    for i, name in zip(z.infolist(), _zip_names(z.infolist())):
+    for i, name in zip(z.infolist(), (o.removeprefix('./') for o in _zip_names(z.infolist()))):
         _check_entry(path, i.orig_filename)
         if i.flag_bits & 1: raise BadInput(f"{path} is locked with a password ({i.filename}): unpack it first.")
         if stat.S_ISLNK(i.external_attr >> 16):
             raise BadInput(f"{path} holds the link {i.filename}: put the image itself into the zip.")
         if i.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
             raise BadInput(f"{path} uses a compression that Python cannot read ({i.filename}): unpack it first.")
-        if _hidden(name): continue
+        if not name or _hidden(name): continue
         if name.count('/') > MAX_DEPTH: raise BadInput(f"{path} has more than {MAX_DEPTH} folders inside each other.")
         if name.endswith('/'): folders.add(name.rstrip('/'))
         else: files[name] = i.file_size; raw[name] = i.filename
@@ -188,7 +188,11 @@ def _ignored(files, same):
         stem = os.path.splitext(o)[0].lower()
         for d, p in _paths(o):
             for m in filter(None, (k.fullmatch(p) for k in _masks)):
-                if any(f'{d}/{q}' in seen for q in ([m[1]] if m[1] else _pictures)): return True
+                below = stem[len(d) + bool(d) + len(p) + 1:]
+                if below and m[1]:                                    # face_mask/1 beside face/1, or a class of its own
+                    bare = {below, *(k[1] for k in filter(None, (k.fullmatch(below) for k in _masks)) if k[1])}
+                    if any(f'{d}/{m[1]}/{o}'.strip('/') in stems for o in bare): return True
+                elif any(f'{d}/{q}' in seen for q in ([m[1]] if m[1] else _pictures)): return True
                 without = (d + stem[len(d) + bool(d) + len(p):]).strip('/')                 # a/1 beside masks/a/1
                 if not m[1] and without in stems: return True
     drop(files, lambda o: 'a mask or thumbnail of another image' if is_mask(o) else '')
@@ -701,12 +705,14 @@ def read_fer_csv(
     labels=None    # FER+'s CSV of votes (Barsoum et al. 2016, arXiv 1608.01041), which replace the labels
 ) -> tuple: # name, label and part (usage) of each row; [{name, reason, label}] of the broken rows; what else was found
     "Read FER-2013 from its official CSV, skipping broken rows; raise `BadInput` if too many are broken"
-    path, rows, found, votes = existing(path), [], {}, False
+    path, rows, found, votes, tables, parts = existing(path), [], {}, False, 0, False
     try:
         for s in _csv_streams(path):
             kind = _kind(head := _head(s))
             votes |= kind == 'votes'
-            if kind == 'pixels' and not rows: rows = _fer_rows(s, head)
+            tables += kind == 'pixels'
+            if kind == 'pixels' and (not rows or 'usage' in head and not parts):           # Kaggle's folder has three
+                rows, parts = _fer_rows(s, head), 'usage' in head
         if labels and rows: rows, found = _fer_plus(rows, labels)
     except DAMAGE as e: raise BadInput(f"{path} is truncated or damaged ({e}): download it again.") from None
     if votes and not labels:
@@ -714,6 +720,9 @@ def read_fer_csv(
         if not rows: how = "only, without pixels: put fer2013.csv beside them."
         raise BadInput(f"{path} holds the labels of FER+ {how}")
     if not rows: raise BadInput(f"{path} holds no CSV with the columns emotion, pixels and Usage: check the path.")
+    if tables > 1 and not parts:
+        raise BadInput(f"{path} holds {tables} CSVs of pixels, and none has a column Usage that names the parts: join "
+                       "them with such a column (Training, PublicTest, PrivateTest), or give one of them.")
     def blocks(at):
         for a in range(at or 0, len(rows), 512): yield a + 512, a + 512, rows[a:a+512]
     return *decode_blocks(path, blocks, len(rows), out, size, channels), dict(sides=[48]*3) | found
@@ -747,6 +756,8 @@ def torchvision_images(
                f"in Python, prepare('torchvision', {str(root)!r}, name={name!r}, download=True) downloads it")
         why = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise BadInput(f"{name} cannot be read from {root} ({why}): {fix}.") from None
+    try: [int(ds[0][1]) for ds in parts.values()]
+    except (TypeError, ValueError): raise BadInput(f"The images of {name} have no classes: choose another.") from None
     channels = channels or (1 if parts['train'][0][0].mode == 'L' else 3)
     known, todo = getattr(parts['train'], 'classes', None), [(p, i) for p,ds in parts.items() for i in range(len(ds))]
     def blocks(at):

@@ -138,11 +138,14 @@ def list_shards(path # a parquet file, or a folder of some
     hidden = lambda f: any(o.startswith('.') for o in f.relative_to(path).parts)
     files = [path] if path.is_file() else sorted(f for f in path.rglob('*.parquet') if f.is_file() and not hidden(f))
     if not files: raise BadInput(f"{path} holds no parquet file: check the path.")
+    have, sets = set(files), {}
     for f in files if path.is_dir() else ():
-        if not (m := re.fullmatch(r'(.*-)(\d{5})-of-(\d{5})(.*)', f.name)): continue
+        if m := re.fullmatch(r'(.*-)(\d{5})-of-(\d{5})(.*)', f.name):
+            sets.setdefault((f.parent, m[1], m[3], m[4]), (f, m))
+    for f, m in sets.values():                                               # one of each set
         for k in range(int(m[3])):
             other = f.with_name(f'{m[1]}{k:05}-of-{m[3]}{m[4]}')
-            if other not in files:
+            if other not in have:
                 raise BadInput(f"{f} is one of {int(m[3])} shards, and {other.name} is missing: download it.")
     return files
 

@@ -98,7 +98,7 @@ def newest(kind:str,  # of stage: 'split' or 'gan'
           ) -> Path:  # `runs/<kind>/<hash>`
     "Return the folder of the stage that was finished last and is not simulated; raises `BadInput` if there is none"
     done = []
-    for f in Path(out).glob(f'{kind}/*/record.json'):
+    for f in Path(out).expanduser().glob(f'{kind}/*/record.json'):
         with suppress(OSError, ValueError):
             if not (r := read_record(f.parent)).get('simulated'): done.append((str(r.get('finished')), f.parent))
     if not done:
@@ -122,9 +122,10 @@ def finished_run(folder=None, # `runs/split/<hash>`; None: the newest in `out`
     try: given = read_record(folder)['given']
     except (TypeError, KeyError):
         raise BadInput(f"{folder} holds no finished run: give a folder of runs/split.") from None
-    runs = (SplitRun(check_params(o)) for o in _found_again(given, folder.parent.parent))
-    run = next((r for r in runs if r.stages['split'].hash == folder.name), None)
-    if run is None:
+    for o in _found_again(given, folder.parent.parent):
+        with suppress(BadInput):                                     # other data of this name
+            if (run := SplitRun(check_params(o))).stages['split'].hash == folder.name: break
+    else:
         raise BadInput(f"The images {given.get('path') or given['data']!r} or the version of synthrob are not those of "
                        f"the run in {folder}: bring them back, or train again.")
     run.make('parts')

@@ -10,7 +10,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt, pandas as pd
 import torch
 from torch import Tensor
-from ..core.basics import BadInput, generator, read_metadata, read_tensors, reading, replacing, write_tensors
+from ..core.basics import (BadInput, generator, hash_array, hash_of, read_metadata, read_tensors, reading, replacing,
+                                  write_tensors)
 from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler, SchedCos, SchedNo, combine_scheds
 from fastai.data.core import DataLoaders
@@ -65,6 +66,7 @@ def gan_learner(data,           # training `Dataset`, or `DataLoaders` of which 
                                splitter=lambda m: list(m.generator.parameters()))
     learn.recorder.train_metrics, learn.recorder.valid_metrics = True, False
     learn.recipe = replace(r, bs=dls.train.bs)
+    if matching: learn.guide = hash_of([hash_array(o) for o in matching.state_dict().values()])
     return no_sync(learn).add_cbs(cbs)
 
 # %% ../../nbs/01_gan.ipynb #618bbc87
@@ -79,7 +81,9 @@ def fit_gan(self:Learner, n_images:int,      # real images shown to the discrimi
     if dl.n_steps is None: dl.n_steps = max(20, -(-n_images//(dl.bs*30)))
     n_epoch = math.ceil(n_images/(len(dl)*dl.bs))
     sched = combine_scheds([.5, .5], [SchedNo(self.lr, self.lr), SchedCos(self.lr, self.lr/10)])
-    tag = f'gan {self.model.params} {self.recipe.params}'
+    recipe = {k: getattr(v, '__qualname__', type(v).__name__) if callable(v) else v
+              for k, v in self.recipe.params.items()}                      # a function's address is another tomorrow
+    tag = f'gan {self.model.params} {recipe}'
     more = [Checkpoint(path, every, tag)] if path else []
     self.fit(n_epoch, cbs=[ParamScheduler({'lr': sched}), *more, *(cbs or [])])
 

@@ -36,7 +36,7 @@ def near_copies(fake:Tensor,          # distances of synthetic images to their n
                 y:Tensor,             # classes of the synthetic images (m,)
                 y_holdout:Tensor,     # classes of the holdout images (n,)
                 level:float=.01       # share of the holdout images of a class that count as near by chance
-               ) -> tuple:            # near copies, bool (m,); their share by chance; p of so many
+               ) -> tuple:            # near copies, bool (m,); their share by chance, both of classes with holdout; p
     "Find synthetic images nearer to training images than all but a share `level` of the holdout images of their class"
     near, by_chance, chances = torch.zeros(len(fake), dtype=torch.bool), 0., np.ones(1)
     for c in y.unique():
@@ -48,13 +48,14 @@ def near_copies(fake:Tensor,          # distances of synthetic images to their n
         k = np.arange(m + 2)
         at_least = hypergeom.sf(k - 1, m + n, m, k + j - 1)                # k synthetic ones below the j-th real one
         chances = np.convolve(chances, -np.diff(at_least))                 # classes are independent
-    return near, by_chance/len(fake), min(1., float(chances[int(near.sum()):].sum()))
+    tested = torch.isin(y, y_holdout).sum().item()
+    return near, by_chance/max(1, tested), min(1., float(chances[int(near.sum()):].sum()))
 
 # %% ../../nbs/gan/06_memorization.ipynb #f8f7321b
 @dataclass
 class CopyReport:
     "The result of `find_copies`"
-    share: float            # of near copies among the synthetic images compared
+    share: float            # of near copies among the synthetic images of classes with holdout images
     expected: float         # share expected by chance
     p: float                # probability of so many by chance
     c_t: float              # C_T of Meehan et al.; below -3: nearer to training images than holdout images are
@@ -63,6 +64,7 @@ class CopyReport:
     sure: int               # synthetic images whose score is above the threshold of `near_duplicates`
     n: int                  # synthetic images that were compared
     left_out: float = 0.    # share of holdout images whose score is above the threshold, too: leaks, or chance
+    untested: tuple = ()    # classes of the pool without a holdout image
 
     @property
     def memorises(self) -> bool:
@@ -76,6 +78,7 @@ class CopyReport:
         chance = f"{self.expected:.0%} by chance, {p}; C_T = {self.c_t:.1f}"
         found = (f"{self.share:.1%} of {self.n:,} synthetic images are nearer to a training image than "
                  f"{1 - self.expected:.0%} of holdout images of its class are ({chance})")
+        if self.untested: found += f"; not tested for want of holdout images: {', '.join(self.untested)}"
         if self.sure: found += f", and {self.sure:,} seem to show one, as {self.left_out:.1%} of holdout images do"
         if self.memorises: return f"The generator memorises: {found}."
         if self.p < 1e-4 or self.sure > self.expected*self.n:
@@ -84,12 +87,16 @@ class CopyReport:
             return ("Nearer to the training images than holdout images are, check the nearest pairs for copies: "
                     f"{found}.")
         if self.sure: return f"Not more near copies than by chance, but check the nearest pairs: {found}."
-        return f"No sign of copies: {found}."
+        return f"No sign of copies{' in the classes tested'*bool(self.untested)}: {found}."
 
 # %% ../../nbs/gan/06_memorization.ipynb #19819fb0
-def _some(images, n):
-    "Rows of at most `n` images, in ascending order"
-    return torch.randperm(len(images.y), generator=generator('copies', 0))[:n].sort().values
+def _some(images, n, even=False):
+    "Rows of at most `n` images, in ascending order; `even`: as many of each class as it has, up to an equal share"
+    rows = torch.randperm(len(images.y), generator=generator('copies', 0))
+    if even:
+        turn = pd.Series(images.y.cpu()[rows].numpy()).pipe(lambda y: y.groupby(y)).cumcount()
+        rows = rows[torch.from_numpy(turn.argsort(kind='stable').to_numpy(copy=True))]
+    return rows[:n].sort().values
 
 def find_copies(pool,           # synthetic images: anything with `x` uint8 (n,c,h,w), `y` (n,) and `vocab`
                 train,          # the real images that the generator was trained on
@@ -100,7 +107,7 @@ def find_copies(pool,           # synthetic images: anything with `x` uint8 (n,c
                ) -> CopyReport:
     "Test whether synthetic images are copies, by registration; raise `BadInput` if no holdout image is a new one"
     if not len(pool.y): raise BadInput("The pool has no images: give at least one.")
-    rows, others = _some(pool, n), _some(holdout, n)
+    rows, others = _some(pool, n), _some(holdout, n, even=True)
     x = torch.cat([pool.x[rows].cpu(), holdout.x[others].cpu()])
     pairs = near_duplicates(x, train, progress=progress, cut=False)
     best, least, m = pairs.drop_duplicates('a'), pairs.attrs['threshold'], len(rows)       # the first is the best
@@ -110,6 +117,8 @@ def find_copies(pool,           # synthetic images: anything with `x` uint8 (n,c
     if not new.any(): raise BadInput("All holdout images are copies of training images: split without leaks.")
     fake, real, y, y_real = found[:m], found[m:][new], pool.y.cpu()[rows], holdout.y.cpu()[others][new]
     near, chance, p = near_copies(1 - fake, 1 - real, y, y_real, level)
+    tested = torch.isin(y, y_real)
+    if not tested.any(): raise BadInput("No class of the pool has a new holdout image: give such images.")
     table, middle = {}, lambda v: v.median().item() if len(v) else math.nan
     for c, name in enumerate(pool.vocab):
         f, h = fake[y == c], real[y_real == c]
@@ -121,8 +130,8 @@ def find_copies(pool,           # synthetic images: anything with `x` uint8 (n,c
     c_t = float((known.c_t*known.n_holdout).sum()/max(1, known.n_holdout.sum()))
     best = best[best.a < m]
     best = best.assign(a=rows.numpy()[best.a], near=near.numpy()[best.a])
-    return CopyReport(near.double().mean().item(), chance, p, c_t, table, best, int((fake > least).sum()), m,
-                      1 - new.double().mean().item())
+    return CopyReport(near[tested].double().mean().item(), chance, p, c_t, table, best, int((fake > least).sum()), m,
+                      1 - new.double().mean().item(), tuple(pool.vocab[c] for c in y[~tested].unique().tolist()))
 
 # %% ../../nbs/gan/06_memorization.ipynb #f890cb80
 @dataclass
@@ -189,7 +198,10 @@ def evaluate_pool(pool,          # synthetic images: anything with `x` uint8 (n,
     fits, none = z.shape[1] == len(pool.vocab), Score(math.nan, pd.Series(math.nan, list(pool.vocab)))
     test, real = (score(z, some), score(zh, holdout)) if fits else (none, none)         # Inception knows other classes
     trained = cas(fit, pool, holdout, bs) if fit else None
-    summary |= dict(gan_test=test.accuracy, accuracy_real=real.accuracy, cas=trained and trained.accuracy,
+    known = real.by_class.dropna()                                                 # in the classes' shares of `some`
+    share = some.y.cpu().bincount(minlength=len(pool.vocab)).numpy()[real.by_class.notna().to_numpy()]
+    correct = float((known*share).sum()/share.sum()) if share.sum() else math.nan
+    summary |= dict(gan_test=test.accuracy, accuracy_real=correct, cas=trained and trained.accuracy,
                     memorises=found.memorises, near_copies=found.share, near_copies_p=found.p, copies=found.sure,
                     c_t=found.c_t)
     table = found.by_class.assign(**{m: [v[c] for c in range(len(pool.vocab))] for m, v in table.items()},

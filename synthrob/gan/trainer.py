@@ -121,7 +121,10 @@ class GANTrainer(Callback):
             raise BadInput("A GAN with a net for each class cannot be shared by processes: train it in one.")
         if not hasattr(self.learn, 'more_opts'):
             self.learn.more_opts = dict(opt_d=self.make_opt_d(list(self.model.discriminator.parameters())))
-            made = dict(strength=AdaptiveStrength() if r.augment == 'ada' else None, lecam=LeCam() if r.lecam else None)
+            last = nn.Module()                       # the generator's loss, which has no step in every batch
+            last.register_buffer('loss', torch.zeros(()))
+            made = dict(strength=AdaptiveStrength() if r.augment == 'ada' else None, lecam=LeCam() if r.lecam else None,
+                        last=last if r.n_critic > 1 else None)
             self.learn.more_state = {k: v.to(device) for k, v in made.items() if v is not None}
         self.opt_d, self.more = self.learn.more_opts['opt_d'], self.learn.more_state
         self.bf16 = has_bf16(device) and self.model.params['nf'] % 16 == 0
@@ -140,6 +143,10 @@ class GANTrainer(Callback):
         real, y = self.x*2 - 1 if self.x.ndim == 4 else self.x, self.y     # images to [-1,1]; vectors as they are
         self.d_step(real, y)
         if self.step % self.recipe.n_critic == 0: self.learn.loss = self.g_step(real, y)
+        if 'last' in self.more:
+            last = self.more['last'].loss
+            if self.step % self.recipe.n_critic == 0: last.copy_(self.learn.loss)
+            else: self.learn.loss = last.clone()
         self.average()
         raise CancelBatchException()                              # the step is done: skip fastai's own
 

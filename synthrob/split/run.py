@@ -129,7 +129,7 @@ def _graph(run):
         guide = run.guide.stages['split'] if _gan_recipe(p).matching else None
         add('gan', own | many, _train_gan, 2, train=train, judge=judge if best else None, guide=guide)
     if c['pool']:
-        own = dict(params_of(p, PoolParams), pool=p.pool and content_key(p.pool, Path(p.out)/'data'),
+        own = dict(params_of(p, PoolParams), pool=p.pool and content_key(p.pool, Path(p.out).expanduser()/'data'),
                    multiple=pool_multiple(p.ratio, p.how, p.classes) if c['gan'] else None)
         if p.pool: own['copies'] = p.copies
         add('pool', own, _make_pool, train=train, gan=s.get('gan'), judge=judge if p.reject else None)
