@@ -1,6 +1,7 @@
 "Metrics of synthetic images: invariants, equality with torchmetrics, planted copies, and the best weights of a killed training"
 from __future__ import annotations
 import io, json, math, shutil, warnings
+from types import SimpleNamespace
 import numpy as np, pytest, torch
 from PIL import Image
 from fastai.callback.core import Callback
@@ -9,13 +10,14 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 from torchvision.models import inception_v3
 import synthrob.gan.metrics as metrics
+from conftest import drawn_faces
 from synthrob.cnn.models import PosterNet, StrongNet, Torchvision
 from synthrob.core.basics import BadInput, seeded, write_tensors
 from synthrob.data.faces import draw_faces, emotions
 from synthrob.gan.learner import gan_learner, synthesize
 from synthrob.data.dataset import Dataset
 from synthrob.data.loaders import device_dls
-from synthrob.gan.memorization import CopyReport, evaluate_pool, find_copies
+from synthrob.gan.memorization import CopyReport, _some, evaluate_pool, find_copies
 from synthrob.gan.metrics import (SaveBestGAN, cas, features, fid, gan_test, intra_class, kid, load_inception, prdc, score)
 
 def faces(n, seed, size=32, channels=1):
@@ -283,3 +285,24 @@ def test_inception(tmp_path):
     assert a[0].shape == (2, 2048) and a[1].shape == (2, 1000) and torch.equal(a[0], b[0])
     torch.save(dict(fc=Killed()), tmp_path/'bad.pth')
     with pytest.raises(BadInput, match='does not hold the weights'): load_inception(tmp_path/'bad.pth')
+
+def test_a_class_without_holdout_is_named():
+    "It is neither cleared nor counted"
+    train, pool, holdout = (drawn_faces(n, seed) for n, seed in ((100, 1), (50, 2), (100, 3)))
+    rest = holdout.subset(holdout.y > 0)
+    r = find_copies(pool, train, rest, progress=False)
+    assert r.untested == (pool.vocab[0],) and f'not tested for want of holdout images: {pool.vocab[0]}' in r.sentence
+    assert r.share == r.by_class.near_copies[1:].mean() and not find_copies(pool, train, holdout, progress=False).untested
+    with pytest.raises(BadInput, match='No class of the pool has a new holdout image'): find_copies(pool.subset(pool.y == 0), train, rest, progress=False)
+
+def test_rare_classes_are_among_the_holdout_images():
+    holdout = SimpleNamespace(y=torch.tensor([0]*3000 + [1]*3))
+    assert holdout.y[_some(holdout, 100, even=True)].bincount().tolist() == [97, 3]
+
+def test_real_accuracy_is_for_the_pools_classes():
+    "A pool of equal classes beside uneven validation"
+    train, pool, holdout = (drawn_faces(n, seed) for n, seed in ((50, 1), (50, 2), (100, 3)))
+    uneven = holdout.subset((holdout.y == 0) | (torch.arange(100) < 20))
+    with seeded('net'): net = PosterNet(32, 1, 5)
+    r = evaluate_pool(pool, train, uneven, net, progress=False)
+    assert r.summary['accuracy_real'] == pytest.approx(r.by_class.accuracy_real.mean())
