@@ -10,6 +10,7 @@ import numpy as np, pytest, torch
 from PIL import Image
 from synthrob.sweep.results import conclude, results
 from synthrob.core.basics import BadInput, write_json
+from synthrob.data.core import prepare
 from synthrob.data.dataset import Dataset
 from synthrob.data.faces import draw_faces, emotions
 from synthrob.data.splits import splits
@@ -131,6 +132,17 @@ def test_a_classifier_comes_from_its_run(faces, tmp_path):
     moved = tmp_path/'split'/'0123456789abcdef'
     shutil.copytree(run.stages['split'].path, moved)
     with pytest.raises(BadInput, match='is damaged'): finished_run(moved)
+
+def test_a_run_beside_other_data_of_its_name(faces, tmp_path):
+    "Which of two folders `faces` a run was made from is found out, also where the other lacks its classes"
+    from conftest import TOY
+    from synthrob.split.core import run_split
+    here, there = (shutil.copytree(faces, tmp_path/o/'faces') for o in 'ab')
+    for c in 'fear', 'sad': shutil.rmtree(here/c)
+    out = tmp_path/'runs'
+    for o in here, there: prepare('folder', o, size=32, root=out)
+    run = run_split(**TOY | dict(path=str(there), out=str(out), ratio=0., vocab='fear,sad'))
+    assert finished_run(out=out).stages['split'].hash == run.stages['split'].hash
 
 def test_exploring_never_trains(tmp_path):
     "Without finished runs, explorers make data at most"

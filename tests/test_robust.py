@@ -12,7 +12,7 @@ from synthrob.data.faces import emotions
 from synthrob.data.dataset import Dataset
 from synthrob.data.loaders import device_dls
 from synthrob.cnn.corruptions import common, extra
-from synthrob.cnn.robustness import Comparison, Robustness, RobustnessLevel, evaluate_robustness
+from synthrob.cnn.robustness import Comparison, Robustness, RobustnessLevel, evaluate_robustness, robustness_level
 
 @pytest.fixture(scope='module')
 def learn():
@@ -102,6 +102,13 @@ def test_compare_over_seeds(toy_cnn):
     t = c.corruption_errors('many')                           # by corruption; extra ones are no part of mCE
     assert list(t.index) == ['fog', 'contrast'] and t.ce.mean() == pytest.approx(1)
     with pytest.raises(BadInput, match='no robustness'): Comparison(dict(one=runs[0], bare=[(o[0], None) for o in runs])).corruption_errors('bare')
+    other = evaluate_robustness(toy_cnn, images, RobustnessLevel(('fog',), (3,), 100), seed=0, progress=False)
+    with pytest.raises(BadInput, match='differ in images, level'):     # of two others, though the reference has none
+        Comparison(dict(bare=(runs[0][0], None), one=runs[0], other=(runs[0][0], other)))
+
+def test_the_norm_of_an_attack_is_text():
+    with pytest.raises(BadInput, match="norm 2: give 'inf' or '2', as text"):
+        robustness_level(RobustnessLevel(('fog',), (3,), attacks=(('pgd', 2, 5, (.1,)),)))
 
 def test_a_sure_net_is_attacked_as_well(toy_cnn):
     "Logits twenty times as large predict the same, and hide no gradient"

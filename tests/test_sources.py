@@ -1,13 +1,13 @@
 "Scenes of LSUN, shards of parquet, torchvision's sets and colour folders: read as others read them, resumed, refused in one sentence, taken through all stages"
 from __future__ import annotations
-import hashlib, io, json, pickle, signal, struct, subprocess, sys, time
+import hashlib, io, json, os, pickle, signal, struct, subprocess, sys, time
 from pathlib import Path
 import lmdb, numpy as np, pyarrow as pa, pyarrow.parquet as pq, pytest, torchvision
 from PIL import Image
 import synthrob.data.files as files
 import synthrob.data.sources as sources
 from synthrob.core.basics import BadInput
-from synthrob.data.core import prepare, prepare_near
+from synthrob.data.core import own_size, prepare, prepare_near, preview
 from synthrob.data.splits import subjects
 from synthrob.split.core import run_split
 
@@ -204,6 +204,16 @@ def test_rows_are_named_by_where_their_shard_lies(tmp_path):
         assert set(prepare('parquet', f, root=tmp_path/'runs').part) == {'test' if 'test' in name else ''}
         assert len(prepare('parquet', tmp_path/'snapshot', root=tmp_path/'runs')) == 30
         f.unlink()
+
+def test_a_shard_written_anew_is_listed_anew(tmp_path):
+    "Its folder does not change with it"
+    f = tmp_path/'data'/'train.parquet'
+    shard(f, 30); assert own_size('parquet', f.parent) == 32
+    with pytest.raises(BadInput, match="no class 'is 0'"): preview('parquet', f.parent, vocab=['is 0', 'is 1'])
+    stamp = f.parent.stat().st_mtime_ns
+    shard(f, 30, names=None)
+    os.utime(f.parent, ns=(stamp, stamp))
+    preview('parquet', f.parent, vocab=['is 0', 'is 1'])
 
 def test_near_copies_of_another_test_part(tmp_path):
     "Pairs are of the images with one test part of FER-2013, and are not read for the other"
