@@ -25,7 +25,8 @@ def tiny_cell(s):
     for i, (x, c) in enumerate(zip(draw_faces(y, size=32, seed=5, progress=False), y)) if not folder.exists() else ():
         (folder/emotions[c]).mkdir(parents=True, exist_ok=True)
         Image.fromarray(x[0].numpy()).save(folder/emotions[c]/f'{i}.png')
-    return dict(data='folder', path=str(folder), size=32, gan_images=640, gan_width=16, cnn_epochs=1, robustness='none', ratio=.5)
+    return dict(data='folder', path=str(folder), size=32, folds=1, copies='exact', gan_images=640, gan_width=16,
+                cnn_epochs=1, robustness='none', ratio=.5)
 
 def same_cells(params):
     "Execute the cells that a sweep executes in this process, without papermill"

@@ -11,6 +11,7 @@ from pretend import pretend_cuda
 from torch._subclasses.fake_tensor import FakeTensorMode
 from synthrob.cnn.corruptions import corrupt
 from synthrob.cnn.learner import balanced_weights, cnn_learner, evaluate, learning_problem, loss_of, recipe
+from synthrob.core.basics import BadInput, default_device
 from synthrob.cnn.robustness import RobustnessLevel, evaluate_robustness, robustness_levels
 from synthrob.data.dataset import Dataset, concat
 from synthrob.data.loaders import Augment
@@ -18,10 +19,12 @@ from synthrob.gan.learner import gan_learner, sample_sheet
 from synthrob.gan.losses import DiffAugment, LeCam, adversarial_losses
 from synthrob.gan.metrics import fid, kid, prdc
 from synthrob.gan.nets import GAN, architectures
-from synthrob.gan.pools import sample_pool
+from synthrob.gan.pools import filter_pool, sample_pool
 from synthrob.gan.trainer import gan_recipes
 from synthrob.split.params import check_params
-from synthrob.split.run import SplitRun
+from synthrob.split.run import SplitRun, _launch
+from synthrob.sweep.cluster import run_cells
+from synthrob.sweep.grid import Sweep
 
 gpu = torch.device('cuda')
 
@@ -84,8 +87,35 @@ def test_a_data_set_on_the_gpu():
     assert ds.subset(ds.y == 1).x.is_cuda and ds.subset(torch.arange(3, device=gpu)).y.is_cuda and ds.select(['2', '0']).y.is_cuda
     assert len(concat(ds, ds)) == 96 and ds.hash and len(ds.group) == 48 and balanced_weights(ds.y, 3).is_cuda and len(ds.counts()) == 3
     ds.show(2)
-    for o in fid, kid: o(torch.randn(20, 4).to(gpu), torch.randn(20, 4).to(gpu))
-    prdc(torch.randn(20, 4).to(gpu), torch.randn(20, 4).to(gpu))
+    Dataset(torch.randn(6, 4), torch.arange(6) % 3, list('012')).to(gpu).show()
+    kept = filter_pool(ds, torch.linspace(0, 1, 48, device=gpu), .5)
+    assert len(kept) == 24 and kept.x.is_cuda
+    a, b = torch.randn(2, 20, 4)
+    for o in fid, kid, prdc: assert o(a.to(gpu), b.to(gpu)) == o(a, b)
+
+@on_gpu
+def test_buffers_that_processes_share_are_on_the_gpu():
+    "NCCL broadcasts nothing else"
+    learn = gan_learner(images(), device='cuda', nf=16, bs=16)
+    with learn.no_bar(), learn.no_logging(): learn.fit_gan(64)
+    buffers = [b for m in learn.more_state.values() for b in m.buffers()]
+    assert buffers and all(b.is_cuda for b in buffers)
+
+@on_gpu
+def test_a_gpu_for_each_process(monkeypatch, tmp_path):
+    "Asked for more GPUs than there are, or for one by number, before work starts"
+    plain = dict(data='faces', ratio=0, robustness='none', out=str(tmp_path/'runs'))
+    with pytest.raises(BadInput, match="each has a GPU of its own: give device='cuda'"): check_params(plain | dict(device='cuda:0', processes=2))
+    run = SplitRun(check_params(plain | dict(device='cuda')))
+    run.p.processes = 2
+    with pytest.raises(BadInput, match='processes=2 needs as many GPUs, and torch finds 1 here'): _launch(run, '_fit_classifier', run.stages['split'], 1)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    monkeypatch.setenv('LOCAL_RANK', '1')
+    assert default_device('cuda') == default_device() == torch.device('cuda:1') and default_device('cpu').type == 'cpu'
+    monkeypatch.delenv('LOCAL_RANK')
+    sweep = lambda device=None, **grid: Sweep(dict(data='faces', ratio=0, robustness='none', **grid), out=tmp_path/'sweep', device=device)
+    for s, why in ((sweep('cuda:1'), 'CUDA_VISIBLE_DEVICES=1'), (sweep(processes=2), 'each training one GPU')):
+        with pytest.raises(BadInput, match=why): run_cells(s)
 
 @pytest.mark.parametrize('more', [dict(), dict(gan_pick='best', reject=.1, quality='fast', robustness='fast'), dict(refresh_every=1, cnn='strong', cnn_epochs=2),
                                   dict(treatment='class_weights'), dict(preset='study', gan_images=64, gan_width=16), dict(space='feature')],
@@ -108,8 +138,8 @@ def test_resuming(tmp_path):
         for _ in range(2):                       # the second reads the checkpoint of the first
             learn, f = make(), tmp_path/f'{name}.safetensors'
             learn.fit_gan(300, f, every=0) if name == 'gan' else learn.fit_recipe(path=f, every=0)
-            history.append(learn.history)
-        assert history[0] == history[1]
+            history.append((learn.history, len(learn.recorder.losses)))
+        assert history[0][0] == history[1][0] and history[0][1] > history[1][1] == 0
 
 # --- bf16 on fake tensors: the types that autocast gives on CUDA ---
 

@@ -126,5 +126,5 @@ def test_split_run_in_two_processes(faces, tmp_path, monkeypatch):
     alone = SplitRun(check_params(params))
     assert all(alone.stages[k].hash != run.stages[k].hash for k in ('gan', 'split')) and 'processes' not in alone.stages['split'].params
     for bad, why in ((dict(processes=7), 'does not divide'), (dict(processes=2, space='feature'), 'heads train in seconds'),
-                     (dict(processes=2, gan_arch='study'), 'nets per class')):
+                     (dict(processes=2, gan_arch='study'), 'nets per class'), (dict(processes=2, gan_arch='matched'), 'compares all images')):
         with pytest.raises(BadInput, match=why): check_params(dict(params, **bad))

@@ -154,4 +154,4 @@ def test_version_is_one():
     version = settings()['version']
     assert f'__version__ = "{version}"' in (LIB/'__init__.py').read_text()
     assert f'version: {version}' in (ROOT/'CITATION.cff').read_text()
-    assert version in (ROOT/'CHANGELOG.md').read_text()
+    assert f'## [{version}]' in (ROOT/'CHANGELOG.md').read_text()

@@ -146,11 +146,15 @@ def test_killed_and_started_again(face_folder, tmp_path):
     "SIGKILL after a checkpoint of the GAN, and after one of the CNN; the record is that of an undisturbed run"
     code = """import sys, json, synthrob.gan.learner, synthrob.cnn.learner
 from synthrob.core.training import Checkpoint
-synthrob.gan.learner.Checkpoint = synthrob.cnn.learner.Checkpoint = lambda path, every, tag: Checkpoint(path, 0, tag)   # after every epoch
+class Noted(Checkpoint):
+    def before_fit(self):
+        super().before_fit()
+        with open(sys.argv[2], 'a') as f: print(self.path.parent.parent.name, self.start, file=f)
+synthrob.gan.learner.Checkpoint = synthrob.cnn.learner.Checkpoint = lambda path, every, tag: Noted(path, 0, tag)   # after every epoch
 from synthrob.split.core import run_split
 run_split(**json.loads(sys.argv[1]))"""
     params = {**SMALL, 'path': str(face_folder), 'ratio': .3, 'gan_images': 3840, 'cnn_epochs': 20}
-    def start(out): return subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code, json.dumps({**params, 'out': str(out)})],
+    def start(out): return subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code, json.dumps({**params, 'out': str(out)}), str(tmp_path/'starts')],
                                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     out = tmp_path/'killed'
     for kind in 'gan', 'split':
@@ -160,6 +164,8 @@ run_split(**json.loads(sys.argv[1]))"""
     p = start(out)
     _, err = p.communicate(timeout=600)
     assert p.returncode == 0, err.decode()[-2000:]
+    starts = [o.split() for o in (tmp_path/'starts').read_text().splitlines()]
+    assert {k for k, n in starts if int(n)} == {'gan', 'split'}, 'both went on from a checkpoint'
     again, whole = (run_split(**{**params, 'out': str(o)}) for o in (out, tmp_path/'whole'))
     gans = [r.stages['gan'].record for r in (again, whole)]
     assert again.stages['split'].reused and again.record['resumed'] and gans[0]['resumed'] and not whole.record['resumed']

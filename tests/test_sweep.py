@@ -221,6 +221,7 @@ def test_the_price(faces, tmp_path, capsys):
     said = capsys.readouterr().out
     assert '12 cells: 1 done' in said and 'Cost: about 9 min (5 min on 2 slots' in said and 'Seeds: ' in said, said
 
+@pytest.mark.e2e
 def test_one_cell_gives_a_price(faces, tmp_path, capsys):
     "A dry run prints the flags of a cell of the sweep; once it has run, no cost is unknown"
     args, plan = flags(**TOY, path=faces, out=tmp_path, ratio='0,.3,.5', how='replace,add', cnn_seed='3,4'), lambda: capsys.readouterr().out

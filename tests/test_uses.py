@@ -3,6 +3,7 @@ from __future__ import annotations
 import json, subprocess, sys
 import pytest, torch
 from synthrob.core.basics import BadInput
+from synthrob.core.training import Checkpoint
 from synthrob.split.params import check_params
 from synthrob.split.run import SplitRun
 from synthrob.sweep.command import main
@@ -72,7 +73,7 @@ def test_robust_accuracy_has_a_verdict(runs, tmp_path):
 
 @pytest.mark.e2e
 @pytest.mark.parametrize('use', ['pretrain', 'soft', 'adversarial'])
-def test_stopped_and_started_again(runs, face_folder, tmp_path, use):        # noqa: F811
+def test_stopped_and_started_again(runs, face_folder, tmp_path, use, monkeypatch):        # noqa: F811
     "A training that is stopped after an epoch ends like one that was not"
     made, _ = runs
     code = """import sys, json, os
@@ -87,8 +88,10 @@ run_split(**json.loads(sys.argv[1]))"""
     student = SplitRun(check_params(p)).stages['split'].hash
     r = subprocess.run([sys.executable, '-W', 'ignore', '-c', code.replace('STUDENT', repr(student)), json.dumps(p)], capture_output=True, text=True)
     assert r.returncode == 9, r.stderr[-2000:]
+    starts, load = [], Checkpoint._load
+    monkeypatch.setattr(Checkpoint, '_load', lambda self: (load(self), starts.append(self.start)))
     again = SplitRun(check_params(p)).fit()
-    assert again.record['resumed'] and again.record['history'] == made[use].record['history']
+    assert 2 in starts and again.record['resumed'] and again.record['history'] == made[use].record['history']
     assert torch.equal(again.evaluation().probs, made[use].evaluation().probs)
 
 def test_sweeps(face_folder, tmp_path, capsys):                                   # noqa: F811

@@ -41,6 +41,8 @@ class SplitBatches(DistributedTrainer):
         weighted = getattr(getattr(self.learn.loss_func, 'func', None), 'weight', None) is not None
         if weighted or 'weight' in getattr(self.dls.train.dataset, 'cols', {}):
             raise BadInput("Weights of classes or items are averaged within a process: train with them in one.")
+        if getattr(self.learn, 'guide', None):
+            raise BadInput("A GAN that matches classes compares the images of one process: train it in one.")
         self.learn.distributed = self
         if self.sync_bn and self.dls.device.type == 'cuda':
             self.learn.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
@@ -150,7 +152,7 @@ _tick, _failed = '@epoch', '@failed'
 def _worker(target, params):
     "Run one of the processes of `launch`"
     os.environ['SYNTHROB_TICK'] = '1'
-    if torch.cuda.is_available(): torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+    if (rank := int(os.environ['LOCAL_RANK'])) < torch.cuda.device_count(): torch.cuda.set_device(rank)
     module, _, name = target.partition(':')
     try: getattr(import_module(module), name)(**json.loads(params))
     except Exception as e:

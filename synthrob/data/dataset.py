@@ -200,10 +200,10 @@ def show(self:Dataset, n:int=None,         # items of each class (images: 8, vec
 def _scatter(ds, rows, ax):
     "The vectors in `rows` in the plane of their first two principal components"
     from sklearn.decomposition import PCA
-    pca = PCA(2, random_state=0).fit(ds.x[torch.cat(rows)].numpy())
+    pca = PCA(2, random_state=0).fit(ds.x[torch.cat(rows)].cpu().numpy())
     ax = plt.subplots(figsize=(5.5, 3.6), dpi=80, layout='constrained')[1] if ax is None else ax
     for k,i in enumerate(rows):
-        if len(i): ax.scatter(*pca.transform(ds.x[i].numpy()).T, s=8, color=f'C{k}', linewidths=0, label=ds.vocab[k])
+        if len(i): ax.scatter(*pca.transform(ds.x[i].cpu().numpy()).T, s=8, color=f'C{k}', linewidths=0, label=ds.vocab[k])
     ax.set(xlabel='first component', ylabel='second component')
     ax.legend(frameon=False, fontsize=8)
     return ax

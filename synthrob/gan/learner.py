@@ -66,7 +66,7 @@ def gan_learner(data,           # training `Dataset`, or `DataLoaders` of which 
                                splitter=lambda m: list(m.generator.parameters()))
     learn.recorder.train_metrics, learn.recorder.valid_metrics = True, False
     learn.recipe = replace(r, bs=dls.train.bs)
-    if matching: learn.guide = hash_of([hash_array(o) for o in matching.state_dict().values()])
+    if matching: learn.guide = hash_of([hash_array(o) for o in matching.net.state_dict().values()])
     return no_sync(learn).add_cbs(cbs)
 
 # %% ../../nbs/01_gan.ipynb #618bbc87

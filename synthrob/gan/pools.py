@@ -82,7 +82,7 @@ def filter_pool(pool:Dataset, # synthetic images of any origin
     if len(conf) != len(pool):
         raise BadInput(f"{len(conf)} confidences do not match {len(pool)} images: compute them for this pool.")
     t = _limits(threshold, pool.c)
-    ok = conf.cpu() >= t[pool.y]
+    ok = conf.cpu() >= t[pool.y.cpu()]
     count = lambda y: y.bincount(minlength=pool.c).tolist()
     step = dict(threshold=t.tolist(), candidates=count(pool.y), kept=count(pool.y[ok]))
     return pool.subset(ok, filters=[*pool.about.get('filters', []), step])

@@ -312,7 +312,7 @@ class StopOnCollapse(Callback):
         self.z = torch.randn(len(self.y), self.model.params['nz'], generator=generator('watch')).to(self.dls.device)
         self.learn.failure, self.shares, self.good = None, [], None
         peak = nn.Module()                               # the highest diversity so far, saved in a checkpoint
-        peak.register_buffer('share', torch.zeros(()))
+        peak.register_buffer('share', torch.zeros((), device=self.dls.device))
         self.peak = self.learn.more_state.setdefault('watch', peak)
 
     def before_train(self):

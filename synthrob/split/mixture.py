@@ -155,4 +155,4 @@ def _weights(y, add):
     n = y.bincount(minlength=len(add))
     if (n == 0).any(): raise BadInput("A class has no real item left to weigh: choose a smaller ratio.")
     w = (n + add)/n
-    return (w/w[y].mean())[y]
+    return (w/w[y].double().mean().float())[y]            # however many threads add

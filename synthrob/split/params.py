@@ -322,8 +322,11 @@ def _check_processes(p):
     if p.space == 'feature': _clash(n, "space='feature'", ': heads train in seconds; leave out one of the two')
     for what, bs in dict(gan_bs=p.gan_bs, **{f'the batch of cnn={p.cnn!r}': recipe(p.cnn).bs}).items():
         if bs % p.processes: raise BadInput(f"{n} does not divide {what}, {bs} images: choose a divisor.")
-    if conditions(p)['gan'] and gan_recipe(p.gan_arch).per_class:      # a part of a batch may lack a class
-        _clash(n, f'gan_arch={p.gan_arch!r}', ', which has nets per class: leave out one of the two')
+    if conditions(p)['gan'] and ((r := gan_recipe(p.gan_arch)).per_class or r.matching):       # a part lacks classes
+        why = 'has nets per class' if r.per_class else 'compares all images of a class'
+        _clash(n, f'gan_arch={p.gan_arch!r}', f', which {why}: leave out one of the two')
+    if (d := default_device(p.device)).index is not None:
+        _clash(n, f"device='{d}'", f', as each has a GPU of its own: give device={d.type!r}')
     if p.treatment == 'class_weights' or p.synthetic_weight != 1:      # each would divide by the weights of its part
         _clash(n, 'weights in the loss', ': leave out treatment=class_weights and synthetic_weight')
     if not find_spec('accelerate'): raise BadInput(f"{n} needs accelerate: pip install 'synthrob[distributed]'.")
@@ -347,7 +350,7 @@ def _check_vectors(p):
     if p.weights is not None and not p.extractor:
         raise BadInput("weights needs extractor: name the net, as in extractor='torchvision:resnet18'.")
     if p.weights is not None: existing(p.weights)
-    _check_layer(p.extractor or p.cnn, p.size, p.channels or 1, p.layer)
+    _check_layer(p.extractor or p.cnn, 224 if p.extractor else p.size, p.channels or 1, p.layer)   # it resizes
 
 @cache
 def _check_layer(net, size, channels, layer):

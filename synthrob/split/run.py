@@ -488,8 +488,10 @@ def fit(self:SplitRun,
 # %% ../../nbs/split/04_run.ipynb #eb1328d7
 def _launch(run, fit, stage, n_epoch):
     "Run `fit` in several processes that share a training, if there are to be several"
-    params = dict(fit=fit, given=asdict(run.p), folder=str(stage.path))
-    if run.p.processes > 1: launch('synthrob.split.run:train_share', params, run.p.processes, n_epoch)
+    params, n = dict(fit=fit, given=asdict(run.p), folder=str(stage.path)), run.p.processes
+    if n > 1 and default_device(run.p.device).type == 'cuda' and n > (gpus := torch.cuda.device_count()):
+        raise BadInput(f"processes={n} needs as many GPUs, and torch finds {gpus} here: choose fewer, or device='cpu'.")
+    if n > 1: launch('synthrob.split.run:train_share', params, n, n_epoch)
 
 def train_share(fit:str,    # '_fit_gan' or '_fit_classifier'
                 given:dict, # parameters of the experiment

@@ -94,6 +94,8 @@ def _slurm(folder, slots=None, gpus=None, memory=None, jobs=1, partition=None, t
     if not shutil.which('sbatch'): raise BadInput("engine='slurm' finds no sbatch: go to a login node of the cluster.")
     conf = lambda k, default=None: dask.config.get(f'jobqueue.slurm.{k}', None) or default
     slots, cores, walltime = slots or 1, cores or conf('cores', 1), time or conf('walltime')
+    if slots > 1 and (gpus or 0) > 1:
+        raise BadInput(f"gpus={gpus} with slots={slots}: all {slots} would use the first GPU. Ask for more jobs of one.")
     seconds = _seconds(walltime)
     ours = dict.fromkeys(os.path.abspath(o) for o in sys.path if not o.startswith((sys.prefix, sys.base_prefix)))
     env = {f"DASK_{k.upper().replace('.', '__')}": str(v) for k, v in _config.items() if '.worker.' in k}
@@ -251,7 +253,11 @@ def run_cells(sweep,            # a `Sweep`
              ) -> int:          # cells executed
     "Execute the open cells of a sweep; raises `BadInput` if the cluster does not answer or dies"
     if engine == 'local' and not scheduler:
-        default_device(sweep.device)
+        d = default_device(sweep.device)
+        if d.index: raise BadInput(f"device='{d}' is one of several GPUs, and each worker sees one: set "
+                                   f"CUDA_VISIBLE_DEVICES={d.index} and leave out device.")
+        if d.type == 'cuda' and any(c.p.processes > 1 for c in sweep.cells):
+            raise BadInput("A sweep on this machine gives each training one GPU: leave out processes.")
         if sweep.device == 'cpu': options['gpus'] = 0
     line = _Line()
     line.say(sweep.head())
