@@ -42,7 +42,7 @@ def read(out):
 def stop_in(kind, out):
     "Leave a run whose stage `kind` was stopped when its files were complete and its record was not written"
     run = SplitRun(check_params(toy | dict(out=str(out))))
-    stage, write = run.stages[kind], stages.now
+    stage = run.stages[kind]
     work = stage.work
     def stopped(s): work(s); raise KeyboardInterrupt
     stage.work = stopped

@@ -1,4 +1,4 @@
-"The ten lines of the README, on a folder of images"
+"The seven lines of the README, on a folder of images"
 from __future__ import annotations
 import re, subprocess, sys
 import pandas as pd, pytest
@@ -13,7 +13,7 @@ learn = cnn_learner(mixed, valid);   learn.fit_recipe()
 evaluate(learn, test).table"""
 
 @pytest.mark.slow
-def test_ten_lines(faces, tmp_path, monkeypatch):
+def test_seven_lines(faces, tmp_path, monkeypatch):
     "Word for word, with a shorter training"
     (tmp_path/'my_images').symlink_to(faces)
     monkeypatch.chdir(tmp_path)

@@ -10,7 +10,7 @@ from faults import draw_images, toy
 from pretend import pretend_cuda
 from torch._subclasses.fake_tensor import FakeTensorMode
 from synthrob.cnn.corruptions import corrupt
-from synthrob.cnn.learner import balanced_weights, cnn_learner, evaluate, learning_problem, loss_of, recipe
+from synthrob.cnn.learner import cnn_learner, evaluate, learning_problem, loss_of, recipe
 from synthrob.core.basics import BadInput, default_device
 from synthrob.cnn.robustness import RobustnessLevel, evaluate_robustness, robustness_levels
 from synthrob.data.dataset import Dataset, concat
@@ -85,7 +85,7 @@ def test_robustness(c):
 def test_a_data_set_on_the_gpu():
     ds = images().to(gpu)
     assert ds.subset(ds.y == 1).x.is_cuda and ds.subset(torch.arange(3, device=gpu)).y.is_cuda and ds.select(['2', '0']).y.is_cuda
-    assert len(concat(ds, ds)) == 96 and ds.hash and len(ds.group) == 48 and balanced_weights(ds.y, 3).is_cuda and len(ds.counts()) == 3
+    assert len(concat(ds, ds)) == 96 and ds.hash and len(ds.group) == 48 and len(ds.counts()) == 3
     ds.show(2)
     Dataset(torch.randn(6, 4), torch.arange(6) % 3, list('012')).to(gpu).show()
     kept = filter_pool(ds, torch.linspace(0, 1, 48, device=gpu), .5)

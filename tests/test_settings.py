@@ -34,7 +34,7 @@ def test_one_class_is_refused_before_work(animals, capsys):
         with pytest.raises(BadInput, match='is the only class: a classifier needs two'): check_params(given | dict(ratio=.5))
     assert data_command(['faces', '--vocab', 'sad']) == 2 and "'sad' is the only class" in capsys.readouterr().err
 
-@pytest.mark.parametrize('more', ['faces --size 32 --metric robust_accuracy', 'faces --size 112', 'folder {path} --copies exact --size 24'])
+@pytest.mark.parametrize('more', ['faces --size 32 --metric robust_accuracy', 'folder {path} --copies exact --size 112', 'folder {path} --copies exact --size 24'])
 def test_the_command_that_synthrob_data_prints_can_be_run(more, animals, tmp_path, capsys):
     assert data_command([*more.format(**animals).split(), '--out', str(tmp_path)]) == 0
     flags = re.search('synthrob_sweep(.*?) --dry_run', capsys.readouterr().out)[1]

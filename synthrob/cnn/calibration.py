@@ -5,7 +5,7 @@
 # %% ../../nbs/cnn/03_calibration.ipynb #c0c7a178
 from __future__ import annotations
 import copy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 import torch
 import torch.nn.functional as F
@@ -80,10 +80,6 @@ class Temperature:
     def __call__(self, p) -> Tensor: # calibrated probabilities (n,k), float32
         "Calibrate probabilities or logits (n,k)"
         return (_log_probs(p)/self.T).softmax(1).float()
-
-    def to_dict(self) -> dict: # `T`, `n`, `nll_before`, `nll_after`
-        "Return plain numbers; `Temperature(**d)` restores the object"
-        return asdict(self)
 
 def fit_temperature(p,             # probabilities or logits of validation images (n,k)
                     y              # their true classes (n,)

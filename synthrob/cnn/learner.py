@@ -16,7 +16,7 @@ from fastai.callback.schedule import ParamScheduler, combined_cos
 from fastai.data.core import DataLoaders
 from fastai.layers import NoneReduce
 from fastai.learner import Learner
-from fastai.losses import BaseLoss, CrossEntropyLossFlat, FocalLoss, FocalLossFlat
+from fastai.losses import CrossEntropyLossFlat, FocalLossFlat
 from fastai.metrics import accuracy
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import TensorCategory, TensorImage
@@ -29,9 +29,8 @@ from ..data.dataset import Dataset
 from ..data.loaders import Augment, DeviceDL, batch_size, device_dls, to_float
 
 # %% auto #0
-__all__ = ['recipes', 'Recipe', 'LinearHead', 'MLPHead', 'recipe', 'WeightedFocal', 'WeightedFocalFlat', 'RowsCrossEntropy',
-           'RowsFocal', 'balanced_weights', 'DeviceMixUp', 'DeviceCutMix', 'orthogonalize', 'Muon', 'cnn_learner',
-           'loss_of', 'predict', 'Evaluation', 'evaluate', 'learning_problem']
+__all__ = ['recipes', 'Recipe', 'LinearHead', 'MLPHead', 'recipe', 'RowsCrossEntropy', 'RowsFocal', 'DeviceMixUp', 'DeviceCutMix',
+           'orthogonalize', 'Muon', 'cnn_learner', 'loss_of', 'predict', 'Evaluation', 'evaluate', 'learning_problem']
 
 # %% ../../nbs/02_cnn.ipynb #68adb0c6
 @dataclass(frozen=True)
@@ -136,26 +135,13 @@ def _by_name(name):
     check_name(name, recipes, f"There is no classifier {name!r}", remedy)
 
 # %% ../../nbs/02_cnn.ipynb #5869e88f
-class WeightedFocal(FocalLoss):
-    "Focal loss (Lin et al. 2017, eq. 5): fastai's, with class weights outside and averaged over weights"
-    def forward(self, inp, targ):
-        if self.weight is None: return super().forward(inp, targ)
-        ce, w = F.cross_entropy(inp, targ, reduction='none'), self.weight[targ]
-        loss = w*(1 - (-ce).exp())**self.gamma*ce
-        return loss.sum()/w.sum() if self.reduction == 'mean' else reduce_loss(loss, self.reduction)
-
-class WeightedFocalFlat(FocalLossFlat):
-    "`WeightedFocal` as a loss function of a `Learner`"
-    def __init__(self, gamma=2.,   # down-weights confident items; 0 is cross entropy
-                       weight=None): # of each class (k,); None: all 1
-        BaseLoss.__init__(self, WeightedFocal, gamma=gamma, weight=weight)
-
 class _TargetRows:
     "For a loss function: take rows (n,k) of probabilities times the item's weight, too (see `Dataset.targets`)"
     def __call__(self, inp, targ, **kwargs):
         f, smooth = self.func, getattr(self.func, 'label_smoothing', 0)
-        if targ.ndim == 1 and (f.weight is None or not smooth): return super().__call__(inp, targ, **kwargs)
-        if targ.ndim == 1: targ = F.one_hot(targ, inp.shape[1]).to(inp.dtype)    # torch would smooth by class weights
+        alike = f.weight is None or not (smooth or hasattr(f, 'gamma'))     # torch smooths by class weights, and fastai
+        if targ.ndim == 1 and alike: return super().__call__(inp, targ, **kwargs)                # has them in the focus
+        if targ.ndim == 1: targ = F.one_hot(targ, inp.shape[1]).to(inp.dtype)
         logp = inp.log_softmax(1)
         if f.weight is not None: targ = targ*f.weight
         w = targ.sum(1, keepdim=True)
@@ -165,16 +151,8 @@ class _TargetRows:
         return loss.sum()/w.sum() if f.reduction == 'mean' else reduce_loss(loss, f.reduction)
 
 class RowsCrossEntropy(_TargetRows, CrossEntropyLossFlat): "fastai's cross entropy, of classes or rows"
-class RowsFocal(_TargetRows, WeightedFocalFlat): "`WeightedFocal`, of classes or rows"
+class RowsFocal(_TargetRows, FocalLossFlat): "fastai's focal loss (Lin et al. 2017, eq. 5), of classes or rows"
 
-def balanced_weights(y:Tensor, # labels (n,)
-                     k:int     # number of classes
-                    ) -> Tensor: # (k,), float32
-    "Return weights inversely proportional to the class sizes, 1 on average; raises `BadInput` for an empty class"
-    n = y.bincount(minlength=k)
-    if (n == 0).any():
-        raise BadInput("A class without an item cannot be balanced by weights: leave it out of the classes.")
-    return len(y)/(k*n).float()
 
 # %% ../../nbs/02_cnn.ipynb #e997aca1
 class _DeviceMix(MixHandler):
@@ -317,7 +295,7 @@ def loss_of(r:Recipe,   # which loss, smoothing and gamma
             weight=None): # of each class (k,); None: all 1
     "Return the loss function of a recipe"
     if r.loss == 'ce': return RowsCrossEntropy(weight=weight, label_smoothing=r.smooth)
-    return RowsFocal(r.gamma, weight)
+    return RowsFocal(gamma=r.gamma, weight=weight)
 
 def _weights(w, dls):
     "Class weights on the device of `dls`, checked"
@@ -326,7 +304,10 @@ def _weights(w, dls):
     if w is None: return None
     if isinstance(w, str):
         if w != 'balanced': raise BadInput(f"class_weights={w!r} is unknown: use 'balanced' or one number per class.")
-        w = balanced_weights(y, dls.c)
+        n = y.bincount(minlength=dls.c)
+        if (n == 0).any():
+            raise BadInput("A class without an item cannot be balanced by weights: leave it out of the classes.")
+        w = len(y)/(dls.c*n)
     w = torch.as_tensor(w, dtype=torch.float32, device=y.device)
     if w.shape != (dls.c,) or not (w.isfinite().all() and (w >= 0).all() and w.any()):
         raise BadInput(f"class_weights must be {dls.c} numbers, one per class, none negative and not all 0.")

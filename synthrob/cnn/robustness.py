@@ -192,7 +192,7 @@ def _steps_of(model, images, lv, valid, seed, done):
 
     def temperature():
         ev = evaluate(model.net, valid, model.flip)
-        return fit_temperature(ev.probs, ev.y).to_dict(), torch.zeros(0)
+        return asdict(fit_temperature(ev.probs, ev.y)), torch.zeros(0)
 
     def classify(corruption=None):
         xb = corrupt(x, *corruption, seed, index.to(device)) if corruption else x

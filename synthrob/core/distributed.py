@@ -11,6 +11,7 @@ from .basics import BadInput
 from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from fastai.learner import Learner
+from fastai.torch_core import rank_distrib
 from fastcore.basics import patch
 from fastcore.imports import noop
 from fastprogress.fastprogress import progress_bar
@@ -21,7 +22,7 @@ if util.find_spec('accelerate'): from fastai.distributed import DistributedTrain
 else: DistributedTrainer = Callback
 
 # %% auto #0
-__all__ = ['SplitBatches', 'DistributedLearner', 'distributed', 'process_rank', 'launch']
+__all__ = ['SplitBatches', 'DistributedLearner', 'distributed', 'launch']
 
 # %% ../../nbs/core/04_distributed.ipynb #daa4f125
 class SplitBatches(DistributedTrainer):
@@ -68,12 +69,6 @@ def mine(self:SplitBatches, t:Tensor   # of a whole batch, the same in all proce
     return t[self.rank::self.world]
 
 @patch
-def whole(self:SplitBatches, t:Tensor    # this process's part (n/processes,...)
-         ) -> Tensor:                    # (n,...)
-    "Return the parts of all processes, concatenated"
-    return self.accelerator.gather(t)
-
-@patch
 def average(self:SplitBatches, params, # parameters with gradients, the same ones in every process
                                *values # scalars on the same device
            ) -> list:                  # the values, averaged
@@ -106,17 +101,13 @@ class DistributedLearner(Learner):
                       ):                   # the learner
         "Add `SplitBatches`; `distrib_ctx` calls this in each process"
         self.add_cb(SplitBatches(sync_bn, cpu=self.dls.device.type == 'cpu', **kwargs))
-        if process_rank(): self.remove_cb(ProgressCallback)
+        if rank_distrib(): self.remove_cb(ProgressCallback)
         return self
 
 def distributed(learn # a `DistributedLearner`
                ):     # a context in which to call `fit`
     "Return fastai's `distrib_ctx` in a process that `launch` started, else a context that does nothing"
     return learn.distrib_ctx() if 'RANK' in os.environ else contextlib.nullcontext(learn)
-
-def process_rank() -> int: # 0 if there is only one
-    "Return the number of this process among those that share a training"
-    return int(os.environ.get('RANK', 0))
 
 # %% ../../nbs/core/04_distributed.ipynb #0a61744b
 def launch(target:str,      # a function as 'module:name', called with `params`

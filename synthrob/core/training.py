@@ -64,7 +64,7 @@ def load_optimizer(opt:torch.optim.Optimizer, # of the same kind and the same pa
 @patch(as_prop=True)
 def start_at(self:Learner) -> int: # 0 unless resumed
     "The first epoch that this call of `fit` trains; earlier ones were read from a checkpoint"
-    return getattr(getattr(self, 'checkpoint', None), 'start', 0)
+    return next((getattr(cb, 'start', 0) for cb in self.cbs if isinstance(cb, Checkpoint)), 0)
 
 class History(Callback):
     "Keep the metrics of every epoch in `learn.history`, a list of dicts"

@@ -109,10 +109,6 @@ def _holds_images(path):
         return next((is_image(m.name) for m in t if m.isfile() and (is_image(m.name) or is_csv(m.name))), False)
     return False
 
-def _found(files, **more):
-    "What a record says of the files that were listed"
-    return dict(ignored=files.ignored, notes=files.notes) | more
-
 @source
 def fer2013(path=None,            # the zip or folder of images, the CSV, or an archive of it; required
             size=None,            # height and width in pixels; None: 48, as they are
@@ -133,7 +129,7 @@ def fer2013(path=None,            # the zip or folder of images, the CSV, or an 
         table, broken = decode_files(files, out, size, channels, strict=(48, 48, 'L'))
         usage = table.name.str.extract(f"(?:^|/)({'|'.join(FER_USAGES)})(?:/|[^/]*$)")[0]
         table = table.assign(label=table.label.str.lower(), part=usage.fillna(table.part))
-        return table, broken, _found(files, sides=[48]*3)
+        return table, broken, dict(ignored=files.ignored, notes=files.notes, sides=[48]*3)
     parts = {'Training': 'train', 'PublicTest': 'out', 'PrivateTest': 'out', test: 'test'}
     def part(t): return t.part.replace(parts)
     content = [o for o in (path, labels) if o]
@@ -156,7 +152,7 @@ def folder(path=None,    # folder, zip or tar; required
         _check_classes(files)
         about = survey(files)
         more = decode_files(files, out, size, channels or (3 if has_colour(files) else 1), bits=about['bits'] or 16)
-        return *more, _found(files, sides=about['sides'], notes=files.notes + about['notes'])
+        return *more, dict(ignored=files.ignored, notes=files.notes + about['notes'], sides=about['sides'])
     return Source(dict(source='folder', size=size, channels=channels), read, content=[path])
 
 def _check_classes(files):

@@ -203,7 +203,8 @@ def _scatter(ds, rows, ax):
     pca = PCA(2, random_state=0).fit(ds.x[torch.cat(rows)].cpu().numpy())
     ax = plt.subplots(figsize=(5.5, 3.6), dpi=80, layout='constrained')[1] if ax is None else ax
     for k,i in enumerate(rows):
-        if len(i): ax.scatter(*pca.transform(ds.x[i].cpu().numpy()).T, s=8, color=f'C{k}', linewidths=0, label=ds.vocab[k])
+        v = ds.x[i].cpu().numpy()
+        if len(i): ax.scatter(*pca.transform(v).T, s=8, color=f'C{k}', linewidths=0, label=ds.vocab[k])
     ax.set(xlabel='first component', ylabel='second component')
     ax.legend(frameon=False, fontsize=8)
     return ax

@@ -148,16 +148,13 @@ def _tar_images(path, stamp):
     except DAMAGE as e: raise BadInput(f"{path} is truncated or damaged ({e}): download it again.") from None
     return out
 
-def _list_tar(path):
-    s = path.stat()
-    return _list_zip(path, _tar_images(path, (s.st_size, s.st_mtime_ns)))
-
 def list_files(path,       # a folder, zip or tar, a `Path`
                links=False # follow links in a folder
               ) -> tuple:  # {name: size}, folders, {name: stored name}, the open zip or None
     "List what is there, hidden files left out; raise `BadInput` for what cannot be read or points out of it"
     if path.is_dir(): return _list_folder(path, links)
-    return (_list_tar if is_tar(path) else _list_zip)(path)
+    s = path.stat()
+    return _list_zip(path, _tar_images(path, (s.st_size, s.st_mtime_ns)) if is_tar(path) else None)
 
 # %% ../../nbs/data/03_files.ipynb #1dcb3baf
 _system = {o.lower() for o in ('@eaDir', '#recycle', '#snapshot', '@Recycle', 'lost+found', '$RECYCLE.BIN',

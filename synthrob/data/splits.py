@@ -22,8 +22,7 @@ from .sources import _row_name, list_shards
 
 # %% auto #0
 __all__ = ['METRICS', 'Splits', 'join_groups', 'subjects', 'subjects_hint', 'splits', 'check_no_leak', 'check_held_out',
-           'default_folds', 'default_seeds', 'default_metric', 'check_metric', 'difference_limit', 'image_error',
-           'detectable']
+           'default_folds', 'default_seeds', 'default_metric', 'check_metric', 'image_limits', 'detectable']
 
 # %% ../../nbs/data/08_splits.ipynb #cd0a5c67
 @dataclass
@@ -400,22 +399,15 @@ def _tested(images, splits, metric):
     return n, _in_folds(images, n) if splits.report.get('folds', 1) > 1 else n['test'], metric
 
 # %% ../../nbs/data/08_splits.ipynb #f6003b27
-def difference_limit(images:Dataset, # as given to `splits`
-                     splits:Splits,  # one fold stands for all
-                     metric:str=None # see `check_metric`; None: see `default_metric`
-                    ) -> float:      # a fraction of 1
-    "Return the difference that the test images show with any number of seeds, at best (see `detectable`)"
+def image_limits(images:Dataset,   # as given to `splits`
+                 splits:Splits,    # one fold stands for all
+                 metric:str=None,  # see `check_metric`; None: see `default_metric`
+                 effect:float=0.   # difference between two arms
+                ) -> tuple:        # fractions of 1
+    "Return the least difference shown with any number of seeds, and the standard error by the choice of test images"
     _, tested, metric = _tested(images, splits, metric)
-    return _reach(_worth(tested, metric, images.vocab)[0], splits.report.get('folds', 1))[0]
-
-def image_error(images:Dataset,   # as given to `splits`
-                splits:Splits,    # one fold stands for all
-                metric:str=None,  # see `check_metric`; None: see `default_metric`
-                effect:float=0.   # difference between the arms
-               ) -> float:        # a fraction of 1
-    "Return the standard error of a difference between two arms from the choice of all test images"
-    _, tested, metric = _tested(images, splits, metric)
-    return ((max(_DISAGREE, effect) - effect**2)*_worth(tested, metric, images.vocab)[0])**.5
+    inverse = _worth(tested, metric, images.vocab)[0]
+    return _reach(inverse, splits.report.get('folds', 1))[0], ((max(_DISAGREE, effect) - effect**2)*inverse)**.5
 
 # %% ../../nbs/data/08_splits.ipynb #c0de0003
 def detectable(

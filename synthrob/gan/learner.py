@@ -81,10 +81,7 @@ def fit_gan(self:Learner, n_images:int,      # real images shown to the discrimi
     if dl.n_steps is None: dl.n_steps = max(20, -(-n_images//(dl.bs*30)))
     n_epoch = math.ceil(n_images/(len(dl)*dl.bs))
     sched = combine_scheds([.5, .5], [SchedNo(self.lr, self.lr), SchedCos(self.lr, self.lr/10)])
-    recipe = {k: getattr(v, '__qualname__', type(v).__name__) if callable(v) else v
-              for k, v in self.recipe.params.items()}                      # a function's address is another tomorrow
-    tag = f'gan {self.model.params} {recipe}'
-    more = [Checkpoint(path, every, tag)] if path else []
+    more = [Checkpoint(path, every, f'gan {self.model.params} {self.recipe.params}')] if path else []
     self.fit(n_epoch, cbs=[ParamScheduler({'lr': sched}), *more, *(cbs or [])])
 
 # %% ../../nbs/01_gan.ipynb #313f8aac

@@ -5,16 +5,13 @@
 # %% ../../nbs/gan/05_metrics.ipynb #922f8cb8
 from __future__ import annotations
 import json
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from ..core.basics import BadInput, check_name, hash_array, hash_of, read_metadata, read_tensors, write_tensors
 from fastai.callback.core import Callback
-from fastai.layers import Lambda
 from fastai.learner import Learner
 from fastcore.basics import patch
 from fastprogress.fastprogress import progress_bar
@@ -24,14 +21,9 @@ from ..data.loaders import to_float
 
 # %% auto #0
 __all__ = ['pool_metrics', 'features', 'Score', 'score', 'gan_test', 'fid', 'kid', 'prdc', 'intra_class', 'check_alike', 'cas',
-           'SaveBestGAN', 'load_inception']
+           'SaveBestGAN']
 
 # %% ../../nbs/gan/05_metrics.ipynb #1f18401f
-def _check_images(x):
-    "Raise `BadInput` unless `x` holds images, uint8 (n,c,h,w), at least one"
-    if x.dtype != torch.uint8 or x.ndim != 4 or len(x) == 0:
-        raise BadInput(f"{x.dtype} of shape {tuple(x.shape)} is no set of images: give uint8 (n,c,h,w), n at least 1.")
-
 def _check_finite(*vectors):
     "Raise `BadInput` if features or logits are NaN or infinite"
     if not all(v.isfinite().all() for v in vectors):
@@ -48,7 +40,8 @@ def features(model,          # a classifier or its `Learner`: images in [0,1], (
             ) -> tuple:      # features (n,d) and logits (n,k), float32, on the device of the model
     "Return the input and output of the last `nn.Linear` of `model`, in eval mode; raise `BadInput` if it cannot"
     model, last, out = _net(model), [], []
-    _check_images(x)
+    if x.dtype != torch.uint8 or x.ndim != 4 or len(x) == 0:
+        raise BadInput(f"{x.dtype} of shape {tuple(x.shape)} is no set of images: give uint8 (n,c,h,w), n at least 1.")
     device, mode = next(model.parameters()).device, model.training
     look = lambda m, inputs, output: last.append((inputs[0], output))
     hooks = [m.register_forward_hook(look) for m in model.modules() if isinstance(m, nn.Linear)]
@@ -153,10 +146,6 @@ def kid(a:Tensor,  # features (n,d)
     return (own - 2*_kernel_sum(a, b)/(n*m)).item()
 
 # %% ../../nbs/gan/05_metrics.ipynb #b1dbd336
-def _square_distances(a, b):
-    "Squared distances (n,m), float64, of the rows of `a` and `b`"
-    return torch.addmm(a.square().sum(1, keepdim=True) + b.square().sum(1), a, b.T, alpha=-2).clamp_(min=0)
-
 def prdc(real:Tensor, # features of real images (n,d)
          fake:Tensor, # features of synthetic images (m,d)
          k:int=5      # the ball of a point reaches to its k-th neighbour
@@ -166,11 +155,11 @@ def prdc(real:Tensor, # features of real images (n,d)
         raise BadInput(f"k={k} is too large for {len(real)} real and {len(fake)} synthetic images: choose a smaller k.")
     _check_finite(real, fake)
     real, fake = real.double(), fake.double()
-    r_real, r_fake = (torch.cat([_square_distances(f[i], f).kthvalue(k + 1).values for i in _blocks(len(f), len(f))])
-                      for f in (real, fake))                               # squared radii
+    r_real, r_fake = (torch.cat([torch.cdist(f[i], f).kthvalue(k + 1).values for i in _blocks(len(f), len(f))])
+                      for f in (real, fake))
     around, recalled, covered = torch.zeros(len(fake), device=fake.device, dtype=torch.float64), [], []
     for i in _blocks(len(real), len(fake)):
-        d = _square_distances(real[i], fake)
+        d = torch.cdist(real[i], fake)
         around += (d < r_real[i, None]).sum(0)
         recalled.append((d < r_fake).any(1))
         covered.append(d.amin(1) < r_real[i])
@@ -250,9 +239,7 @@ class SaveBestGAN(Callback):
         self.features = features(self.net, self.real.x)[0]
         reference = [hash_array(v) for v in (self.real.x, self.real.y, *self.net.state_dict().values())]
         self.tag = hash_of([p, self.metric, self.every, self.n, reference])
-        recipe = self.learn.recipe.params
-        if callable(a := recipe['augment']): recipe['augment'] = getattr(a, '__qualname__', type(a).__name__)
-        self.training = hash_of([self.learn.seed_epochs.seed, recipe])
+        self.training = hash_of([self.learn.seed_epochs.seed, self.learn.recipe.params])
 
 # %% ../../nbs/gan/05_metrics.ipynb #31b65178
 @patch
@@ -299,25 +286,3 @@ def plot_curve(self:SaveBestGAN, ax=None # axes to draw on; None: new ones
     self.curve.nsmallest(1, self.metric).plot(style='o', color='#c65b4e', mfc='none', ms=9, ax=ax, **how)
     ax.set(xlabel='images seen', ylabel=self.metric)
     return ax
-
-# %% ../../nbs/gan/05_metrics.ipynb #f1e67543
-def _to_inception(x):
-    "Turn images in [0,1], of any size, 1 or 3 channels, into the input of Inception v3"
-    return F.interpolate(x.expand(-1, 3, -1, -1), (299, 299), mode='bilinear', antialias=True)*2 - 1
-
-def load_inception(path # state dict of torchvision's inception_v3, as .safetensors or saved by torch
-                  ) -> nn.Module: # a `model` for `features`, `SaveBestGAN` or `evaluate_pool`
-    "Load Inception v3 from a file of weights; raise `BadInput` if they are missing or do not fit"
-    from torchvision.models import inception_v3
-    path = Path(path)
-    if not path.is_file(): raise BadInput(f"{path} does not exist: save torchvision's inception_v3 state dict there.")
-    load = read_tensors if path.suffix == '.safetensors' else partial(torch.load, map_location='cpu', weights_only=True)
-    try:
-        state = load(path)
-        aux = any(str(k).startswith('AuxLogits') for k in state)
-        net = inception_v3(weights=None, aux_logits=aux, init_weights=False)
-        net.load_state_dict(state)
-    except Exception as e:
-        raise BadInput(f"{path} does not hold the weights of torchvision's inception_v3: save its state dict there "
-                       f"({str(e)[:120]}).") from e
-    return nn.Sequential(Lambda(_to_inception), net).eval()

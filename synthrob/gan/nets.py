@@ -15,10 +15,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from ..core.basics import BadInput, check_name, seeded
 
 # %% auto #0
-__all__ = ['architectures', 'resolutions', 'ConditionalNorm', 'SelfAttention', 'attention_layers', 'ProjectionHead',
-           'DCGANGenerator', 'DCGANDiscriminator', 'UpBlock', 'ResnetGenerator', 'DownBlock', 'ResnetDiscriminator',
-           'he_init', 'FixupBlock', 'R3Generator', 'R3Discriminator', 'StudyGenerator', 'StudyDiscriminator',
-           'MLPGenerator', 'MLPDiscriminator', 'PerClass', 'GAN', 'summary']
+__all__ = ['architectures', 'resolutions', 'SelfAttention', 'GAN', 'summary']
 
 # %% ../../nbs/gan/01_nets.ipynb #00fcb46d
 def resolutions(size:int, # side of the image in pixels
@@ -31,10 +28,9 @@ def resolutions(size:int, # side of the image in pixels
     return [(size >> ups-i, max(nf << ups >> i+1, nf//2, 1)) for i in range(ups+1)]
 
 # %% ../../nbs/gan/01_nets.ipynb #63917f74
-class ConditionalNorm(nn.Module):
+class _ConditionalNorm(nn.Module):
     "Batch normalisation of `x` (n,nf,h,w) whose scale and shift are linear functions of a condition `e` (n,ne)"
-    def __init__(self, nf, # feature maps
-                 ne):      # dimensions of the condition
+    def __init__(self, nf, ne):
         super().__init__()
         self.norm, self.affine = nn.BatchNorm2d(nf, affine=False), nn.Linear(ne, 2*nf)
         nn.init.normal_(self.affine.weight, std=.02)
@@ -59,9 +55,7 @@ class SelfAttention(nn.Module):
         return x + self.gamma*self.out((v @ weights.transpose(1, 2)).view(len(x), -1, *x.shape[2:]))
 
 # %% ../../nbs/gan/01_nets.ipynb #0c52c93e
-def attention_layers(sizes:list,  # (side, feature maps), from `resolutions`
-                     attention=() # sides of the grids with self-attention, in pixels
-                    ) -> list:    # a module for each of `sizes`
+def _attention_layers(sizes:list, attention=()):
     "Return `SelfAttention` for the grids in `attention` and identities for the others; raise `BadInput`"
     sides = [s for s, _ in sizes[:-1]]
     if unknown := [s for s in attention if s not in sides]:
@@ -70,10 +64,9 @@ def attention_layers(sizes:list,  # (side, feature maps), from `resolutions`
     return [SelfAttention(w) if s in attention else nn.Identity() for s, w in sizes]
 
 # %% ../../nbs/gan/01_nets.ipynb #68867ba7
-class ProjectionHead(nn.Module):
+class _ProjectionHead(nn.Module):
     "Logits (n,), float32, of features `h` (n,d) for classes `y` (n,) (arXiv 1802.05637, eq. 3)"
-    def __init__(self, n_features, # d
-                 n_classes):       # number of classes
+    def __init__(self, n_features, n_classes):
         super().__init__()
         self.linear, self.embed = nn.Linear(n_features, 1), nn.Embedding(n_classes, n_features)
         nn.init.normal_(self.embed.weight, std=.02)
@@ -81,22 +74,17 @@ class ProjectionHead(nn.Module):
     def forward(self, h, y): return ((self.linear.weight + self.embed(y))*h.float()).sum(1) + self.linear.bias
 
 # %% ../../nbs/gan/01_nets.ipynb #3b3c428a
-class DCGANGenerator(nn.Module):
+class _DCGANGenerator(nn.Module):
     "`G(z, y)`: noise (n,nz) and labels (n,) to images in [-1,1], (n,channels,size,size)"
-    def __init__(self, size=48, # side of the image in pixels
-                 channels=1,    # 1 grey, 3 colour
-                 n_classes=5,   # number of classes
-                 nz=100,        # dimensions of the noise
-                 nf=48,         # feature maps at half the size
-                 attention=()): # sides of the grids with self-attention, in pixels
+    def __init__(self, size=48, channels=1, n_classes=5, nz=100, nf=48, attention=()):
         super().__init__()
         sizes, ne = resolutions(size, nf), nz + 32
         (self.side, self.width), widths = sizes[0], [w for _, w in sizes]
         self.embed, self.first = nn.Embedding(n_classes, 32), nn.Linear(ne, self.width*self.side**2)
-        self.norms = nn.ModuleList(ConditionalNorm(w, ne) for w in widths)
+        self.norms = nn.ModuleList(_ConditionalNorm(w, ne) for w in widths)
         self.ups = nn.ModuleList(nn.ConvTranspose2d(i, o, 4, 2, 1, bias=False) for i, o in zip(widths, widths[1:]))
         self.last = nn.Conv2d(widths[-1], channels, 3, 1, 1)
-        self.attend = nn.ModuleList(attention_layers(sizes, attention))
+        self.attend = nn.ModuleList(_attention_layers(sizes, attention))
 
     def forward(self, z, y):
         e = torch.cat([z, self.embed(y)], 1)
@@ -106,17 +94,13 @@ class DCGANGenerator(nn.Module):
         return torch.tanh(self.last(x))
 
 # %% ../../nbs/gan/01_nets.ipynb #94887861
-class DCGANDiscriminator(nn.Module):
+class _DCGANDiscriminator(nn.Module):
     "`D(x, y)`: images in [-1,1], (n,channels,size,size), and labels (n,) to logits (n,)"
-    def __init__(self, size=48, # side of the image in pixels
-                 channels=1,    # 1 grey, 3 colour
-                 n_classes=5,   # number of classes
-                 nf=48,         # feature maps of the first convolution
-                 attention=()): # sides of the grids with self-attention, in pixels
+    def __init__(self, size=48, channels=1, n_classes=5, nf=48, attention=()):
         super().__init__()
         sizes = resolutions(size, nf)
         widths, layers = [channels] + [nf << i for i in range(len(sizes) - 1)], []
-        for i, o, attend in zip(widths, widths[1:], attention_layers(sizes, attention)[-2::-1]):
+        for i, o, attend in zip(widths, widths[1:], _attention_layers(sizes, attention)[-2::-1]):
             layers += [nn.Conv2d(i, o, 4, 2, 1), nn.LeakyReLU(.2)] + [attend]*(not isinstance(attend, nn.Identity))
         layers += [nn.Flatten(), nn.Linear(widths[-1]*sizes[0][0]**2, 256), nn.LeakyReLU(.2)]
         self.features, self.linear, self.embed = nn.Sequential(*layers), nn.Linear(256, 1), nn.Embedding(n_classes, 256)
@@ -127,13 +111,11 @@ class DCGANDiscriminator(nn.Module):
         return self.linear(h)[:, 0] + (self.embed(y)*h).sum(1)/h.shape[1]**.5
 
 # %% ../../nbs/gan/01_nets.ipynb #433ab64d
-class UpBlock(nn.Module):
+class _UpBlock(nn.Module):
     "Residual block that doubles the side of `x`, normalised under the condition `e`"
-    def __init__(self, ni, # feature maps in
-                 no,       # feature maps out
-                 ne):      # dimensions of the condition
+    def __init__(self, ni, no, ne):
         super().__init__()
-        self.norms = nn.ModuleList([ConditionalNorm(ni, ne), ConditionalNorm(no, ne)])
+        self.norms = nn.ModuleList([_ConditionalNorm(ni, ne), _ConditionalNorm(no, ne)])
         self.convs = nn.ModuleList([nn.Conv2d(ni, no, 3, padding=1), nn.Conv2d(no, no, 3, padding=1)])
         self.short = nn.Conv2d(ni, no, 1)
 
@@ -142,21 +124,16 @@ class UpBlock(nn.Module):
         return self.convs[1](F.relu(self.norms[1](h, e))) + F.interpolate(self.short(x), scale_factor=2)
 
 # %% ../../nbs/gan/01_nets.ipynb #ae5de324
-class ResnetGenerator(nn.Module):
+class _ResnetGenerator(nn.Module):
     "`G(z, y)`: noise (n,nz) and labels (n,) to images in [-1,1], (n,channels,size,size)"
-    def __init__(self, size=48, # side of the image in pixels
-                 channels=1,    # 1 grey, 3 colour
-                 n_classes=5,   # number of classes
-                 nz=100,        # dimensions of the noise
-                 nf=48,         # feature maps at half the size
-                 attention=()): # sides of the grids with self-attention, in pixels
+    def __init__(self, size=48, channels=1, n_classes=5, nz=100, nf=48, attention=()):
         super().__init__()
         sizes, ne = resolutions(size, nf), nz + 32
         (self.side, self.width), widths = sizes[0], [w for _, w in sizes]
         self.embed, self.first = nn.Embedding(n_classes, 32), nn.Linear(ne, self.width*self.side**2)
-        self.ups = nn.ModuleList(UpBlock(i, o, ne) for i, o in zip(widths, widths[1:]))
-        self.norm, self.last = ConditionalNorm(widths[-1], ne), nn.Conv2d(widths[-1], channels, 3, padding=1)
-        self.attend = nn.ModuleList(attention_layers(sizes, attention))
+        self.ups = nn.ModuleList(_UpBlock(i, o, ne) for i, o in zip(widths, widths[1:]))
+        self.norm, self.last = _ConditionalNorm(widths[-1], ne), nn.Conv2d(widths[-1], channels, 3, padding=1)
+        self.attend = nn.ModuleList(_attention_layers(sizes, attention))
 
     def forward(self, z, y):
         e = torch.cat([z, self.embed(y)], 1)
@@ -166,12 +143,9 @@ class ResnetGenerator(nn.Module):
         return torch.tanh(self.last(F.relu(self.norm(x, e))))
 
 # %% ../../nbs/gan/01_nets.ipynb #50359a54
-class DownBlock(nn.Module):
+class _DownBlock(nn.Module):
     "Residual block of the discriminator"
-    def __init__(self, ni,    # feature maps in
-                 no,          # feature maps out
-                 down=True,   # halve the side by average pooling?
-                 first=False):# is the input an image? then no ReLU precedes the first convolution
+    def __init__(self, ni, no, down=True, first=False):
         super().__init__()
         self.pool, self.first, nh = nn.AvgPool2d(2) if down else nn.Identity(), first, no if first else ni
         self.convs = nn.ModuleList([nn.Conv2d(ni, nh, 3, padding=1), nn.Conv2d(nh, no, 3, padding=1)])
@@ -182,19 +156,15 @@ class DownBlock(nn.Module):
         return self.pool(self.convs[1](F.relu(h))) + self.short(self.pool(x))
 
 # %% ../../nbs/gan/01_nets.ipynb #0e335087
-class ResnetDiscriminator(nn.Module):
+class _ResnetDiscriminator(nn.Module):
     "`D(x, y)`: images in [-1,1], (n,channels,size,size), and labels (n,) to logits (n,), under spectral normalisation"
-    def __init__(self, size=48, # side of the image in pixels
-                 channels=1,    # 1 grey, 3 colour
-                 n_classes=5,   # number of classes
-                 nf=48,         # feature maps at half the size
-                 attention=()): # sides of the grids with self-attention, in pixels
+    def __init__(self, size=48, channels=1, n_classes=5, nf=48, attention=()):
         super().__init__()
         sizes = resolutions(size, nf)
         widths = [channels] + [w for _, w in sizes[-2::-1]]
-        self.downs = nn.ModuleList(DownBlock(i, o, first=k == 0) for k, (i, o) in enumerate(zip(widths, widths[1:])))
-        self.last, self.head = DownBlock(widths[-1], widths[-1], down=False), ProjectionHead(widths[-1], n_classes)
-        self.attend = nn.ModuleList(attention_layers(sizes, attention)[-2::-1])
+        self.downs = nn.ModuleList(_DownBlock(i, o, first=k == 0) for k, (i, o) in enumerate(zip(widths, widths[1:])))
+        self.last, self.head = _DownBlock(widths[-1], widths[-1], down=False), _ProjectionHead(widths[-1], n_classes)
+        self.attend = nn.ModuleList(_attention_layers(sizes, attention)[-2::-1])
         self.normed = [m for m in self.modules() if isinstance(m, (nn.Conv2d, nn.Linear, nn.Embedding))]
         for m in self.normed: spectral_norm(m)
 
@@ -208,44 +178,36 @@ class ResnetDiscriminator(nn.Module):
 # %% ../../nbs/gan/01_nets.ipynb #7120bf86
 _he_gain = math.sqrt(2/(1 + .2**2)) # keeps the variance behind a leaky ReLU of slope .2 (arXiv 1502.01852)
 
-def he_init(layer,        # convolution or linear layer
-            gain=_he_gain # 0: all weights are 0
-           ):             # the layer
+def _he_init(layer, gain=_he_gain):
     "Draw the weights of `layer` from N(0, gain²/fan-in) and set its bias to 0"
     nn.init.normal_(layer.weight, std=gain/layer.weight[0].numel()**.5) if gain else nn.init.zeros_(layer.weight)
     if layer.bias is not None: nn.init.zeros_(layer.bias)
     return layer
 
-class FixupBlock(nn.Module):
+class _FixupBlock(nn.Module):
     "Residual block without norm that starts as the identity (arXiv 2501.05441, section 4)"
-    def __init__(self, nf, # feature maps in and out; twice as many inside, in groups of 16
-                 n_blocks):# blocks of the whole net, for the scale of the first weights
+    def __init__(self, nf, n_blocks):
         super().__init__()
         gain = _he_gain*n_blocks**-.25
-        self.widen = he_init(nn.Conv2d(nf, 2*nf, 1), gain)
-        self.mix = he_init(nn.Conv2d(2*nf, 2*nf, 3, padding=1, groups=2*nf//math.gcd(2*nf, 16)), gain)
-        self.narrow = he_init(nn.Conv2d(2*nf, nf, 1, bias=False), 0)
+        self.widen = _he_init(nn.Conv2d(nf, 2*nf, 1), gain)
+        self.mix = _he_init(nn.Conv2d(2*nf, 2*nf, 3, padding=1, groups=2*nf//math.gcd(2*nf, 16)), gain)
+        self.narrow = _he_init(nn.Conv2d(2*nf, nf, 1, bias=False), 0)
 
     def forward(self, x): return x + self.narrow(F.leaky_relu(self.mix(F.leaky_relu(self.widen(x), .2)), .2))
 
 # %% ../../nbs/gan/01_nets.ipynb #ffd27dc8
-class R3Generator(nn.Module):
+class _R3Generator(nn.Module):
     "`G(z, y)`: noise (n,nz) and labels (n,) to images in [-1,1], (n,channels,size,size)"
-    def __init__(self, size=48, # side of the image in pixels
-                 channels=1,    # 1 grey, 3 colour
-                 n_classes=5,   # number of classes
-                 nz=100,        # dimensions of the noise
-                 nf=48,         # feature maps at half the size
-                 attention=()): # sides of the grids with self-attention, in pixels
+    def __init__(self, size=48, channels=1, n_classes=5, nz=100, nf=48, attention=()):
         super().__init__()
         sizes = resolutions(size, nf)
         widths, n = [w for _, w in sizes], len(sizes)
-        self.embed, self.first = nn.Embedding(n_classes, 32), he_init(nn.Linear(nz + 32, widths[0], bias=False), 1)
+        self.embed, self.first = nn.Embedding(n_classes, 32), _he_init(nn.Linear(nz + 32, widths[0], bias=False), 1)
         self.grid = nn.Parameter(torch.randn(widths[0], sizes[0][0], sizes[0][0]))
-        self.blocks = nn.ModuleList(FixupBlock(w, n) for w in widths)
-        self.narrow = nn.ModuleList(he_init(nn.Conv2d(i, o, 1, bias=False), 1) for i, o in zip(widths, widths[1:]))
-        self.last = he_init(nn.Conv2d(widths[-1], channels, 1), 1)
-        self.attend = nn.ModuleList(attention_layers(sizes, attention))
+        self.blocks = nn.ModuleList(_FixupBlock(w, n) for w in widths)
+        self.narrow = nn.ModuleList(_he_init(nn.Conv2d(i, o, 1, bias=False), 1) for i, o in zip(widths, widths[1:]))
+        self.last = _he_init(nn.Conv2d(widths[-1], channels, 1), 1)
+        self.attend = nn.ModuleList(_attention_layers(sizes, attention))
 
     def forward(self, z, y):
         x = self.first(torch.cat([z, self.embed(y)], 1))[:, :, None, None]*self.grid
@@ -256,22 +218,18 @@ class R3Generator(nn.Module):
         return torch.tanh(self.last(x))
 
 # %% ../../nbs/gan/01_nets.ipynb #1703f68f
-class R3Discriminator(nn.Module):
+class _R3Discriminator(nn.Module):
     "`D(x, y)`: images in [-1,1], (n,channels,size,size), and labels (n,) to logits (n,)"
-    def __init__(self, size=48, # side of the image in pixels
-                 channels=1,    # 1 grey, 3 colour
-                 n_classes=5,   # number of classes
-                 nf=48,         # feature maps at half the size
-                 attention=()): # sides of the grids with self-attention, in pixels
+    def __init__(self, size=48, channels=1, n_classes=5, nf=48, attention=()):
         super().__init__()
         sizes = resolutions(size, nf)
         widths, n = [w for _, w in sizes[::-1]], len(sizes)
-        self.first = he_init(nn.Conv2d(channels, widths[0], 1), 1)
-        self.blocks = nn.ModuleList(FixupBlock(w, n) for w in widths)
-        self.widen = nn.ModuleList(he_init(nn.Conv2d(i, o, 1, bias=False), 1) for i, o in zip(widths, widths[1:]))
-        self.grid = he_init(nn.Conv2d(widths[-1], widths[-1], sizes[0][0], groups=widths[-1], bias=False), 1)
-        self.features, self.head = he_init(nn.Linear(widths[-1], 256), 1), ProjectionHead(256, n_classes)
-        self.attend = nn.ModuleList(attention_layers(sizes, attention)[::-1])
+        self.first = _he_init(nn.Conv2d(channels, widths[0], 1), 1)
+        self.blocks = nn.ModuleList(_FixupBlock(w, n) for w in widths)
+        self.widen = nn.ModuleList(_he_init(nn.Conv2d(i, o, 1, bias=False), 1) for i, o in zip(widths, widths[1:]))
+        self.grid = _he_init(nn.Conv2d(widths[-1], widths[-1], sizes[0][0], groups=widths[-1], bias=False), 1)
+        self.features, self.head = _he_init(nn.Linear(widths[-1], 256), 1), _ProjectionHead(256, n_classes)
+        self.attend = nn.ModuleList(_attention_layers(sizes, attention)[::-1])
 
     def forward(self, x, y):
         x = self.first(x)
@@ -286,17 +244,12 @@ def _dcgan_init(m):
     if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)): nn.init.normal_(m.weight, std=.02)
     if isinstance(m, nn.BatchNorm2d): nn.init.normal_(m.weight, 1, .02)
 
-class StudyGenerator(nn.Module):
+class _StudyGenerator(nn.Module):
     "`G(z, y)` of the source study: transposed convolutions, batch norm, ReLU; one-hot classes beside the noise"
-    def __init__(self, size=48, # side of the image in pixels; 32 in the study
-                 channels=1,    # 1 grey, 3 colour
-                 n_classes=5,   # number of classes
-                 nz=100,        # dimensions of the noise
-                 nf=48,         # feature maps at half the size
-                 attention=()): # sides of the grids with self-attention, in pixels
+    def __init__(self, size=48, channels=1, n_classes=5, nz=100, nf=48, attention=()):
         super().__init__()
         sizes, layers, ni, self.n_classes = resolutions(size, nf), [], nz + n_classes, n_classes
-        for i, ((side, no), attend) in enumerate(zip(sizes[:-1], attention_layers(sizes, attention))):
+        for i, ((side, no), attend) in enumerate(zip(sizes[:-1], _attention_layers(sizes, attention))):
             up = nn.ConvTranspose2d(ni, no, *((4, 2, 1) if i else (side,)), bias=False)
             layers += [up, nn.BatchNorm2d(no), nn.ReLU(), attend]
             ni = no
@@ -306,17 +259,13 @@ class StudyGenerator(nn.Module):
         return self.layers(torch.cat([z, F.one_hot(y, self.n_classes).to(z)], 1)[:, :, None, None])
 
 # %% ../../nbs/gan/01_nets.ipynb #c2e4f395
-class StudyDiscriminator(nn.Module):
+class _StudyDiscriminator(nn.Module):
     "`D(x, y)` of the source study, in (0,1): strided convolutions, batch norm and a sigmoid; the class is one more map"
-    def __init__(self, size=48, # side of the image in pixels; 32 in the study
-                 channels=1,    # 1 grey, 3 colour
-                 n_classes=5,   # number of classes
-                 nf=48,         # feature maps of the first convolution
-                 attention=()): # sides of the grids with self-attention, in pixels
+    def __init__(self, size=48, channels=1, n_classes=5, nf=48, attention=()):
         super().__init__()
         self.size, self.embed, sizes = size, nn.Embedding(n_classes, size**2), resolutions(size, nf)
         layers, ni = [], channels + 1
-        for i, ((_, no), attend) in enumerate(zip(sizes[-2::-1], attention_layers(sizes, attention)[-2::-1])):
+        for i, ((_, no), attend) in enumerate(zip(sizes[-2::-1], _attention_layers(sizes, attention)[-2::-1])):
             layers += [nn.Conv2d(ni, no, 4, 2, 1, bias=i == 0), nn.BatchNorm2d(no) if i else nn.Identity(),
                        nn.LeakyReLU(.2), attend]
             ni = no
@@ -336,26 +285,17 @@ def _mlp(ni, nf):
         nn.init.zeros_(layers[-2].bias)
     return nn.Sequential(*layers)
 
-class MLPGenerator(nn.Module):
+class _MLPGenerator(nn.Module):
     "`G(z, y)`: noise (n,nz) and labels (n,) to vectors (n,size)"
-    def __init__(self, size,    # length of a vector
-                 channels=0,    # not used
-                 n_classes=5,   # number of classes
-                 nz=64,         # dimensions of the noise and of the embedded class
-                 nf=256,        # width of the hidden layers
-                 attention=()): # not used
+    def __init__(self, size, channels=0, n_classes=5, nz=64, nf=256, attention=()):
         super().__init__()
         self.embed, self.layers, self.out = nn.Embedding(n_classes, nz), _mlp(2*nz, nf), nn.Linear(nf, size)
 
     def forward(self, z, y): return self.out(self.layers(torch.cat([z, self.embed(y)], 1)))
 
-class MLPDiscriminator(nn.Module):
+class _MLPDiscriminator(nn.Module):
     "`D(x, y)`: vectors (n,size) and labels (n,) to logits (n,)"
-    def __init__(self, size,    # length of a vector
-                 channels=0,    # not used
-                 n_classes=5,   # number of classes
-                 nf=256,        # width of the hidden layers
-                 attention=()): # not used
+    def __init__(self, size, channels=0, n_classes=5, nf=256, attention=()):
         super().__init__()
         self.layers, self.out, self.embed = _mlp(size, nf), nn.Linear(nf, 1), nn.Embedding(n_classes, nf)
         nn.init.normal_(self.embed.weight, std=nf**-.5)
@@ -365,19 +305,14 @@ class MLPDiscriminator(nn.Module):
         return (self.out(h)[:, 0] + (self.embed(y)*h).sum(1)).float()
 
 # %% ../../nbs/gan/01_nets.ipynb #94d82268
-architectures = dict(dcgan=(DCGANGenerator, DCGANDiscriminator), resnet=(ResnetGenerator, ResnetDiscriminator),
-                     r3gan=(R3Generator, R3Discriminator), study=(StudyGenerator, StudyDiscriminator),
-                     mlp=(MLPGenerator, MLPDiscriminator))         # 'mlp' for vectors, the others for images
+architectures = dict(dcgan=(_DCGANGenerator, _DCGANDiscriminator), resnet=(_ResnetGenerator, _ResnetDiscriminator),
+                     r3gan=(_R3Generator, _R3Discriminator), study=(_StudyGenerator, _StudyDiscriminator),
+                     mlp=(_MLPGenerator, _MLPDiscriminator))         # 'mlp' for vectors, the others for images
 
 # %% ../../nbs/gan/01_nets.ipynb #f6e0d4f6
-class PerClass(nn.Module):
+class _PerClass(nn.Module):
     "A net per class: each image, or row of noise, goes to the net of its class"
-    def __init__(self, net, # a class of nets, as in `architectures`
-                 size,      # side of the image in pixels
-                 channels,  # 1 grey, 3 colour
-                 n_classes, # number of classes
-                 *args,     # further arguments of `net`
-                 **kwargs): # further arguments of `net`
+    def __init__(self, net, size, channels, n_classes, *args, **kwargs):
         super().__init__()
         self.nets = nn.ModuleList(net(size, channels, 1, *args, **kwargs) for _ in range(n_classes))
 
@@ -406,7 +341,7 @@ class GAN(nn.Module):
                            "choose net='mlp', channels=0 and no attention, for images another net.")
         self.params = dict(size=size, channels=channels, n_classes=n_classes, nz=nz, nf=nf, net=net,
                            attention=attention, per_class=bool(per_class))
-        G, D = (partial(PerClass, o) if per_class else o for o in architectures[net])
+        G, D = (partial(_PerClass, o) if per_class else o for o in architectures[net])
         with seeded('vector gan' if vectors else 'gan', seed):
             self.generator = G(size, channels, n_classes, nz, nf, attention=attention)
             self.discriminator = D(size, channels, n_classes, nf, attention=attention)

@@ -53,7 +53,8 @@ class GANRecipe:
         "The fields as JSON can hold them, for the hash of a stage"
         own = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
         if not self.matching: del own['matching']             # so that GANs made before this field keep their hashes
-        return own | dict(augment=getattr(self.augment, 'params', self.augment))
+        name = lambda a: getattr(a, '__qualname__', type(a).__name__) if callable(a) else a     # its address changes
+        return own | dict(augment=getattr(self.augment, 'params', name(self.augment)))
 
 # %% ../../nbs/gan/03_trainer.ipynb #affd39df
 def _check_recipe(r):
@@ -129,7 +130,9 @@ class GANTrainer(Callback):
         self.opt_d, self.more = self.learn.more_opts['opt_d'], self.learn.more_state
         self.bf16 = has_bf16(device) and self.model.params['nf'] % 16 == 0
         self.apart = any(isinstance(m, _BatchNorm) for m in self.model.discriminator.modules())
-        self.augment = self._augment()
+        a = r.augment
+        if a == 'ada': a = DiffAugment(strength=self.more['strength'].p)
+        self.augment = DiffAugment() if a == 'diff' else a or (lambda x, g: x)
 
     def before_train(self):
         own = [] if self.distributed is None else ['process', self.distributed.rank]   # the noise is drawn by all alike
@@ -179,12 +182,6 @@ def noise(self:GANTrainer, n # rows
     draw = lambda n: torch.randn(n, self.model.params['nz'], generator=self.rng_noise, device=self.dls.device)
     return draw(n) if self.distributed is None else self.distributed.mine(draw(n*self.distributed.world))
 
-@patch
-def _augment(self:GANTrainer):
-    a = self.recipe.augment
-    if a == 'ada': return DiffAugment(strength=self.more['strength'].p)
-    return DiffAugment() if a == 'diff' else a or (lambda x, g: x)
-
 # %% ../../nbs/gan/03_trainer.ipynb #5954a9b4
 @patch
 def d_step(self:GANTrainer, real:Tensor, # images in [-1,1], (n,c,h,w), or vectors (n,d)
@@ -225,7 +222,7 @@ def _averaged(self:GANTrainer, params, *values):
     return values if self.distributed is None else self.distributed.average(params, *values)
 
 @patch
-def _whole(self:GANTrainer, t): return t if self.distributed is None else self.distributed.whole(t)
+def _whole(self:GANTrainer, t): return t if self.distributed is None else self.distributed.accelerator.gather(t)
 
 # %% ../../nbs/gan/03_trainer.ipynb #fa4ac417
 @patch

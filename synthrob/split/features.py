@@ -8,9 +8,9 @@ from pickle import UnpicklingError
 
 import matplotlib.pyplot as plt, numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from ..core.basics import BadInput, check_name, read_tensors, seeded
+from fastai.layers import Lambda
 from fastprogress.fastprogress import progress_bar
 from safetensors import SafetensorError
 
@@ -19,7 +19,7 @@ from ..data.files import existing
 from ..data.loaders import to_float
 
 # %% auto #0
-__all__ = ['check_layer', 'Extractor', 'ImageNetInput', 'pretrained', 'extract', 'Scale', 'plot_vectors']
+__all__ = ['check_layer', 'Extractor', 'pretrained', 'extract', 'Scale', 'plot_vectors']
 
 # %% ../../nbs/split/03_features.ipynb #24d9b705
 def check_layer(model:nn.Module, # a net
@@ -69,20 +69,6 @@ def _as_vectors(v, layer, swin=False):
     return (v.flatten(2).mean(2) if v.ndim == 4 else v.mean(1) if v.ndim == 3 else v.clone()).float()
 
 # %% ../../nbs/split/03_features.ipynb #b05d245e
-class ImageNetInput(nn.Module):
-    "Convert images in [0,1], of 1 or 3 channels and any size, to the input of torchvision's pretrained nets"
-    def __init__(self, px=128,                # side of the net's input in pixels
-                 mean=(.485, .456, .406),     # of each channel, in [0,1]
-                 std=(.229, .224, .225)):     # of each channel
-        super().__init__()
-        self.px = px
-        self.register_buffer('mean', torch.tensor(mean)[:, None, None], persistent=False)
-        self.register_buffer('std', torch.tensor(std)[:, None, None], persistent=False)
-
-    def forward(self, x):
-        x = F.interpolate(x, size=(self.px, self.px), mode='bilinear', antialias=True)
-        return (x.expand(-1, 3, -1, -1) - self.mean)/self.std
-
 def _weights_at(path):
     "Read the state dict in a file; raises `BadInput`"
     path = existing(path)
@@ -97,10 +83,11 @@ def _weights_at(path):
     return state
 
 def pretrained(name:str, # a classifier of torchvision, e.g. 'resnet18'
-               weights   # file of its weights
-              ) -> nn.Module: # images in [0,1] to logits, in eval mode
+               weights,  # file of its weights
+               px=None   # side of its input in pixels; None: 128, or the only one that it takes
+              ) -> nn.Module: # images in [0,1], of 1 or 3 channels and any size, to logits; in eval mode
     "Return a net of torchvision with the weights of a file; raises `BadInput` if they do not fit"
-    from torchvision import models
+    from torchvision import models, transforms as T
     Torchvision(name)                                             # raises `BadInput` for an unknown name
     state = _weights_at(weights)
     with seeded('pretrained'):
@@ -108,12 +95,15 @@ def pretrained(name:str, # a classifier of torchvision, e.g. 'resnet18'
         last = list(net.state_dict())[-1]
         k = len(state[last]) if last in state and state[last].ndim else 1000
         if k != 1000: net = models.get_model(name, weights=None, num_classes=k)       # fine-tuned weights
+    for o in ('AuxLogits', 'aux1', 'aux2'):                               # heads for training only, often left out
+        if hasattr(net, o) and not any(k.startswith(f'{o}.') for k in state): setattr(net, o, None)
     try: net.load_state_dict(state)
     except (RuntimeError, TypeError) as e:
         raise BadInput(f"The weights in {weights} are not those of {name}: {' '.join(str(e).split())[:160]}.") from None
     if hasattr(net, 'transform_input'): net.transform_input = True       # what published weights of Inception expect
     norm = models.get_model_weights(name).DEFAULT.transforms()            # downloads nothing
-    return nn.Sequential(ImageNetInput(getattr(net, 'image_size', 128), norm.mean, norm.std), net).eval()
+    size, colour = [px or getattr(net, 'image_size', 128)]*2, Lambda(lambda x: x.expand(-1, 3, -1, -1))
+    return nn.Sequential(nn.Sequential(T.Resize(size), colour, T.Normalize(norm.mean, norm.std)), net).eval()
 
 # %% ../../nbs/split/03_features.ipynb #cef36386
 @torch.no_grad()

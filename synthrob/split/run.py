@@ -12,10 +12,11 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd
 import torch
 from torch import nn
 
+from fastai.torch_core import rank_distrib
 from fastcore.basics import patch
 from ..core.basics import (BadInput, default_device, generator, hash_file, read_array, read_json, read_tensors,
                                   replacing, seeded, write_array, write_json, write_parquet, write_tensors)
-from ..core.distributed import distributed, launch, process_rank
+from ..core.distributed import distributed, launch
 from ..core.stages import CHECKPOINT, Stage, discard_damaged
 from ..cnn.learner import Evaluation, cnn_learner, evaluate, learning_problem, recipe as cnn_recipe
 from ..cnn.attacks import Predictor, attack
@@ -248,8 +249,8 @@ def _fit_gan(run, folder):
         best = SaveBestGAN(run.judge.classifier(), run.part('valid'), every=3, path=folder/'best.safetensors')
         cbs = [best]
     if not run.cond['feature']: cbs = [SampleSheet(folder/'samples', every=10), *cbs]
-    with distributed(learn): learn.fit_gan(p.gan_images, folder/CHECKPOINT, cbs=[] if process_rank() else cbs)
-    if p.processes > 1 and process_rank() == 0 and learn.failure: write_json(folder/'failure.json', learn.failure)
+    with distributed(learn): learn.fit_gan(p.gan_images, folder/CHECKPOINT, cbs=[] if rank_distrib() else cbs)
+    if p.processes > 1 and rank_distrib() == 0 and learn.failure: write_json(folder/'failure.json', learn.failure)
     return learn, best
 
 def _check_failure(folder):

@@ -42,12 +42,11 @@ def dask_setup(worker # of Dask
 
 def make_stage(params:dict,  # of the experiment
                hash:str,     # of one of its stages
-               kernel=False, # execute the notebook in a Jupyter kernel
                *inputs       # results of the tasks that make its inputs
               ) -> bool:     # False if it was finished already
     "Make one stage of an experiment"
     try:
-        stages = {s.hash: s for s in Cell(check_params(params), kernel).stage.upstream()}
+        stages = {s.hash: s for s in Cell(check_params(params)).stage.upstream()}
         if hash not in stages: raise BadInput("The data have changed since the sweep was planned: start it again.")
         with open(os.devnull, 'w') as f, contextlib.redirect_stdout(f), contextlib.redirect_stderr(f):
             return not stages[hash].make().reused
@@ -87,6 +86,9 @@ def _local(slots=None, gpus=None, memory=None):
 # %% ../../nbs/sweep/02_cluster.ipynb #2812959b
 def _slurm(folder, slots=None, gpus=None, memory=None, jobs=1, partition=None, time=None, cores=None):
     "Return a cluster on Slurm; what is None comes from Dask's jobqueue.yaml"
+    if (slots or 1) > 1 and (gpus or 0) > 1:
+        raise BadInput(f"gpus={gpus} with slots={slots}: all would use the first GPU of their job; ask for gpus=1 and "
+                       "more jobs.")
     on_ctrl_c = signal.getsignal(signal.SIGINT)
     try: from dask_jobqueue import SLURMCluster
     except ImportError: raise BadInput("engine='slurm' needs dask-jobqueue: pip install 'synthrob[slurm]'.") from None
@@ -94,8 +96,6 @@ def _slurm(folder, slots=None, gpus=None, memory=None, jobs=1, partition=None, t
     if not shutil.which('sbatch'): raise BadInput("engine='slurm' finds no sbatch: go to a login node of the cluster.")
     conf = lambda k, default=None: dask.config.get(f'jobqueue.slurm.{k}', None) or default
     slots, cores, walltime = slots or 1, cores or conf('cores', 1), time or conf('walltime')
-    if slots > 1 and (gpus or 0) > 1:
-        raise BadInput(f"gpus={gpus} with slots={slots}: all {slots} would use the first GPU. Ask for more jobs of one.")
     seconds = _seconds(walltime)
     ours = dict.fromkeys(os.path.abspath(o) for o in sys.path if not o.startswith((sys.prefix, sys.base_prefix)))
     env = {f"DASK_{k.upper().replace('.', '__')}": str(v) for k, v in _config.items() if '.worker.' in k}
@@ -192,7 +192,7 @@ class Run:
                 if s.hash in self.futures or s.hash not in self.todo: continue
                 inputs = [self.futures[o.hash] for o in s.inputs.values() if o.hash in self.futures]
                 self.futures[s.hash] = client.submit(
-                    make_stage, asdict(c.p), s.hash, c.kernel, *inputs, key=_key(s), priority=-rank,
+                    make_stage, asdict(c.p), s.hash, *inputs, key=_key(s), priority=-rank,
                     resources=dict(gpu=1) if gpu and s.kind == 'gan' else None)
             self.futures[c.hash].add_done_callback(lambda f, c=c: self.ended.put((c, f)))
         self.keys = {f.key for f in self.futures.values()}

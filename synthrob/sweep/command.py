@@ -56,8 +56,7 @@ _settings = {f.name: (f.default, float if f.name == 'margin' else str, f.metadat
     power=(.8, float, "for the plan: probability of showing it"),
     alpha=(.05, float, "for the plan: probability of showing one where there is none"))
 _switches = dict(dry_run='print plan, price and seeds needed, and stop', retry='try failed cells again',
-                 repair='try failed cells again, and make damaged stages and what depends on them again',
-                 kernel='execute notebooks in Jupyter kernels, some seconds slower per cell')
+                 repair='try failed cells again, and make damaged stages and what depends on them again')
 _plan = 'effect', 'sd', 'power', 'alpha'
 
 def _check_settings(o):
@@ -146,7 +145,7 @@ def sweep(spec=None,     # a YAML file, a grid, or a list of grids; without rati
     for k in given: check_name(k, [*axes(), *_settings, *_switches], f"There is no parameter {k!r}")
     grids, settings = read_spec(spec) if isinstance(spec, (str, os.PathLike)) else grids_of(spec or {})
     own = {k: v for k, v in given.items() if k in axes()}
-    switches = dict(dry_run=dry_run, retry=retry, repair=repair, kernel=False)
+    switches = dict(dry_run=dry_run, retry=retry, repair=repair)
     o = {k: v[0] for k, v in _settings.items()} | switches | settings | {
         k: v for k, v in given.items() if k not in own and v is not None}
     o['out'] = str(o['out'])                                                            # a number in a file
@@ -157,7 +156,7 @@ def sweep(spec=None,     # a YAML file, a grid, or a list of grids; without rati
     for g in grids if o['metric'] else ():                                              # before anything is decoded
         check_params({k: values(k, v)[0] for k, v in g.items()} | dict(metric=o['metric']))
     grids = [one for g in grids for one in ([g] if 'ratio' in g else default_grid(g, o['out']))]
-    s = Sweep(grids, **{k: o.pop(k) for k in ('margin', 'metric', 'out', 'device', 'kernel')})
+    s = Sweep(grids, **{k: o.pop(k) for k in ('margin', 'metric', 'out', 'device')})
     plan, retry, repair = {k: o.pop(k) for k in _plan}, o.pop('retry'), o.pop('repair')
     if o['engine'] != 'slurm':                                                          # before the first cell
         for run in {c.p.pool: c.run for c in s.cells if c.p.pool and c.state != 'done'}.values():

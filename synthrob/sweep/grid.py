@@ -14,7 +14,7 @@ from fastcore.basics import patch
 import synthrob
 from ..core.basics import BadInput, check_name, hash_of, read_json, write_json
 from ..core.stages import Stage, now, read_record, versions
-from ..data.splits import default_metric, default_seeds, detectable, difference_limit, image_error
+from ..data.splits import default_metric, default_seeds, detectable, image_limits
 from ..split.params import SplitParams, check_params, check_value, idle_params, names_by_role
 from ..split.run import SplitRun
 from .stats import _n, fold_power, min_seeds, points, seeds_needed
@@ -106,7 +106,6 @@ NOTEBOOK = '03_split.ipynb'
 
 def execute(params:dict, # of the experiment
             dest,        # the executed notebook; as far as it came if a cell fails
-            kernel=False # in a Jupyter kernel, as papermill does by itself
            ):
     "Execute the notebook of an experiment; raises `PapermillExecutionError` if a cell fails"
     from papermill.execute import execute_notebook, papermill_engines
@@ -115,17 +114,16 @@ def execute(params:dict, # of the experiment
     nb = next((f for f in (here/NOTEBOOK, here.parent/'nbs'/NOTEBOOK) if f.is_file()), None)
     if not nb: raise BadInput(f"{NOTEBOOK} is neither in {here} nor in {here.parent/'nbs'}: install synthrob again.")
     papermill_engines.register('synthrob', SynthrobEngine)          # the entry point does so for an installed synthrob
-    execute_notebook(nb, dest, params, None if kernel else 'synthrob', False, progress_bar=False,
+    execute_notebook(nb, dest, params, 'synthrob', False, progress_bar=False,
                      kernel_name='python3', language='python')          # whatever kernel the notebook was saved with
 
 class Cell:
     "One experiment of a sweep, as a stage that executes the notebook"
     def __init__(self,
                  p:SplitParams,     # complete, from `check_params`
-                 kernel:bool=False, # execute the notebook in a Jupyter kernel, as papermill does by itself
                  seen:dict=None     # data stages of other cells, so that files are hashed once
                 ):
-        self.p, self.kernel, whole = p, kernel, lambda o: o and str(Path(o).expanduser().absolute())
+        self.p, whole = p, lambda o: o and str(Path(o).expanduser().absolute())
         for k in ('out', 'path', 'pool', 'weights'): setattr(p, k, whole(getattr(p, k)))
         self.run = run = SplitRun(p)
         key, seen = (p.data, p.path, p.vocab, p.size, p.channels), {} if seen is None else seen
@@ -138,7 +136,7 @@ class Cell:
 
     def _execute(self, stage):
         "Work of the stage"
-        execute({k: v for k, v in self.given.items() if v is not None}, stage.file(NOTEBOOK), self.kernel)
+        execute({k: v for k, v in self.given.items() if v is not None}, stage.file(NOTEBOOK))
         return dict(split=self.run.stages['split'].hash)
 
 # %% ../../nbs/sweep/01_grid.ipynb #cee4589d
@@ -199,8 +197,7 @@ class Sweep:
                  margin:float=.02, # accuracies that differ by less are called equivalent
                  out='runs',       # folder of all stages
                  metric:str=None,  # what is decided on, see `EvalParams`
-                 device=None,      # of all cells: 'cpu', 'cuda'; None: the GPU if there is one
-                 kernel=False      # execute notebooks in Jupyter kernels
+                 device=None       # of all cells: 'cpu', 'cuda'; None: the GPU if there is one
                 ):
         grids = [grids] if isinstance(grids, dict) else list(grids)
         self.margin, self.metric, self.out, self.device = margin, metric, Path(out), device
@@ -212,7 +209,7 @@ class Sweep:
             for one, p in good:
                 for fold in [p.fold] if 'fold' in one else range(p.folds or 1):
                     q = replace(p, out=str(out), device=device, margin=margin, metric=metric, fold=fold)
-                    c = Cell(q, kernel, seen)
+                    c = Cell(q, seen)
                     self.combos.append((asdict(q) | one | dict(fold=fold), cells.setdefault(c.hash, c)))
         self.grids = [{k: values(k, v) for k, v in g.items()} for g in grids]
         names = dict.fromkeys([*(k for g in self.grids for k in g), 'fold'])
@@ -413,7 +410,7 @@ def plan(self:Sweep,
     run, seeds = self.cells[0].run, {one['cnn_seed'] for one, _ in self.combos}
     run.make('parts')
     metric = self.metric or default_metric(run.images.y[run.splits.train].bincount(minlength=run.images.c).tolist())
-    limit, image = difference_limit(run.images, run.splits, metric), image_error(run.images, run.splits, metric, effect)
+    limit, image = image_limits(run.images, run.splits, metric, effect)
     test = detectable(run.images, run.splits, len(seeds), self.metric, self.margin, sd or .014)
     return '\n'.join([self.head(), '', self.overview().to_string(), '', f"Cost: {self.price(slots)}.",
                       f"Seeds: {self._enough(effect, sd, power, alpha, limit, run.folds, metric, image)}",
