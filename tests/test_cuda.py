@@ -23,7 +23,7 @@ from synthrob.gan.pools import filter_pool, sample_pool
 from synthrob.gan.trainer import gan_recipes
 from synthrob.split.params import check_params
 from synthrob.split.run import SplitRun, _launch
-from synthrob.sweep.cluster import run_cells
+from synthrob.sweep.cluster import _slurm, run_cells
 from synthrob.sweep.grid import Sweep
 
 gpu = torch.device('cuda')
@@ -116,6 +116,7 @@ def test_a_gpu_for_each_process(monkeypatch, tmp_path):
     sweep = lambda device=None, **grid: Sweep(dict(data='faces', ratio=0, robustness='none', **grid), out=tmp_path/'sweep', device=device)
     for s, why in ((sweep('cuda:1'), 'CUDA_VISIBLE_DEVICES=1'), (sweep(processes=2), 'each training one GPU')):
         with pytest.raises(BadInput, match=why): run_cells(s)
+    with pytest.raises(BadInput, match='all would use the first GPU of their job'): _slurm(tmp_path, slots=2, gpus=2)
 
 @pytest.mark.parametrize('more', [dict(), dict(gan_pick='best', reject=.1, quality='fast', robustness='fast'), dict(refresh_every=1, cnn='strong', cnn_epochs=2),
                                   dict(treatment='class_weights'), dict(preset='study', gan_images=64, gan_width=16), dict(space='feature')],

@@ -36,6 +36,13 @@ def test_vectors_of_nets_that_were_normalised_wrongly_are_made_again(tmp_path):
         s = SplitRun(p).stages['features']
         assert s.hash == Stage('features', s.params, None, s.inputs, version).hash
 
+def test_an_extractor_is_checked_at_its_own_size(tmp_path):
+    "Images are resized for it: 48 pixels are no multiple of its patches of 32"
+    (tmp_path/'w.pth').write_bytes(b'weights')
+    given = dict(data='faces', space='feature', ratio=.5, size=48, extractor='torchvision:vit_b_32', weights=str(tmp_path/'w.pth'))
+    assert check_params(given).size == 48
+    with pytest.raises(BadInput, match="layer='nowhere' is not in the net"): check_params(given | dict(layer='nowhere'))
+
 def test_epochs_of_a_head_are_not_those_of_its_extractor():
     "The extractor keeps its least number of steps, so it is the same net for heads of any length"
     runs = [SplitRun(check_params(dict(data='faces', space='feature', ratio=.5, **more))) for more in ({}, dict(head_epochs=3))]

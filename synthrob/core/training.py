@@ -64,7 +64,7 @@ def load_optimizer(opt:torch.optim.Optimizer, # of the same kind and the same pa
 @patch(as_prop=True)
 def start_at(self:Learner) -> int: # 0 unless resumed
     "The first epoch that this call of `fit` trains; earlier ones were read from a checkpoint"
-    return next((getattr(cb, 'start', 0) for cb in self.cbs if isinstance(cb, Checkpoint)), 0)
+    return getattr(getattr(self, 'checkpoint', None), 'start', 0)
 
 class History(Callback):
     "Keep the metrics of every epoch in `learn.history`, a list of dicts"
@@ -79,7 +79,7 @@ class History(Callback):
 # %% ../../nbs/core/03_training.ipynb #02131dc1
 class Checkpoint(Callback):
     "Save model, optimizers and history to `path` at the end of an epoch; resume from it when training starts again"
-    order, run_valid = 70, False                               # after everything that an epoch's end changes
+    order, run_valid, name = 70, False, 'checkpoint'           # after everything that an epoch's end changes
     def __init__(self, path,       # a safetensors file
                        every=20.,  # seconds between two checkpoints at least; the last epoch is always saved
                        tag=''): # of the training: a checkpoint with another, or of another length, seed or training
