@@ -270,7 +270,7 @@ def near_duplicates(
     others=None,        # `b` is one of these, such as training images beside synthetic `images`; None: one of `images`
     threshold:float=.6, # of the score; higher where even random pairs look alike
     k:int=8,            # candidates for each of `images`
-    progress:bool=None, # show progress bars? None: for more than 2,000 images
+    progress:bool=None, # show progress bars? None: for more than 4,000 images that are compared
     cut:bool=True       # leave out pairs below the threshold? It is in `attrs`
 ) -> pd.DataFrame: # a row per pair, best first: `a`, `b`, `score`, `scale`, `dy`, `dx` (pixels), `mirror`
     "Find pairs of images that show the same picture cropped, scaled, shifted, mirrored, compressed or retouched"

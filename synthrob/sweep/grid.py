@@ -178,7 +178,7 @@ def default_grid(
     given:dict, # parameters but for ratio
     out='runs'  # folder of all stages
 ) -> list:      # of grids
-    "Return ratios of synthetic images, and controls of equal ratios: repeated images; class weights if classes differ"
+    "Return ratios, and controls: repeated images, class weights if classes differ, noise for adversarial training"
     combinations(given | dict(ratio=.3))                                        # refuse before data are decoded
     run = _first(given, out=str(out))
     run.make('data')

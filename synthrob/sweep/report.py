@@ -248,8 +248,8 @@ def _about_arms(table):
         yield ("The p of a chosen arm is corrected for the choice; its difference and interval are not, and flatter it "
                "a little.")
     if (table.n_folds == 1).all():
-        yield ("Should one arm now and then lose much (skewed differences), six seeds are called better or worse "
-               "falsely in up to 7 of 100 cases, not 5.")
+        yield ("Should one arm now and then lose much (skewed differences), few seeds are called better or worse "
+               "falsely in up to 8 of 100 cases, not 5.")
     nets = table.drop_duplicates(list(CLASSIFIER))
     yield (f"There is one classifier, the {net_name(nets.iloc[0])}. A gain on a weak classifier may vanish on a strong "
            "one." if len(nets) == 1 else "Each classifier is judged on its own, without adjustment for their number.")

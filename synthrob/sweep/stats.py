@@ -364,7 +364,7 @@ def verdict(
 ) -> Verdict:
     """Decide between better, worse, equivalent and undecided; raise `BadInput` for missing values or a single seed
 
-    Differences far from symmetric (an arm that now and then loses much) make up to 7 % false verdicts at six seeds.
+    Differences far from symmetric (an arm that now and then loses much) make up to 8 % false verdicts at few seeds.
     """
     _check_fractions(margin=margin, alpha=alpha)
     if alpha > .5: raise BadInput(f"alpha={alpha} is out of range: choose a level below .5, usually .05.")
