@@ -2,7 +2,7 @@
 from __future__ import annotations
 import io, json, math, shutil, warnings
 from types import SimpleNamespace
-import numpy as np, pytest, torch
+import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from fastai.callback.core import Callback
 from torch import nn
