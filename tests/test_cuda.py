@@ -103,7 +103,8 @@ def test_buffers_that_processes_share_are_on_the_gpu():
 
 @on_gpu
 def test_a_gpu_for_each_process(monkeypatch, tmp_path):
-    "Asked for more GPUs than there are, or for one by number, before work starts"
+    "Asked for more GPUs than there are, or for one by number, before a training starts"
+    pytest.importorskip('accelerate')
     plain = dict(data='faces', ratio=0, robustness='none', out=str(tmp_path/'runs'))
     with pytest.raises(BadInput, match="each has a GPU of its own: give device='cuda'"): check_params(plain | dict(device='cuda:0', processes=2))
     run = SplitRun(check_params(plain | dict(device='cuda')))
@@ -112,10 +113,16 @@ def test_a_gpu_for_each_process(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
     monkeypatch.setenv('LOCAL_RANK', '1')
     assert default_device('cuda') == default_device() == torch.device('cuda:1') and default_device('cpu').type == 'cpu'
+    for device in 'cuda', None: assert check_params(plain | dict(device=device, processes=2)).processes == 2, 'as in each of the processes'
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)                # each sees its own only
+    assert default_device('cuda') == torch.device('cuda')
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
     monkeypatch.delenv('LOCAL_RANK')
     sweep = lambda device=None, **grid: Sweep(dict(data='faces', ratio=0, robustness='none', **grid), out=tmp_path/'sweep', device=device)
     for s, why in ((sweep('cuda:1'), 'CUDA_VISIBLE_DEVICES=1'), (sweep(processes=2), 'each training one GPU')):
         with pytest.raises(BadInput, match=why): run_cells(s)
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '2,3')
+    with pytest.raises(BadInput, match='CUDA_VISIBLE_DEVICES=3 and'): run_cells(sweep('cuda:1'))
     with pytest.raises(BadInput, match='all would use the first GPU of their job'): _slurm(tmp_path, slots=2, gpus=2)
 
 @pytest.mark.parametrize('more', [dict(), dict(gan_pick='best', reject=.1, quality='fast', robustness='fast'), dict(refresh_every=1, cnn='strong', cnn_epochs=2),

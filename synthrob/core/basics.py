@@ -251,9 +251,9 @@ def default_device(device=None # None (the GPU if there is one), 'cpu', 'cuda', 
     except (RuntimeError, TypeError): raise BadInput(f"device={device!r} is unknown: use 'cpu' or 'cuda'.") from None
     if d.type not in ('cpu', 'cuda'):
         raise BadInput(f"device='{d}' has never been tested with synthrob: use 'cpu' or 'cuda'.")
-    if d == torch.device('cuda') and 'LOCAL_RANK' in os.environ:      # torchrun: a process, a GPU
-        d = torch.device('cuda', int(os.environ['LOCAL_RANK']))
     n = torch.cuda.device_count() if d.type == 'cuda' and torch.cuda.is_available() else 0
+    rank = int(os.environ.get('LOCAL_RANK', n))                       # torchrun: a process, a GPU
+    if d.index is None and rank < n: d = torch.device('cuda', rank)
     if d.type == 'cuda' and (d.index or 0) >= n:
         fix = f"choose cuda:0 to cuda:{n - 1}" if n else "use device='cpu'"
         raise BadInput(f"device='{d}' is unavailable, torch finds {n or 'no'} GPU{'s'*(n != 1)} here: {fix}.")

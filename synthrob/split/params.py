@@ -325,8 +325,8 @@ def _check_processes(p):
     if conditions(p)['gan'] and ((r := gan_recipe(p.gan_arch)).per_class or r.matching):       # a part lacks classes
         why = 'has nets per class' if r.per_class else 'compares all images of a class'
         _clash(n, f'gan_arch={p.gan_arch!r}', f', which {why}: leave out one of the two')
-    if (d := default_device(p.device)).index is not None:
-        _clash(n, f"device='{d}'", f', as each has a GPU of its own: give device={d.type!r}')
+    if ':' in (p.device or ''):
+        _clash(n, f'device={p.device!r}', f", as each has a GPU of its own: give device={p.device.split(':')[0]!r}")
     if p.treatment == 'class_weights' or p.synthetic_weight != 1:      # each would divide by the weights of its part
         _clash(n, 'weights in the loss', ': leave out treatment=class_weights and synthetic_weight')
     if not find_spec('accelerate'): raise BadInput(f"{n} needs accelerate: pip install 'synthrob[distributed]'.")

@@ -254,9 +254,12 @@ def run_cells(sweep,            # a `Sweep`
     "Execute the open cells of a sweep; raises `BadInput` if the cluster does not answer or dies"
     if engine == 'local' and not scheduler:
         d = default_device(sweep.device)
-        if d.index: raise BadInput(f"device='{d}' is one of several GPUs, and each worker sees one: set "
-                                   f"CUDA_VISIBLE_DEVICES={d.index} and leave out device.")
-        if d.type == 'cuda' and any(c.p.processes > 1 for c in sweep.cells):
+        if d.index:
+            names = os.environ.get('CUDA_VISIBLE_DEVICES') or ','.join(map(str, range(torch.cuda.device_count())))
+            raise BadInput(f"device='{d}' is one of several GPUs, and each worker sees one: set CUDA_VISIBLE_DEVICES="
+                           f"{names.split(',')[d.index]} and leave out device.")
+        shared = any(c.p.processes > 1 for c in sweep.cells if c.state != 'done')
+        if shared and d.type == 'cuda' and options.get('gpus') != 0:
             raise BadInput("A sweep on this machine gives each training one GPU: leave out processes.")
         if sweep.device == 'cpu': options['gpus'] = 0
     line = _Line()
