@@ -18,14 +18,21 @@ __all__ = ['duplicate_groups', 'flat', 'near_duplicates', 'plot_pairs']
 def duplicate_groups(x # images, uint8 (n,c,h,w)
                     ) -> torch.Tensor: # int64 (n,), numbered in the order of first appearance
     "Return the group of each image: two images share a group if all their pixels are equal"
-    h = [hashlib.blake2b(o, digest_size=16).digest() for b in blocks(x, 1<<20) for o in b]
-    return torch.from_numpy(pd.factorize(np.array(h, object))[0].astype(np.int64))
+    digest = lambda o: hashlib.blake2b(o, digest_size=16).digest()
+    h, a = np.empty((len(x), 2), np.uint64), 0
+    for b in blocks(x, 1<<20):
+        h[a:a+len(b)] = np.frombuffer(b''.join(map(digest, b)), np.uint64).reshape(-1, 2)
+        a += len(b)
+    return torch.from_numpy(pd.DataFrame(h).groupby([0, 1], sort=False).ngroup().to_numpy(copy=True))
 
 def flat(x # images, uint8 (n,c,h,w)
         ) -> torch.Tensor: # bool (n,)
     "Return whether each image is nearly flat: its pixels deviate by less than 5 grey levels (SD) in every channel"
-    sd = (torch.from_numpy(b).flatten(2).float().std(2, correction=0).amax(1) for b in blocks(x, 1<<20))
-    return torch.cat([torch.zeros(0), *sd]) < 5
+    out, a = torch.zeros(len(x), dtype=torch.bool), 0    # filled in place: small results would pin freed blocks
+    for b in map(torch.from_numpy, blocks(x, 1<<20)):
+        out[a:a+len(b)] = b.flatten(2).float().std(2, correction=0).amax(1) < 5
+        a += len(b)
+    return out
 
 # %% ../../nbs/data/05_duplicates.ipynb #e0ea0005
 _side, _small = 48, 24      # of the grey pictures that pairs are verified on, and of those that candidates come from
