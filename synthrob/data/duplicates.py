@@ -120,10 +120,10 @@ def _candidates(d, grey, others, k, progress, each=0):
         for c in range(0, m, 1024):
             e, o = even[:,c:c+1024].contiguous(), odd[:,c:c+1024].contiguous()
             best = torch.full((n, e.shape[1]), -1., dtype=e.dtype)
-            x, y = torch.empty_like(best), torch.empty_like(best)
+            sim_i = torch.empty_like(best)
             for i in range(len(we)):
-                torch.mm(wo[i], o, out=y).abs_()                                    # |odd|: the mirror image as well
-                torch.maximum(best, torch.mm(we[i], e, out=x).add_(y), out=best)
+                torch.mm(wo[i], o, out=sim_i).abs_()                                # |odd|: the mirror image as well
+                torch.maximum(best, sim_i.addmm_(we[i], e), out=best)
             out[:,c:c+1024] = best
         if same: out[torch.arange(n), a + torch.arange(n)] = -1
         if each:
@@ -133,10 +133,13 @@ def _candidates(d, grey, others, k, progress, each=0):
     row = torch.arange(len(sim)).repeat_interleave(k)
     return (col.flatten(), row, sim.flatten()) if each else (row, col.flatten(), sim.flatten())
 
-def _place(d, pa, pb):
-    "For pairs of pictures: the window of `pa` that is most like the central window of `pb`, and whether mirrored"
-    (we, wo), (be, bo) = d(pa, d.windows), d(pb, d.base)
-    e, o = (we*be).sum(-1), (wo*bo).sum(-1)
+def _place(d, ga, gb, a, b):
+    "For rows `a` of `ga`, `b` of `gb`: the window of one that is most like the centre of the other; whether mirrored"
+    def parts(grey, rows, proj): # of each picture once
+        own, i = rows.unique(return_inverse=True)
+        return [v[i] for v in d(grey[own], proj)]
+    (we, wo), (be, bo) = parts(ga, a, d.windows), parts(gb, b, d.base)
+    e, o = ((w@v.mT).squeeze(-1) for w, v in ((we, be), (wo, bo)))
     sim, w = (e + o.abs()).max(1)
     return sim, w, o.gather(1, w[:,None])[:,0] < 0
 
@@ -152,9 +155,9 @@ def _shrinking(s):
     return w/w.sum(1, keepdim=True).clamp(min=1e-6)*ok[:,None], slice(int(ok.nonzero()[0]), int(ok.nonzero()[-1]) + 1)
 
 def _gradient(v):
-    "Gradients as complex numbers, their length replaced by its root (all edges count); 0 at the border"
-    g = F.pad(torch.complex(v[:,1:-1,2:] - v[:,1:-1,:-2], v[:,2:,1:-1] - v[:,:-2,1:-1])/2, (1, 1, 1, 1))
-    return g*(g.abs() + 1e-3).rsqrt()
+    "Gradients (n,2,h,w), their length replaced by its root (all edges count); 0 at the border"
+    g = F.pad(torch.stack([v[:,1:-1,2:] - v[:,1:-1,:-2], v[:,2:,1:-1] - v[:,:-2,1:-1]], 1)/2, (1, 1, 1, 1))
+    return g*(g.square().sum(1, keepdim=True).sqrt() + 1e-3).rsqrt()
 
 def _covered(rows, sign):
     "0/1 (lags,48): inner rows of one picture that the inner `rows` of the other cover at each lag"
@@ -173,43 +176,47 @@ class _Register:
         "Gradients of pictures shrunk by `s`, less the mean of so shrunk pictures"
         w, rows = _shrinking(s)
         def field(v):
-            out = torch.zeros(v.shape, dtype=torch.complex64)
-            out[:,rows,rows] = _gradient((w@v@w.T)[:,rows,rows])
+            out = torch.zeros(len(v), 2, _side, _side)
+            out[:,:,rows,rows] = _gradient((w@v@w.T)[:,rows,rows])
             return out
         if s not in self.means: self.means[s] = field(self.some).mean(0)*self.share
         return field(v) - self.means[s], rows
 
-    def __call__(self, pa, pb, scales, at, near=5, floor=1.5):
-        "Compare `pa` with `pb` shrunk by `_scales[scales]`, moved to `near` pixels around `at`: score, scale, dy, dx"
-        (ga, _), n = self.gradient(pa, 1.), 64
-        fa, ea, best = torch.fft.fft2(ga, s=(n, n)), ga.abs().square(), torch.full((len(pa), 4), -1.)
+    def __call__(self, pa, pb, j, scales, at, near=5, floor=1.5):
+        "Compare `pa` with `pb[j]` shrunk by `_scales[scales]`, moved to `near` pixels around `at`: score, scale, dy, dx"
+        (ga, _), n, lags = self.gradient(pa, 1.), 64, len(_lags)
+        fa = torch.fft.rfft2(F.pad(ga, (lags//2, n - _side - lags//2)*2))                   # so that lag -13 comes first
+        ea, best = ga.square().sum(1), torch.full((len(pa), 4), -1.)
         ok = [(_lags - at[:,i,None]).abs() <= near for i in (0, 1)]
         ok = ok[0][:,:,None] & ok[1][:,None]
         for t in scales:
             gb, rows = self.gradient(pb, _scales[t])
-            both = torch.fft.ifft2(fa*torch.fft.fft2(gb, s=(n, n)).conj()).real[:,_lags[:,None] % n,_lags % n]
+            fb = torch.fft.rfft2(gb, s=(n, n)).conj()
+            both = torch.fft.irfft2((fa*fb[j]).sum(1))[:,:lags,:lags]
             ca, cb = _covered(rows, -1), _covered(rows, 1)
             area = ca.sum(1)[:,None]*ca.sum(1) + 1e-6
-            energy = (ca@ea@ca.T + floor*area)*(cb@gb.abs().square()@cb.T + floor*area)
+            energy = (ca@ea@ca.T + floor*area)*(cb@gb.square().sum(1)@cb.T + floor*area)[j]
             score = torch.where(ok & (area > .35*_side**2), both/energy.sqrt(), -1.).flatten(1)
             top, i = score.max(1)
-            found = torch.stack([top, torch.full_like(top, t), _lags[i//len(_lags)], _lags[i % len(_lags)]], 1)
+            found = torch.stack([top, torch.full_like(top, t), _lags[i//lags], _lags[i % lags]], 1)
             best = torch.where((top > best[:,0])[:,None], found, best)
         return best
 
 # %% ../../nbs/data/05_duplicates.ipynb #e0ea000c
 def _verify(d, register, ga, gb, a, b, bs=256, progress=False):
     "Register pairs, rows `a` of `ga` and `b` of `gb`: score, scale, dy, dx (pixels of 48), mirror (n,5)"
-    parts = [_place(d, ga[i], gb[j]) for i, j in zip(a.split(256), b.split(256))]
+    parts = [_place(d, ga, gb, i, j) for i, j in zip(a.split(256), b.split(256))]
     sim, w, mirror = (torch.cat(o) for o in zip(*parts))
     size = torch.tensor(_windows)[w]
-    start, out = (-size[:,0].log()/.035).round(), torch.full((len(a), 4), -1.)
+    start, out, seen = (-size[:,0].log()/.035).round(), torch.full((len(a), 4), -1.), 2*b + mirror
     def attempt(which, t0, at, steps, near):
+        which = which[seen[which].argsort(stable=True)]                    # so that a picture is prepared once a batch
         groups = [(int(t), i) for t in t0[which].unique() for i in which[t0[which] == t].split(bs)]
         for t, i in progress_bar(groups, display=progress, leave=False):
-            pa, pb = ga[a[i]].float(), gb[b[i]].float()
-            pb = torch.where(mirror[i,None,None], pb.flip(-1), pb)
-            v = register(pa, pb, [t + k for k in steps if 0 <= t + k < len(_scales)], at[i], near)
+            own, j = seen[i].unique(return_inverse=True)
+            pb = gb[own//2].float()
+            pb = torch.where((own % 2 > 0)[:,None,None], pb.flip(-1), pb)
+            v = register(ga[a[i]].float(), pb, j, [t + k for k in steps if 0 <= t + k < len(_scales)], at[i], near)
             out[i] = torch.where((v[:,0] > out[i,0])[:,None], v, out[i])
     rows = lambda low, high: ((out[:,0] > low) & (out[:,0] < high)).nonzero()[:,0]
     attempt(torch.arange(len(a)), start, size[:,1:]*_side, (-2, 0, 2), 5)
