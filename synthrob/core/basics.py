@@ -166,10 +166,8 @@ def _plain(x):
     if isinstance(x, (Path, torch.device)): return str(x)
     return None if isinstance(x, float) and not math.isfinite(x) else x
 
-def write_json(
-    path, # the file; its folder is created if missing
-    obj   # numbers, text, None, lists, dicts, paths, arrays and tensors, nested; NaN and infinity become null
-):
+def write_json(path, # the file; its folder is created if missing
+               obj): # numbers, text, None, lists, dicts, paths, arrays and tensors, nested; NaN and infinity: null
     "Write `obj` as readable JSON, atomically; raise `TypeError` for anything else"
     text = json.dumps(_plain(obj), indent=1, ensure_ascii=False, allow_nan=False)
     with replacing(path) as t: t.write_text(text + '\n', encoding='utf-8')

@@ -85,9 +85,8 @@ def device_name(device=None # see `default_device`
 _sums = {}                                          # (path, size, time of change) -> checksum: once in a process
 _transient = re.compile(r'\..*|.*\.damaged|record\.json|error\.json|checkpoint\..*')   # not in a record
 
-def _file_sum(path # of a file
-             ) -> list: # bytes, checksum (XXH3, 128 bits)
-    "Return size and checksum of a file, read again only if it has changed"
+def _file_sum(path):
+    "Return size and checksum (XXH3, 128 bits) of a file, read again only if it has changed"
     s = Path(path).stat()
     key = str(path), s.st_size, s.st_mtime_ns
     if key not in _sums:
@@ -97,9 +96,8 @@ def _file_sum(path # of a file
         _sums[key] = h.hexdigest()
     return [s.st_size, _sums[key]]
 
-def _record_sum(r:dict # a record, as JSON holds it
-               ) -> str: # checksum
-    "Return the checksum of a record, without its key `checksum`"
+def _record_sum(r):
+    "Return the checksum of a record, as JSON holds it, without its key `checksum`"
     text = json.dumps({k: v for k,v in r.items() if k != 'checksum'}, sort_keys=True)
     return xxhash.xxh3_128_hexdigest(text.encode())
 

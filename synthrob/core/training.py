@@ -16,8 +16,7 @@ from fastai.learner import AvgSmoothLoss, Learner
 from fastcore.basics import patch
 
 # %% auto #0
-__all__ = ['SeedEpochs', 'optimizer_tensors', 'load_optimizer', 'History', 'Checkpoint', 'Autocast', 'DeviceSmoothLoss',
-           'QuietProgress', 'no_sync']
+__all__ = ['SeedEpochs', 'History', 'Checkpoint', 'Autocast', 'no_sync']
 
 # %% ../../nbs/core/03_training.ipynb #14829779
 class SeedEpochs(Callback):
@@ -35,21 +34,16 @@ class SeedEpochs(Callback):
     def _cuda(self): return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
 
 # %% ../../nbs/core/03_training.ipynb #f0ab37f6
-def optimizer_tensors(opt:torch.optim.Optimizer, # e.g. Adam
-                      prefix:str                 # put before every name
-                     ) -> tuple[dict, list]:     # tensors by name; parameter groups without their parameters
-    "Return the state of `opt` as tensors and plain numbers"
+def _optimizer_tensors(opt, prefix):
+    "Return the state of `opt` as tensors by name, each after `prefix`, and its parameter groups as plain numbers"
     sd = opt.state_dict()
     tensors = {f'{prefix}.{i}.{k}': torch.as_tensor(v) for i, s in sd['state'].items() for k, v in s.items()}
     plain = lambda v: float(v) if isinstance(v, (float, Tensor)) or hasattr(v, 'dtype') else v
     return tensors, [{k: [plain(o) for o in v] if isinstance(v, tuple) else plain(v) for k, v in g.items()}
                      for g in sd['param_groups']]
 
-def load_optimizer(opt:torch.optim.Optimizer, # of the same kind and the same parameters; its state is replaced
-                   tensors:dict,              # tensors by name; those without the prefix are ignored
-                   groups:list,               # parameter groups, possibly read from JSON
-                   prefix:str):               # as given to `optimizer_tensors`
-    "Load what `optimizer_tensors` returned into `opt`"
+def _load_optimizer(opt, tensors, groups, prefix):
+    "Load what `_optimizer_tensors` returned into `opt`; `groups` may come from JSON, and other tensors are ignored"
     params = [p for g in opt.param_groups for p in g['params']]
     state = {}
     for name, v in tensors.items():
@@ -129,7 +123,7 @@ def _save(self:Checkpoint):
     tensors = {f'{nm}.{k}': v for nm, net in self._nets().items() for k, v in net.state_dict().items()}
     groups = {}
     for nm, opt in self._opts().items():
-        more, groups[nm] = optimizer_tensors(opt, nm)
+        more, groups[nm] = _optimizer_tensors(opt, nm)
         tensors.update(more)
     s = self.recorder.smooth_loss
     meta = dict(epoch=self.epoch + 1, n_epoch=self.n_epoch, tag=self.tag, groups=groups, history=self.learn.history,
@@ -151,7 +145,7 @@ def _load(self:Checkpoint):
         raise BadInput(f"{self.path} belongs to another training ({why}): delete it to start again.")
     for nm, net in self._nets().items():
         net.load_state_dict({k[len(nm)+1:]: v for k, v in tensors.items() if k.startswith(f'{nm}.')})
-    for nm, opt in self._opts().items(): load_optimizer(opt, tensors, meta['groups'][nm], nm)
+    for nm, opt in self._opts().items(): _load_optimizer(opt, tensors, meta['groups'][nm], nm)
     s = self.recorder.smooth_loss
     (s.count, val), self.start, self.learn.history = meta['smooth'], meta['epoch'], meta['history']
     s.val = torch.tensor(val)
@@ -176,7 +170,7 @@ class Autocast(Callback):
         self.context = None
 
 # %% ../../nbs/core/03_training.ipynb #1ca32080
-class DeviceSmoothLoss(AvgSmoothLoss):
+class _DeviceSmoothLoss(AvgSmoothLoss):
     "fastai's smooth loss, a moving average over batches, on the device"
     @property
     def name(self): return 'loss'
@@ -185,7 +179,7 @@ class DeviceSmoothLoss(AvgSmoothLoss):
         loss = learn.loss.detach().float().mean()
         self.val = torch.lerp(loss, self.val.to(loss.device, non_blocking=True), self.beta)
 
-class QuietProgress(ProgressCallback):
+class _QuietProgress(ProgressCallback):
     "fastai's progress bar, with the loss read at most twice a second"
     name, shown = 'progress', 0.
     def after_batch(self):
@@ -195,6 +189,6 @@ class QuietProgress(ProgressCallback):
 
 def no_sync(learn:Learner) -> Learner: # the same learner
     "Record and show the loss of `learn` without synchronising after each batch"
-    learn.recorder.smooth_loss = DeviceSmoothLoss()
-    if hasattr(learn, 'progress'): learn.remove_cb(learn.progress).add_cb(QuietProgress())
+    learn.recorder.smooth_loss = _DeviceSmoothLoss()
+    if hasattr(learn, 'progress'): learn.remove_cb(learn.progress).add_cb(_QuietProgress())
     return learn
