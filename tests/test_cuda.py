@@ -10,7 +10,7 @@ from faults import draw_images, toy
 from pretend import pretend_cuda
 from torch._subclasses.fake_tensor import FakeTensorMode
 from synthrob.cnn.corruptions import corrupt
-from synthrob.cnn.learner import cnn_learner, evaluate, learning_problem, loss_of, recipe
+from synthrob.cnn.learner import _loss_of, cnn_learner, evaluate, learning_problem, recipe
 from synthrob.core.basics import BadInput, default_device
 from synthrob.cnn.robustness import RobustnessLevel, evaluate_robustness, robustness_levels
 from synthrob.data.dataset import Dataset, concat
@@ -175,7 +175,7 @@ def test_classifiers_in_bf16(name):
         if r.on_vectors: x = x.flatten(1)
         to_fake(net)
         with bf16(): logits = net(Augment(erase=.5)(x) if r.augment else x)
-        loss = loss_of(r, torch.ones(3, device=gpu)).func(logits.float(), y)
+        loss = _loss_of(r, torch.ones(3, device=gpu)).func(logits.float(), y)
         assert logits.dtype == torch.bfloat16 and loss.dtype == torch.float32 and loss.device.type == 'cuda'
         with pytest.raises(RuntimeError): net(torch.empty_like(x, device='cpu'))
 

@@ -29,8 +29,8 @@ from ..data.dataset import Dataset
 from ..data.loaders import Augment, DeviceDL, batch_size, device_dls, to_float
 
 # %% auto #0
-__all__ = ['recipes', 'Recipe', 'LinearHead', 'MLPHead', 'recipe', 'RowsCrossEntropy', 'RowsFocal', 'DeviceMixUp', 'DeviceCutMix',
-           'orthogonalize', 'Muon', 'cnn_learner', 'loss_of', 'predict', 'Evaluation', 'evaluate', 'learning_problem']
+__all__ = ['recipes', 'Recipe', 'LinearHead', 'MLPHead', 'recipe', 'Muon', 'cnn_learner', 'predict', 'Evaluation', 'evaluate',
+           'learning_problem']
 
 # %% ../../nbs/02_cnn.ipynb #68adb0c6
 @dataclass(frozen=True)
@@ -150,22 +150,20 @@ class _TargetRows:
         loss = -(targ*logp).sum(1)
         return loss.sum()/w.sum() if f.reduction == 'mean' else reduce_loss(loss, f.reduction)
 
-class RowsCrossEntropy(_TargetRows, CrossEntropyLossFlat): "fastai's cross entropy, of classes or rows"
-class RowsFocal(_TargetRows, FocalLossFlat): "fastai's focal loss (Lin et al. 2017, eq. 5), of classes or rows"
+class _RowsCrossEntropy(_TargetRows, CrossEntropyLossFlat): "fastai's cross entropy, of classes or rows"
+class _RowsFocal(_TargetRows, FocalLossFlat): "fastai's focal loss (Lin et al. 2017, eq. 5), of classes or rows"
 
 
 # %% ../../nbs/02_cnn.ipynb #e997aca1
 class _DeviceMix(MixHandler):
-    "What `DeviceMixUp` and `DeviceCutMix` share: the draws and the loss"
+    "What `_DeviceMixUp` and `_DeviceCutMix` share: the draws and the loss"
     order = 7                     # after `SplitBatches`: on the part of a batch that is its own
     def before_fit(self):
         if self.learn.loss_func == self.lf: self.learn.loss_func = self.old_lf      # left by an interrupted training
         alpha = self.distrib.concentration1.to(self.dls.device)
         self.distrib = Beta(alpha, alpha, validate_args=False)                      # validation would synchronise
 
-    def lf(self, pred, # logits (n,k)
-                 *yb   # labels (n,) of the batch; those of the partners are in `yb1`
-          ):           # a scalar; in validation the original loss
+    def lf(self, pred, *yb): # logits (n,k), labels (n,) of the batch; those of the partners are in `yb1`
         "Return the mean of the losses for both labels, weighted by `lam` and averaged over class weights"
         if not self.training: return self.old_lf(pred, *yb)
         if yb[0].ndim > 1: return self.old_lf(pred, torch.lerp(self.yb1[0], yb[0], self.lam.reshape(-1, 1)))
@@ -173,14 +171,14 @@ class _DeviceMix(MixHandler):
         w = getattr(self.old_lf.func, 'weight', None)
         return loss.mean() if w is None else loss.sum()/torch.lerp(w[self.yb1[0]], w[yb[0]], self.lam).sum()
 
-class DeviceMixUp(_DeviceMix, MixUp):
+class _DeviceMixUp(_DeviceMix, MixUp):
     "fastai's `MixUp` without synchronisation: each image keeps the larger share"
     def before_batch(self):
         lam = self.distrib.sample((len(self.y),))
         self.lam, self.yb1 = torch.maximum(lam, 1 - lam), (self.y.flip(0),)
         self.learn.xb = (torch.lerp(self.x.flip(0), self.x, self.lam.view(-1, *[1]*(self.x.ndim - 1))),)
 
-class DeviceCutMix(_DeviceMix, CutMix):
+class _DeviceCutMix(_DeviceMix, CutMix):
     "fastai's `CutMix` without synchronisation: one rectangle per batch"
     def before_batch(self):
         x, sides = self.x, self.x.shape[-2:]
@@ -195,9 +193,8 @@ class DeviceCutMix(_DeviceMix, CutMix):
         self.learn.xb = (torch.where(hole, x.flip(0), x),)
 
 # %% ../../nbs/02_cnn.ipynb #6d756f02
-def orthogonalize(m:Tensor # (o,i)
-                 ) -> Tensor: # (o,i), singular values between about .7 and 1.2
-    "Return roughly U Vᵀ of m = U S Vᵀ by five Newton-Schulz steps (Jordan et al. 2024)"
+def _orthogonalize(m): # (o,i)
+    "Return roughly U Vᵀ of m = U S Vᵀ, singular values .7 to 1.2, by five Newton-Schulz steps (Jordan et al. 2024)"
     x = m.T if m.shape[0] > m.shape[1] else m
     x = (x/x.norm().clamp_min(1e-7)).to(torch.bfloat16 if has_bf16(m.device) else torch.float32)
     for _ in range(5):
@@ -210,9 +207,7 @@ class Muon(torch.optim.AdamW):
     momentum, conv_lr = .95, 5.         # `conv_lr`: learning rate of convolutions over that of the other weights
 
     @torch.no_grad()
-    def step(self,
-             closure=None # computes the loss again, for `Optimizer.step`; not used in training here
-            ):
+    def step(self, closure=None): # computes the loss again, for `Optimizer.step`; not used in training here
         "Move all weights once"
         for group in self.param_groups:
             for p in group['params']:
@@ -220,7 +215,7 @@ class Muon(torch.optim.AdamW):
                 if not (state := self.state[p]):                 # AdamW reads `step` when it loads a state
                     state.update(step=torch.zeros(()), exp_avg=torch.zeros_like(p))
                 state['exp_avg'].lerp_(p.grad, 1 - self.momentum)
-                u = orthogonalize(p.grad.lerp(state['exp_avg'], self.momentum).flatten(1)).view_as(p)
+                u = _orthogonalize(p.grad.lerp(state['exp_avg'], self.momentum).flatten(1)).view_as(p)
                 p.sub_(u, alpha=self.conv_lr*group['lr']*max(1, len(p)/p[0].numel())**.5)
                 p.grad = None                                    # AdamW leaves it alone
         return super().step(closure)
@@ -230,9 +225,7 @@ class _CNNLearner(DistributedLearner):
     "A `Learner` that computes its batches in parts once they exceed the memory of the GPU"
     parts = 1                                   # of a batch; the gradients of all parts make one step
 
-    def part_losses(self,
-                    x # the batch's input (n,...)
-                   ):
+    def part_losses(self, x): # the batch's input (n,...)
         "Yield the loss of the whole batch once a part of `x`; only the part has a gradient"
         before, left = [], len(x)
         for part in x.tensor_split(self.parts):
@@ -282,20 +275,19 @@ def cnn_learner(data,              # training `Dataset`, or `DataLoaders`
     if (rows := dls.train.dataset.targets) is not None: dls.train.targets = rows.to(dls.device)
     opt = dict(adamw=torch.optim.AdamW, muon=Muon)[r.opt]
     opt_func = lambda params, lr: OptimWrapper(params, opt, lr=lr, weight_decay=r.wd, fused=True)
-    mix = {None: None, 'mixup': DeviceMixUp, 'cutmix': DeviceCutMix}[r.mix]
+    mix = {None: None, 'mixup': _DeviceMixUp, 'cutmix': _DeviceCutMix}[r.mix]
     mix = [] if mix is None else [mix() if r.alpha is None else mix(r.alpha)]
-    learn = _CNNLearner(dls, net, loss_of(r, _weights(class_weights, dls)), opt_func, lr=r.lr, wd=r.wd,
+    learn = _CNNLearner(dls, net, _loss_of(r, _weights(class_weights, dls)), opt_func, lr=r.lr, wd=r.wd,
                        wd_bn_bias=True, metrics=accuracy, cbs=[SeedEpochs(seed), Autocast(), History(), *mix])
     epochs = max(r.epochs, math.ceil(r.min_steps*(dls.train.bs < r.bs)/max(1, len(dls.train))))
     learn.recipe = replace(r, bs=dls.train.bs, epochs=epochs)
     return no_sync(learn).add_cbs(cbs)
 
 # %% ../../nbs/02_cnn.ipynb #8c8e35bd
-def loss_of(r:Recipe,   # which loss, smoothing and gamma
-            weight=None): # of each class (k,); None: all 1
-    "Return the loss function of a recipe"
-    if r.loss == 'ce': return RowsCrossEntropy(weight=weight, label_smoothing=r.smooth)
-    return RowsFocal(gamma=r.gamma, weight=weight)
+def _loss_of(r, weight=None):
+    "Return the loss function of a recipe, with a `weight` of each class (k,)"
+    if r.loss == 'ce': return _RowsCrossEntropy(weight=weight, label_smoothing=r.smooth)
+    return _RowsFocal(gamma=r.gamma, weight=weight)
 
 def _weights(w, dls):
     "Class weights on the device of `dls`, checked"

@@ -13,7 +13,7 @@ from fastai.layers import Lambda
 from ..core.basics import BadInput, check_name, seeded
 
 # %% auto #0
-__all__ = ['PosterNet', 'StrongNet', 'small_stem', 'Torchvision', 'check_net']
+__all__ = ['PosterNet', 'StrongNet', 'Torchvision', 'check_net']
 
 # %% ../../nbs/cnn/01_models.ipynb #c0630128
 class PosterNet(nn.Sequential):
@@ -61,9 +61,7 @@ class StrongNet(nn.Module):
     def forward(self, x): return self.head(self.stages(self.stem(_standardise(x))))
 
 # %% ../../nbs/cnn/01_models.ipynb #cb323901
-def small_stem(net:nn.Module, # a torchvision model, changed in place
-               size:int,      # image side in pixels
-               channels:int): # 1 grey, 3 colour
+def _small_stem(net, size, channels):
     "Adapt the first convolution of `net` to `channels`; up to 64 pixels, make it 3x3, stride 1, without pooling"
     layers = [(k, m) for k, m in net.named_modules() if isinstance(m, (nn.Conv2d, nn.MaxPool2d))]
     name, old = next((k, m) for k, m in layers if isinstance(m, nn.Conv2d))
@@ -104,7 +102,7 @@ class Torchvision:
         if self.name.startswith('vit_'): more = dict(image_size=size)
         if self.name.startswith('maxvit_'): more = dict(input_size=(size, size))
         net = models.get_model(self.name, weights=None, num_classes=n_classes, **more)
-        small_stem(net, size, channels)
+        _small_stem(net, size, channels)
         return nn.Sequential(Lambda(_standardise), net)
 
 # %% ../../nbs/cnn/01_models.ipynb #6a960083
