@@ -70,8 +70,8 @@ def test_strength_settles_at_the_target():
 
 def test_a_penalty_that_grows_from_nothing(monkeypatch):
     "gamma=0 with gamma_end: the penalty is taken"
-    seen, penalty = [], GANTrainer.penalty
-    monkeypatch.setattr(GANTrainer, 'penalty', lambda self, *args: seen.append(float(self.gamma)) or penalty(self, *args))
+    seen, penalty = [], GANTrainer._penalty
+    monkeypatch.setattr(GANTrainer, '_penalty', lambda self, *args: seen.append(float(self.gamma)) or penalty(self, *args))
     learn = gan_learner(drawn_faces(60, 1), gan_recipe('default', gamma=0., gamma_end=10., nf=8, bs=20), device='cpu')
     with learn.no_bar(), learn.no_logging(): learn.fit_gan(400)
     assert max(seen) > 0

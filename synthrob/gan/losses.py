@@ -16,37 +16,36 @@ from ..core.basics import BadInput
 from ..data.loaders import affine_grid, relight, to_float
 
 # %% auto #0
-__all__ = ['adversarial_losses', 'AdversarialLoss', 'gradient_penalty', 'interpolated_penalty', 'LeCam', 'last_maps',
-           'ClassMatching', 'DiffAugment', 'AdaptiveStrength']
+__all__ = ['adversarial_losses', 'gradient_penalty', 'interpolated_penalty', 'LeCam', 'last_maps', 'ClassMatching', 'DiffAugment',
+           'AdaptiveStrength']
 
 # %% ../../nbs/gan/02_losses.ipynb #c3dbec19
 @dataclass(frozen=True)
-class AdversarialLoss:
+class _Loss:
     "The losses of both nets, each a function of the logits (n,) of real and of synthetic images"
     d: Callable              # loss of the discriminator, `d(real, fake)` -> scalar
     g: Callable              # loss of the generator, `g(real, fake)` -> scalar; `real` may be None unless `needs_real`
     needs_real: bool = False # does `g` use `real`?
 
-adversarial_losses = dict(nonsaturating=AdversarialLoss(
+adversarial_losses = dict(nonsaturating=_Loss(
     lambda real, fake: F.softplus(-real).mean() + F.softplus(fake).mean(),         # arXiv 1406.2661, eq. 1
     lambda real, fake: F.softplus(-fake).mean()))                                  # arXiv 1406.2661, section 3
 
 # %% ../../nbs/gan/02_losses.ipynb #079abd61
-adversarial_losses['leastsquares'] = AdversarialLoss(
+adversarial_losses['leastsquares'] = _Loss(
     lambda real, fake: ((real - 1).square().mean() + fake.square().mean())/2,
     lambda real, fake: (fake - 1).square().mean()/2)
 
 # %% ../../nbs/gan/02_losses.ipynb #1beb63d7
-adversarial_losses['hinge'] = AdversarialLoss(lambda real, fake: F.relu(1 - real).mean() + F.relu(1 + fake).mean(),
-                                              lambda real, fake: -fake.mean())
+adversarial_losses['hinge'] = _Loss(lambda real, fake: F.relu(1 - real).mean() + F.relu(1 + fake).mean(),
+                                    lambda real, fake: -fake.mean())
 
 # %% ../../nbs/gan/02_losses.ipynb #51b54ba2
-adversarial_losses['wasserstein'] = AdversarialLoss(lambda real, fake: fake.mean() - real.mean(),
-                                                    lambda real, fake: -fake.mean())
+adversarial_losses['wasserstein'] = _Loss(lambda real, fake: fake.mean() - real.mean(), lambda real, fake: -fake.mean())
 
 # %% ../../nbs/gan/02_losses.ipynb #848379c7
-adversarial_losses['relativistic'] = AdversarialLoss(lambda real, fake: F.softplus(fake - real).mean(),
-                                                     lambda real, fake: F.softplus(real - fake).mean(), needs_real=True)
+adversarial_losses['relativistic'] = _Loss(lambda real, fake: F.softplus(fake - real).mean(),
+                                           lambda real, fake: F.softplus(real - fake).mean(), needs_real=True)
 
 # %% ../../nbs/gan/02_losses.ipynb #02ecfe1f
 def gradient_penalty(logits:Tensor, # logits (n,) of `x`

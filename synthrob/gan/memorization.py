@@ -8,7 +8,6 @@ import math
 from dataclasses import dataclass
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 import torch
-from torch import Tensor
 from fastcore.basics import patch
 from scipy.stats import hypergeom, rankdata
 from ..core.basics import BadInput, generator
@@ -18,12 +17,10 @@ from ..data.rows import take
 from .metrics import Score, cas, check_alike, features, fid, intra_class, kid, prdc, score
 
 # %% auto #0
-__all__ = ['data_copying_z', 'near_copies', 'CopyReport', 'find_copies', 'PoolReport', 'evaluate_pool']
+__all__ = ['CopyReport', 'find_copies', 'PoolReport', 'evaluate_pool']
 
 # %% ../../nbs/gan/06_memorization.ipynb #920cfbc4
-def data_copying_z(fake,   # distances of synthetic images to their nearest training images (m,)
-                   holdout # the same of holdout images (n,)
-                  ) -> float: # for an honest generator 0 on average, with standard deviation 1
+def _data_copying_z(fake, holdout): # distances to training images (m,), (n,); 0 on average, and sd 1, if honest
     "Return the z of the Mann-Whitney U test; negative if synthetic images are nearer (arXiv 2004.05675, section 3)"
     m, n = len(fake), len(holdout)
     rank = rankdata(torch.cat([torch.as_tensor(fake), torch.as_tensor(holdout)]))
@@ -31,13 +28,8 @@ def data_copying_z(fake,   # distances of synthetic images to their nearest trai
     return float((rank[:m].sum() - m*(m + n + 1)/2)/sd) if sd else 0.
 
 # %% ../../nbs/gan/06_memorization.ipynb #ccbad2cd
-def near_copies(fake:Tensor,          # distances of synthetic images to their nearest training images (m,)
-                holdout:Tensor,       # the same of holdout images (n,)
-                y:Tensor,             # classes of the synthetic images (m,)
-                y_holdout:Tensor,     # classes of the holdout images (n,)
-                level:float=.01       # share of the holdout images of a class that count as near by chance
-               ) -> tuple:            # near copies, bool (m,); their share by chance, both of classes with holdout; p
-    "Find synthetic images nearer to training images than all but a share `level` of the holdout images of their class"
+def _near_copies(fake, holdout, y, y_holdout, level=.01): # distances to training images (m,), (n,); classes
+    "Which synthetic images are nearer than all but a share `level` of the holdout of their class; share by chance; p"
     near, by_chance, chances = torch.zeros(len(fake), dtype=torch.bool), 0., np.ones(1)
     for c in y.unique():
         own, real = y == c, holdout[y_holdout == c]
@@ -116,14 +108,14 @@ def find_copies(pool,           # synthetic images: anything with `x` uint8 (n,c
     new = found[m:] <= least                     # leave out holdout images that are in the training part as well
     if not new.any(): raise BadInput("All holdout images are copies of training images: split without leaks.")
     fake, real, y, y_real = found[:m], found[m:][new], pool.y.cpu()[rows], holdout.y.cpu()[others][new]
-    near, chance, p = near_copies(1 - fake, 1 - real, y, y_real, level)
+    near, chance, p = _near_copies(1 - fake, 1 - real, y, y_real, level)
     tested = torch.isin(y, y_real)
     if not tested.any(): raise BadInput("No class of the pool has a new holdout image: give such images.")
     table, middle = {}, lambda v: v.median().item() if len(v) else math.nan
     for c, name in enumerate(pool.vocab):
         f, h = fake[y == c], real[y_real == c]
         table[name] = dict(n_pool=len(f), n_holdout=len(h), score=middle(f), score_holdout=middle(h),
-                           c_t=data_copying_z(1 - f, 1 - h) if len(f) and len(h) else math.nan,
+                           c_t=_data_copying_z(1 - f, 1 - h) if len(f) and len(h) else math.nan,
                            near_copies=near[y == c].double().mean().item() if len(h) else math.nan)
     table = pd.DataFrame(table).T.astype(dict(n_pool=int, n_holdout=int))
     known = table.dropna(subset='c_t')

@@ -15,7 +15,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from ..core.basics import BadInput, check_name, seeded
 
 # %% auto #0
-__all__ = ['architectures', 'resolutions', 'SelfAttention', 'GAN', 'summary']
+__all__ = ['architectures', 'resolutions', 'GAN', 'summary']
 
 # %% ../../nbs/gan/01_nets.ipynb #00fcb46d
 def resolutions(size:int, # side of the image in pixels
@@ -41,7 +41,7 @@ class _ConditionalNorm(nn.Module):
         return torch.addcmul(shift, self.norm(x), 1 + scale)
 
 # %% ../../nbs/gan/01_nets.ipynb #6c7115c2
-class SelfAttention(nn.Module):
+class _SelfAttention(nn.Module):
     "Self-attention over the positions of feature maps `x` (n,nf,h,w), added to `x` (arXiv 1805.08318, eq. 1-3)"
     def __init__(self, nf): # feature maps; queries and keys have nf/8 dimensions, values nf/2
         super().__init__()
@@ -56,12 +56,12 @@ class SelfAttention(nn.Module):
 
 # %% ../../nbs/gan/01_nets.ipynb #0c52c93e
 def _attention_layers(sizes:list, attention=()):
-    "Return `SelfAttention` for the grids in `attention` and identities for the others; raise `BadInput`"
+    "Return `_SelfAttention` for the grids in `attention` and identities for the others; raise `BadInput`"
     sides = [s for s, _ in sizes[:-1]]
     if unknown := [s for s in attention if s not in sides]:
         raise BadInput(f"attention={unknown[0]} is not a grid of a net for {sizes[-1][0]} pixels: choose from "
                        f"{', '.join(map(str, sides))}.")
-    return [SelfAttention(w) if s in attention else nn.Identity() for s, w in sizes]
+    return [_SelfAttention(w) if s in attention else nn.Identity() for s, w in sizes]
 
 # %% ../../nbs/gan/01_nets.ipynb #68867ba7
 class _ProjectionHead(nn.Module):

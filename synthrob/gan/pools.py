@@ -22,8 +22,8 @@ from .learner import class_noise, generate, per_class, shape_noise
 from .nets import GAN
 
 # %% auto #0
-__all__ = ['BLOCK', 'label_confidence', 'confidence_thresholds', 'filter_pool', 'acceptance', 'sample_pool', 'RefreshSynthetic',
-           'as_pool', 'pool_from_folder', 'pool_problem']
+__all__ = ['label_confidence', 'confidence_thresholds', 'filter_pool', 'acceptance', 'sample_pool', 'RefreshSynthetic', 'as_pool',
+           'pool_from_folder', 'pool_problem']
 
 # %% ../../nbs/gan/04_pools.ipynb #f65f5b87
 @contextmanager
@@ -98,25 +98,25 @@ def acceptance(pool:Dataset # from `filter_pool` or `sample_pool`
     return table.assign(share=table.kept/table.candidates.clip(lower=1))
 
 # %% ../../nbs/gan/04_pools.ipynb #f1406774
-BLOCK = 256   # items generated and judged at a time: part of the definition of a pool
+_BLOCK = 256   # items generated and judged at a time: part of the definition of a pool
 
 @torch.no_grad()
 def _blocks(gan, c, n, seed, noise_std):
     "At least `n` items of class `c` in full blocks of 256, on the device of `gan`"
-    z = shape_noise(class_noise(math.ceil(n/BLOCK)*BLOCK, gan.params['nz'], c, seed), noise_std)
+    z = shape_noise(class_noise(math.ceil(n/_BLOCK)*_BLOCK, gan.params['nz'], c, seed), noise_std)
     with _eval_mode(gan):
-        for zb in z.split(BLOCK): yield generate(gan, zb, torch.full((BLOCK,), c))
+        for zb in z.split(_BLOCK): yield generate(gan, zb, torch.full((_BLOCK,), c))
 
 def _accepted(gan, c, n, judge, least, noise_std, seed, most):
     "The first `n` accepted items of class `c`, on the CPU, and the number of candidates"
     kept, have, candidates = [], 0, 0
-    for x in _blocks(gan, c, n if judge is None else max(n*most, 10*BLOCK), seed, noise_std) if n else ():
-        ok = torch.arange(BLOCK) if judge is None else (_probabilities(judge, x)[:, c] >= least).nonzero()[:, 0].cpu()
+    for x in _blocks(gan, c, n if judge is None else max(n*most, 10*_BLOCK), seed, noise_std) if n else ():
+        ok = torch.arange(_BLOCK) if judge is None else (_probabilities(judge, x)[:, c] >= least).nonzero()[:, 0].cpu()
         ok = ok[:n - have]
         kept.append(x.cpu()[ok])
         have += len(ok)
-        candidates += int(ok[-1]) + 1 if have == n else BLOCK
-        hopeless = candidates >= 10*BLOCK and have*2*most < candidates      # better to say so now than after hours
+        candidates += int(ok[-1]) + 1 if have == n else _BLOCK
+        hopeless = candidates >= 10*_BLOCK and have*2*most < candidates      # better to say so now than after hours
         if have == n or hopeless: break
     return (torch.cat(kept) if kept else None), have, candidates
 
@@ -212,14 +212,13 @@ class RefreshSynthetic(Callback):
 
     def before_train(self):
         r, ds = self.epoch//self.every, self._train_set
-        if r != self.round: ds.x = ds.original if r == 0 else self.redrawn(r)
+        if r != self.round: ds.x = ds.original if r == 0 else self._redrawn(r)
         self.round = r
 
     def after_fit(self): self._train_set.x = self._train_set.original
 
-    def redrawn(self, r # round: epochs over `every`
-               ) -> Tensor: # the training items, on their device
-        "Return the training items of round `r`: the real ones, and new synthetic ones"
+    def _redrawn(self, r):
+        "Return the training items of round `r` (epochs over `every`), on their device, with new synthetic ones"
         x = self._train_set.original.clone()
         n, seed = [len(o) for o in self.rows], f'{self.seed}, round {r}'
         new = sample_pool(self.gan, n, seed=seed, progress=False, **self.how).x

@@ -19,7 +19,7 @@ from .losses import (AdaptiveStrength, DiffAugment, LeCam, adversarial_losses, g
 from .nets import architectures
 
 # %% auto #0
-__all__ = ['gan_recipes', 'relative', 'GANRecipe', 'gan_recipe', 'GANTrainer', 'TrainStat', 'diversity', 'StopOnCollapse']
+__all__ = ['gan_recipes', 'GANRecipe', 'gan_recipe', 'GANTrainer', 'TrainStat', 'diversity', 'StopOnCollapse']
 
 # %% ../../nbs/gan/03_trainer.ipynb #8209ef24
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def gan_recipe(name,     # one of `gan_recipes`, or a `GANRecipe`
     return replace(name, **changes)
 
 # %% ../../nbs/gan/03_trainer.ipynb #5e49a3cf
-relative = 'relativistic', 'wasserstein'     # losses under which only differences of logits have a meaning
+_relative = 'relativistic', 'wasserstein'     # losses under which only differences of logits have a meaning
 
 class GANTrainer(Callback):
     "Train a GAN: per batch a step of the discriminator and, every `n_critic`-th time, one of the generator"
@@ -144,13 +144,13 @@ class GANTrainer(Callback):
     def before_batch(self):
         if not self.training: return
         real, y = self.x*2 - 1 if self.x.ndim == 4 else self.x, self.y     # images to [-1,1]; vectors as they are
-        self.d_step(real, y)
-        if self.step % self.recipe.n_critic == 0: self.learn.loss = self.g_step(real, y)
+        self._d_step(real, y)
+        if self.step % self.recipe.n_critic == 0: self.learn.loss = self._g_step(real, y)
         if 'last' in self.more:
             last = self.more['last'].loss
             if self.step % self.recipe.n_critic == 0: last.copy_(self.learn.loss)
             else: self.learn.loss = last.clone()
-        self.average()
+        self._update_ema()
         raise CancelBatchException()                              # the step is done: skip fastai's own
 
 # %% ../../nbs/gan/03_trainer.ipynb #28a345d4
@@ -171,31 +171,29 @@ def gamma(self:GANTrainer) -> float:
     return r.gamma if r.gamma_end is None else SchedCos(r.gamma, r.gamma_end)(self.step/(self.n_iter*self.n_epoch))
 
 @patch
-def nets(self:GANTrainer):
+def _nets(self:GANTrainer):
     "The context in which nets are called: bfloat16 if the chip has it and the width is a multiple of 16"
     return torch.autocast(self.dls.device.type, torch.bfloat16, enabled=self.bf16)
 
 @patch
-def noise(self:GANTrainer, n # rows
-         ):                  # (n,nz), standard normal
-    "Return the next noise of this epoch; of several processes each gets its part"
+def _noise(self:GANTrainer, n):
+    "Return the next noise of this epoch (n,nz); of several processes each gets its part"
     draw = lambda n: torch.randn(n, self.model.params['nz'], generator=self.rng_noise, device=self.dls.device)
     return draw(n) if self.distributed is None else self.distributed.mine(draw(n*self.distributed.world))
 
 # %% ../../nbs/gan/03_trainer.ipynb #5954a9b4
 @patch
-def d_step(self:GANTrainer, real:Tensor, # images in [-1,1], (n,c,h,w), or vectors (n,d)
-                            y:Tensor):   # their labels (n,)
+def _d_step(self:GANTrainer, real, y): # images in [-1,1] (n,c,h,w), or vectors (n,d), and their labels (n,)
     "Take one step of the discriminator; sets `loss_d`, `d_real` and `d_fake` of `learn`"
     n, D, r = len(y), self.model.discriminator, self.recipe
-    with torch.no_grad(), self.nets(): fake = self.model.generator(self.noise(n), y).float()
+    with torch.no_grad(), self._nets(): fake = self.model.generator(self._noise(n), y).float()
     x = self.augment(torch.cat([real, fake]), self.rng)
     penalise = bool(r.penalty and (r.gamma or r.gamma_end)) and self.step % r.lazy == 0
     x.requires_grad_(penalise and r.penalty != 'gp')
-    logits = self.logits(x, y)
+    logits = self._logits(x, y)
     on_real, on_fake = logits[:n], logits[n:]
     total = loss = self.adversarial.d(on_real, on_fake)
-    if penalise: total = total + r.lazy*self.gamma*self.penalty(x, y, logits)
+    if penalise: total = total + r.lazy*self.gamma*self._penalty(x, y, logits)
     if 'lecam' in self.more: total = total + r.lecam*self.more['lecam'](on_real, on_fake)
     self.opt_d.param_groups[0]['lr'] = self.opt.hypers[-1]['lr']*(r.lr_d or r.lr)/r.lr
     self.opt_d.zero_grad(set_to_none=True)
@@ -204,17 +202,15 @@ def d_step(self:GANTrainer, real:Tensor, # images in [-1,1], (n,c,h,w), or vecto
     stats = self._averaged(D.parameters(), loss.detach(), on_real.mean(), on_fake.mean())
     self.opt_d.step()
     if 'strength' in self.more:
-        used = (on_real, on_fake) if r.loss in relative else (on_real - .5*(r.loss == 'leastsquares'),)   # 0 and 1
+        used = (on_real, on_fake) if r.loss in _relative else (on_real - .5*(r.loss == 'leastsquares'),)   # 0 and 1
         self.more['strength'].update(*map(self._whole, used))
     self.learn.loss_d, self.learn.d_real, self.learn.d_fake = stats
 
 @patch
-def logits(self:GANTrainer, x:Tensor, # real, then synthetic images, in [-1,1], (2n,c,h,w)
-                            y:Tensor  # labels of the half (n,)
-          ) -> Tensor:                # (2n,)
+def _logits(self:GANTrainer, x, y): # real, then synthetic images (2n,...), labels of the half (n,)
     "Return the discriminator's logits of real and synthetic images, in one batch, or two with batch norm"
     D = self.model.discriminator
-    with self.nets(): return torch.cat([D(o, y) for o in x.chunk(2)]) if self.apart else D(x, torch.cat([y, y]))
+    with self._nets(): return torch.cat([D(o, y) for o in x.chunk(2)]) if self.apart else D(x, torch.cat([y, y]))
 
 @patch
 def _averaged(self:GANTrainer, params, *values):
@@ -226,30 +222,25 @@ def _whole(self:GANTrainer, t): return t if self.distributed is None else self.d
 
 # %% ../../nbs/gan/03_trainer.ipynb #fa4ac417
 @patch
-def penalty(self:GANTrainer, x:Tensor,     # the discriminator's input: real, then synthetic images (2n,...)
-                             y:Tensor,     # labels of the half (n,)
-                             logits:Tensor # its logits (2n,)
-           ) -> Tensor: # scalar; times γ it is γ/2·R1, γ/2·R2 or their sum, times λ WGAN-GP's penalty
-    "Return the recipe's penalty, without its weight"
+def _penalty(self:GANTrainer, x, y, logits): # as `_logits` has them
+    "Return the recipe's penalty, without its weight; times γ it is γ/2·R1, γ/2·R2 or their sum, times λ WGAN-GP's"
     n, kind = len(y), self.recipe.penalty
     if kind == 'gp':
-        with self.nets(): return interpolated_penalty(self.model.discriminator, x[:n], x[n:], y, self.rng)
+        with self._nets(): return interpolated_penalty(self.model.discriminator, x[:n], x[n:], y, self.rng)
     which = dict(r1r2=logits, r1=logits[:n], r2=logits[n:])[kind]
     return gradient_penalty(which, x)               # the mean is over 2n items: an omitted half counts 0
 
 # %% ../../nbs/gan/03_trainer.ipynb #71697bad
 @patch
-def g_step(self:GANTrainer, real:Tensor, # images in [-1,1], (n,c,h,w), or vectors (n,d)
-                            y:Tensor     # their labels (n,)
-          ) -> Tensor:                   # the loss, a scalar on the device
-    "Take one step of the generator"
+def _g_step(self:GANTrainer, real, y): # as of `_d_step`
+    "Take one step of the generator, and return its loss on the device"
     D, on_real = self.model.discriminator, None
     D.requires_grad_(False)
     try:
-        with self.nets():
+        with self._nets():
             if self.adversarial.needs_real:
                 with torch.no_grad(): on_real = D(self.augment(real, self.rng), y)
-            fake = self.model.generator(self.noise(len(y)), y).float()
+            fake = self.model.generator(self._noise(len(y)), y).float()
             loss = self.adversarial.g(on_real, D(self.augment(fake, self.rng), y))
             if self.matching is not None: loss = loss + self.recipe.matching*self.matching(fake, y)
         self.opt.zero_grad()
@@ -261,7 +252,7 @@ def g_step(self:GANTrainer, real:Tensor, # images in [-1,1], (n,c,h,w), or vecto
 
 # %% ../../nbs/gan/03_trainer.ipynb #a1b27b16
 @patch
-def average(self:GANTrainer):
+def _update_ema(self:GANTrainer):
     "Update the moving average of the generator"
     n, half_life = self.dls.train.bs, self.recipe.half_life
     seen = (self.step + 1)*n
