@@ -23,10 +23,8 @@ __all__ = ['default_steps', 'Predictor', 'project', 'AttackResult', 'attack', 'a
 # %% ../../nbs/cnn/05_attacks.ipynb #343b702c
 class Predictor(nn.Module):
     "A classifier as it predicts: images in [0,1] (n,c,h,w) to log-probabilities (n,k), float64"
-    def __init__(self,
-                 learn,    # a `Learner` from `cnn_learner`, a model from images in [0,1] to logits, or a `Predictor`
-                 flip=None # average over an image and its mirror image? None: as in the learner's recipe
-                ):
+    def __init__(self, learn,      # a `Learner` from `cnn_learner`, a `Predictor`, or a net: images in [0,1] to logits
+                       flip=None): # average over an image and its mirror image? None: as in the learner's recipe
         super().__init__()
         self.net, recipe = learn, None
         if isinstance(learn, Predictor): self.net, recipe = learn.net, learn                     # with its `flip`

@@ -35,11 +35,9 @@ def check_layer(model:nn.Module, # a net
 
 class Extractor(nn.Module):
     "A frozen net as a function from images in [0,1] (n,c,h,w) to vectors (n,d)"
-    def __init__(self,
-                 model:nn.Module, # takes images in [0,1]; it is frozen
-                 layer=None,      # the module whose output is the vector; None: the input of the last `nn.Linear`
-                 flip=False       # average over the image and its mirror image?
-                ):
+    def __init__(self, model:nn.Module, # takes images in [0,1]; it is frozen
+                       layer=None,      # the module whose output is the vector; None: the last `nn.Linear`'s input
+                       flip=False):     # average over the image and its mirror image?
         super().__init__()
         check_layer(model, layer)
         self.model, self.layer, self.flip = model.eval().requires_grad_(False), layer, flip
@@ -121,17 +119,14 @@ def extract(extractor:Extractor, # on the device to compute on
 
 class Scale(nn.Module):
     "Standardise vectors by `mean` (d,) and `std` (d,); a constant feature becomes 0"
-    def __init__(self,
-                 mean:Tensor, # of each feature (d,)
-                 std:Tensor   # of each feature (d,), none 0
-                ):
+    def __init__(self, mean:Tensor, # of each feature (d,)
+                       std:Tensor): # of each feature (d,), none 0
         super().__init__()
         self.register_buffer('mean', mean)
         self.register_buffer('std', std)
 
     @classmethod
-    def of(cls,
-           v:Tensor # vectors (n,d), n at least 2
+    def of(cls, v:Tensor # vectors (n,d), n at least 2
           ) -> Scale:
         "Return the scale that standardises `v`"
         return cls(v.mean(0), v.std(0).where(v.std(0) > 1e-6, 1.))

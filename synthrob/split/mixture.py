@@ -15,7 +15,7 @@ from ..data.rows import take
 from .params import check_value
 
 # %% auto #0
-__all__ = ['nested_order', 'allocate', 'Plan', 'plan', 'pool_multiple', 'mix']
+__all__ = ['nested_order', 'Plan', 'plan', 'pool_multiple', 'mix']
 
 # %% ../../nbs/split/02_mixture.ipynb #5d612c30
 def nested_order(y:Tensor,   # labels (n,)
@@ -31,12 +31,8 @@ def nested_order(y:Tensor,   # labels (n,)
     return place.argsort(stable=True)
 
 # %% ../../nbs/split/02_mixture.ipynb #1cf296f4
-def allocate(m:int,         # items to add
-             real:Tensor,   # real items of each class that are kept (k,)
-             shares:Tensor, # real items of each class before any was removed (k,)
-             classes:str    # 'prior' or 'balance'
-            ) -> Tensor:    # added items of each class (k,), summing to `m`
-    "Return how many items to add to each class"
+def _allocate(m, real, shares, classes): # `shares`: real items of each class (k,), `real`: those that are kept
+    "Return how many items to add to each class (k,), `m` in all"
     if classes == 'prior': exact = m*shares.double()/shares.sum()
     else: exact = (_water_level(m, real.double()) - real.double()).clamp_min(0)
     n, rest = exact.long(), exact - exact.floor()
@@ -72,7 +68,7 @@ def plan(y:Tensor,           # labels of all real training items (n,)
     m = round(ratio*n) if how == 'replace' else round(ratio*n/(1 - ratio))
     keep = nested_order(y, k, seed)[:n - m if how == 'replace' else n].sort()[0]
     counts = lambda y: y.bincount(minlength=k)
-    return Plan(keep, allocate(m, counts(y[keep]), counts(y), classes))
+    return Plan(keep, _allocate(m, counts(y[keep]), counts(y), classes))
 
 # %% ../../nbs/split/02_mixture.ipynb #902e9d25
 def pool_multiple(ratio:float, # share of synthetic items, below 1 for `add`

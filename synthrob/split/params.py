@@ -13,31 +13,24 @@ from ..core.basics import BadInput, check_name, default_device, seeded
 
 
 # %% auto #0
-__all__ = ['fixed_test', 'presets', 'vector_presets', 'param', 'MixParams', 'DataParams', 'FeatureParams', 'GANParams',
-           'PoolParams', 'CNNParams', 'UseParams', 'EvalParams', 'RunParams', 'SplitParams', 'check_value',
-           'conditions', 'idle_params', 'params_of', 'names_by_role', 'check_params', 'parameters_cell', 'given_params']
+__all__ = ['fixed_test', 'presets', 'MixParams', 'DataParams', 'FeatureParams', 'GANParams', 'PoolParams', 'CNNParams',
+           'UseParams', 'EvalParams', 'RunParams', 'SplitParams', 'check_value', 'conditions', 'idle_params',
+           'params_of', 'names_by_role', 'check_params', 'parameters_cell', 'given_params']
 
 # %% ../../nbs/split/01_params.ipynb #737e4bb2
-def param(default,     # None: the preset or the data decide
-          about:str,   # one sentence, for the notebook and the command line
-          low=None,    # smallest value
-          high=None,   # largest value
-          options=(),  # allowed values
-          when=None,   # the condition under which it has an effect, see `conditions`; None: always
-          role='setting' # in a comparison: 'arm', 'synthesis', 'classifier', 'setting', 'seed', 'report' or 'run'
-         ):
-    "Return a dataclass field with metadata"
+def _spec(default, about, low=None, high=None, options=(), when=None, role='setting'):
+    "Return a dataclass field with metadata; it has an effect under the condition `when`, see `conditions`"
     return field(default=default, metadata=dict(about=about, low=low, high=high, options=options, when=when, role=role))
 
-_mixed = partial(param, when='mixed', role='arm')
-_gan, _pool = (partial(param, when=o, role='synthesis') for o in ('gan', 'pool'))
-_cnn, _head = (partial(param, when=o, role='classifier') for o in ('cnn', 'feature'))
+_mixed = partial(_spec, when='mixed', role='arm')
+_gan, _pool = (partial(_spec, when=o, role='synthesis') for o in ('gan', 'pool'))
+_cnn, _head = (partial(_spec, when=o, role='classifier') for o in ('cnn', 'feature'))
 
 # %% ../../nbs/split/01_params.ipynb #aa297b02
 @dataclass
 class MixParams:
     "The mixture of authentic and synthetic items"
-    ratio: float = param(.3, "share of synthetic images in the training set, 0 to 1", 0, 1, role='arm')
+    ratio: float = _spec(.3, "share of synthetic images in the training set, 0 to 1", 0, 1, role='arm')
     how: str = _mixed('replace', "'replace': the total stays; 'add': all real images stay", options=('replace', 'add'))
     classes: str = _mixed('prior', "'prior': by the real class shares; 'balance': the smallest classes first",
                           options=('prior', 'balance'))
@@ -49,30 +42,30 @@ class MixParams:
 @dataclass
 class DataParams:
     "The data and their split"
-    data: str = param('faces', "'faces', 'fer2013', 'folder[:links]', 'lsun', 'parquet[:COLUMN]' or 'torchvision:NAME'")
-    path: str = param(None, "the data: a zip, folder, CSV or tar.gz; none for faces", role='run')
-    vocab: str = param(None, "class names, in order, comma separated; None: those of the data")
-    size: int = param(None, "side in pixels; None: the images' own up to 64 (folder, parquet) or the preset's", 16, 128)
-    channels: int = param(None, "1 or 3; None: as in the data", options=(1, 3))
-    real_share: float = param(1., "share of the real training images that is used: 0.1 simulates scarcity", .001, 1)
-    split_seed: int = param(42, "seed of the validation part and of the order in which real images leave", 0, 2**31)
-    copies: str = param('near', "copies kept in one part: 'near' (cropped, mirrored, ...), 'exact'; 'none': they leak, "
+    data: str = _spec('faces', "'faces', 'fer2013', 'folder[:links]', 'lsun', 'parquet[:COLUMN]' or 'torchvision:NAME'")
+    path: str = _spec(None, "the data: a zip, folder, CSV or tar.gz; none for faces", role='run')
+    vocab: str = _spec(None, "class names, in order, comma separated; None: those of the data")
+    size: int = _spec(None, "side in pixels; None: the images' own up to 64 (folder, parquet) or the preset's", 16, 128)
+    channels: int = _spec(None, "1 or 3; None: as in the data", options=(1, 3))
+    real_share: float = _spec(1., "share of the real training images that is used: 0.1 simulates scarcity", .001, 1)
+    split_seed: int = _spec(42, "seed of the validation part and of the order in which real images leave", 0, 2**31)
+    copies: str = _spec('near', "copies kept in one part: 'near' (cropped, mirrored, ...), 'exact'; 'none': they leak, "
                         "as a demonstration", options=('none', 'exact', 'near'))
-    groups: str = param(None, "subjects that stay in one part: pattern on file names '(p[0-9]+)_', 'folder', "
+    groups: str = _spec(None, "subjects that stay in one part: pattern on file names '(p[0-9]+)_', 'folder', "
                         "'column:NAME'")
-    folds: int = param(None, "folds of a cross-validation; 1: one test part; None: 5 if a class has under 250 images",
+    folds: int = _spec(None, "folds of a cross-validation; 1: one test part; None: 5 if a class has under 250 images",
                        0, 100, role='run')
-    fold: int = param(0, "which fold is tested, 0 to folds - 1", 0, 99, role='seed')
+    fold: int = _spec(0, "which fold is tested, 0 to folds - 1", 0, 99, role='seed')
 
 @dataclass
 class FeatureParams:
     "Vectors in place of images"
-    space: str = param('pixel', "'pixel': mix images; 'feature': mix vectors of a trained net",
+    space: str = _spec('pixel', "'pixel': mix images; 'feature': mix vectors of a trained net",
                        options=('pixel', 'feature'))
-    extractor: str = param(None, "the net that makes vectors: 'torchvision:NAME'; None: our own at ratio 0",
+    extractor: str = _spec(None, "the net that makes vectors: 'torchvision:NAME'; None: our own at ratio 0",
                            when='feature')
-    weights: str = param(None, "file with the weights of an extractor of torchvision", when='feature')
-    layer: str = param(None, "module whose output is the vector; None: the last linear layer's input", when='feature')
+    weights: str = _spec(None, "file with the weights of an extractor of torchvision", when='feature')
+    layer: str = _spec(None, "module whose output is the vector; None: the last linear layer's input", when='feature')
 
 # %% ../../nbs/split/01_params.ipynb #ebbd2110
 @dataclass
@@ -84,7 +77,7 @@ class GANParams:
     gan_width: int = _gan(None, "width of the GAN's nets; None: the preset's", 4, 512)
     gan_pick: str = _gan(None, "state of the GAN: 'last', at the end; 'best', on validation; None: the preset's",
                          options=('last', 'best'))
-    gan_seed: int = param(0, "seed of the GAN's training", 0, 2**31, when='gan', role='seed')
+    gan_seed: int = _spec(0, "seed of the GAN's training", 0, 2**31, when='gan', role='seed')
 
 @dataclass
 class PoolParams:
@@ -101,49 +94,49 @@ class CNNParams:
     cnn_epochs: int = _cnn(None, "epochs of the classifier; None: the preset's", 1, 100_000)
     head: str = _head(None, "classifier of vectors: 'linear' or 'mlp'; None: the preset's", options=('linear', 'mlp'))
     head_epochs: int = _head(None, "epochs of the head; None: the preset's", 1, 100_000)
-    min_steps: int = param(None, "on few images, steps of classifier or head, at least; None: 600, 0 if epochs are "
+    min_steps: int = _spec(None, "on few images, steps of classifier or head, at least; None: 600, 0 if epochs are "
                            "given", 0, 10**9, role='classifier')
-    cnn_seed: int = param(0, "seed of the classifier's training", 0, 2**31, role='seed')
+    cnn_seed: int = _spec(0, "seed of the classifier's training", 0, 2**31, role='seed')
 
 # %% ../../nbs/split/01_params.ipynb #ebbd2111
 @dataclass
 class UseParams:
     "How the classifier uses the mixture; values other than the defaults belong to its stage"
-    labels: str = param('hard', "'hard': classes; 'soft': a teacher's probabilities, of ratio 0 and the next seed",
+    labels: str = _spec('hard', "'hard': classes; 'soft': a teacher's probabilities, of ratio 0 and the next seed",
                         options=('hard', 'soft'), role='classifier')
-    temperature: float = param(2., "softens the teacher's probabilities; 1: as they are", 1, 20, when='soft',
+    temperature: float = _spec(2., "softens the teacher's probabilities; 1: as they are", 1, 20, when='soft',
                                role='classifier')
-    schedule: str = param('mixed', "'mixed', or 'pretrain': synthetic images first, for their share of the steps",
+    schedule: str = _spec('mixed', "'mixed', or 'pretrain': synthetic images first, for their share of the steps",
                           options=('mixed', 'pretrain'), when='added', role='arm')
-    synthetic_weight: float = param(1., "weight of a synthetic image in the loss; a real one has 1", .01, 100,
+    synthetic_weight: float = _spec(1., "weight of a synthetic image in the loss; a real one has 1", .01, 100,
                                     when='added', role='arm')
-    equal: str = param('steps', "what all arms have in common: 'steps', or 'epochs' of real images where synthetic "
+    equal: str = _spec('steps', "what all arms have in common: 'steps', or 'epochs' of real images where synthetic "
                        "ones are added",
                        options=('steps', 'epochs'), when='grown', role='arm')
-    training: str = param('standard', "'standard', or 'adversarial': on images attacked within attack_eps",
+    training: str = _spec('standard', "'standard', or 'adversarial': on images attacked within attack_eps",
                           options=('standard', 'adversarial'), role='classifier')
-    attack_eps: float = param(0., "largest change of a pixel by attacks, of 1 (4 levels: .0157); 0: no robust accuracy",
+    attack_eps: float = _spec(0., "largest change of a pixel by attacks, of 1 (4 levels: .0157); 0: no robust accuracy",
                               0, .5, role='classifier')
 
 @dataclass
 class EvalParams:
     "What is measured, and how it is reported"
-    quality: str = param('none', "'fast': evaluate the pool against real images; 'none'",
+    quality: str = _spec('none', "'fast': evaluate the pool against real images; 'none'",
                          options=('none', 'fast'), when='pool', role='report')
-    robustness: str = param('fast', "extent of the robustness evaluation: 'none', 'fast' or 'full'",
+    robustness: str = _spec('fast', "extent of the robustness evaluation: 'none', 'fast' or 'full'",
                             options=('none', 'fast', 'full'), role='report')
-    metric: str = param(None, "what is decided on: accuracy, balanced_accuracy, robust_accuracy, macro_f1, "
+    metric: str = _spec(None, "what is decided on: accuracy, balanced_accuracy, robust_accuracy, macro_f1, "
                         "recall:CLASS; None: by balance", role='run')
-    margin: float = param(.02, "accuracies closer than this are equivalent; declared in advance", 1e-4, .5, role='run')
+    margin: float = _spec(.02, "accuracies closer than this are equivalent; declared in advance", 1e-4, .5, role='run')
 
 @dataclass
 class RunParams:
     "Where and how it runs"
-    preset: str = param('quick', "'quick', 'cpu', 'gpu' or 'study'", options=('quick', 'cpu', 'gpu', 'study'),
+    preset: str = _spec('quick', "'quick', 'cpu', 'gpu' or 'study'", options=('quick', 'cpu', 'gpu', 'study'),
                         role='run')
-    processes: int = param(1, "processes that train one net together, one per GPU", 1, 64)
-    device: str = param(None, "'cpu' or 'cuda'; None: the GPU if there is one", role='run')
-    out: str = param('runs', "folder of all stages", role='run')
+    processes: int = _spec(1, "processes that train one net together, one per GPU", 1, 64)
+    device: str = _spec(None, "'cpu' or 'cuda'; None: the GPU if there is one", role='run')
+    out: str = _spec('runs', "folder of all stages", role='run')
 
 @dataclass
 class SplitParams(RunParams, EvalParams, UseParams, CNNParams, PoolParams, GANParams, FeatureParams, DataParams,
@@ -164,7 +157,7 @@ presets = dict(
                cnn='poster', cnn_epochs=25))
 
 _vectors = dict(gan_arch='mlp', gan_bs=256, gan_width=256, gan_pick='last', head='linear', head_epochs=10)
-vector_presets = {k: dict(_vectors, gan_images=n) for k, n in dict(quick=200_000, cpu=500_000, gpu=5_000_000).items()}
+_vector_presets = {k: dict(_vectors, gan_images=n) for k, n in dict(quick=200_000, cpu=500_000, gpu=5_000_000).items()}
 
 # %% ../../nbs/split/01_params.ipynb #346bd0a4
 _fields = {f.name: f for f in fields(SplitParams)}
@@ -214,7 +207,7 @@ def params_of(p:SplitParams, # complete, from `check_params`
     "Return the parameters that belong to the stages `kinds`"
     return {f.name: getattr(p, f.name) for kind in kinds for f in fields(kind)}
 
-def names_by_role(*roles # see `param`
+def names_by_role(*roles # 'arm', 'synthesis', 'classifier', 'setting', 'seed', 'report' or 'run'
                  ) -> tuple:
     "Return the names of the parameters with these roles in a comparison"
     return tuple(k for k, f in _fields.items() if f.metadata['role'] in roles)
@@ -230,7 +223,7 @@ def check_params(given:dict      # parameters by name; missing ones have their d
     vectors = p.space == 'feature'
     own, folds, test = _foresee(p)
     if p.size is None and p.preset != 'study': p.size = own
-    for k, v in (presets[p.preset] | (vector_presets.get(p.preset, {}) if vectors else {})).items():
+    for k, v in (presets[p.preset] | (_vector_presets.get(p.preset, {}) if vectors else {})).items():
         if getattr(p, k) is None: setattr(p, k, v)
     if p.preset == 'study' and p.copies == 'exact':
         _clash("preset='study'", "copies='exact'", ': it shows what leaking copies do; choose another preset')

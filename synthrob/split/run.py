@@ -40,14 +40,12 @@ from .params import (DataParams, GANParams, MixParams, PoolParams, RunParams, Sp
                                    check_params, conditions, params_of, presets)
 
 # %% auto #0
-__all__ = ['PGD_STEPS', 'SplitRun', 'read_pool', 'predictions_frame', 'evaluation_from', 'leak_worth']
+__all__ = ['PGD_STEPS', 'SplitRun', 'read_pool', 'predictions_frame', 'evaluation_from']
 
 # %% ../../nbs/split/04_run.ipynb #0c0be11d
 class SplitRun:
     "One split experiment: `fit()` makes its stages, and the rest reads what they left"
-    def __init__(self,
-        p:SplitParams # complete, from `check_params`
-    ):
+    def __init__(self, p:SplitParams): # complete, from `check_params`
         self.p, self.cond, self.leak = p, conditions(p), p.copies == 'none'     # as in the protocol of the study
         self._vocab = [o.strip() for o in p.vocab.split(',')] if p.vocab else None
         self.folds = p.folds or 1                                               # 1: one test part
@@ -153,9 +151,8 @@ def _need(self:SplitRun, kind):
     return s
 
 @patch
-def make(self:SplitRun,
-    kind='split' # of a stage
-) -> Stage:      # finished
+def make(self:SplitRun, kind='split' # of a stage
+        ) -> Stage:                  # finished
     "Make or find a stage and all that it depends on"
     return self.stages[kind].make()
 
@@ -200,9 +197,8 @@ def train_idx(self:SplitRun): # int64 (n,)
     return self.splits and self._train_idx
 
 @patch
-def part(self:SplitRun,
-    name # 'train' (those that are used), 'valid' or 'test'
-) -> Dataset:
+def part(self:SplitRun, name # 'train' (those that are used), 'valid' or 'test'
+        ) -> Dataset:
     "Return the images of a part"
     return self.images.subset(self.train_idx if name == 'train' else getattr(self.splits, name))
 
@@ -227,9 +223,8 @@ def _extract(run, stage):
     return dict(n=len(v), dim=v.shape[1], constant=int((v[run.train_idx].std(0) <= 1e-6).sum()))
 
 @patch
-def items(self:SplitRun,
-    name # 'train' (those that are used), 'valid' or 'test'
-) -> Dataset:
+def items(self:SplitRun, name # 'train' (those that are used), 'valid' or 'test'
+         ) -> Dataset:
     "Return what the classifier takes of a part: images or vectors"
     part = self.part(name)
     if not self.cond['feature']: return part
@@ -361,9 +356,7 @@ def evaluation_from(table:pd.DataFrame, # from `predictions_frame`
     ev.index = t['index'].to_numpy(copy=True)                      # tells whether two were of the same items
     return ev
 
-def leak_worth(ev:Evaluation, # of the test part
-               leaked         # which of its images have a copy in training (n,), bool
-              ) -> dict:      # accuracies, and `worth` in accuracy
+def _leak_worth(ev, leaked): # `leaked`: which test images have a copy in training (n,), bool
     "Return what copies of training images in the test part add to the accuracy"
     leaked, right = np.asarray(leaked), (ev.pred == ev.y).numpy()
     mean = lambda m: float(right[m].mean()) if m.any() else None
@@ -419,7 +412,7 @@ def _train_classifier(run, stage):
     counts = {c: dict(real=r, added=int(n)) for c, r, n in zip(real.vocab, kept, a.add)}
     problem = learning_problem(learn, by_loss=p.schedule != 'pretrain')
     if p.labels == 'soft': problem = problem or run.teacher.stages['split'].record.get('problem')
-    leak = leak_worth(evs['test'], s.table.leaked.to_numpy()[s.test.numpy()])
+    leak = _leak_worth(evs['test'], s.table.leaked.to_numpy()[s.test.numpy()])
     return dict(**scores, history=learn.history, counts=counts,
                 steps=len(learn.dls.train)*learn.recipe.epochs, bs=learn.recipe.bs, epochs=learn.recipe.epochs,
                 given=_given(p, run.folds), folds=run.folds,
@@ -427,9 +420,8 @@ def _train_classifier(run, stage):
                 broken=run.images.about['broken'], pool=run.pool and run.stages['pool'].record)
 
 @patch
-def evaluation(self:SplitRun,
-    part='test' # 'test' or 'valid'
-) -> Evaluation:
+def evaluation(self:SplitRun, part='test' # 'test' or 'valid'
+              ) -> Evaluation:
     "Return the evaluation of the classifier on a part"
     return evaluation_from(pd.read_parquet(self._need('split').file('predictions.parquet')), part)
 
@@ -478,9 +470,8 @@ def problems(self:SplitRun) -> dict: # kind of stage, 'judge' for another classi
     return {name(s): r['problem'] for s in made if (r := s.record) and r.get('problem')}
 
 @patch
-def fit(self:SplitRun,
-    repair=False # make damaged stages, and what depends on them, again
-) -> SplitRun:
+def fit(self:SplitRun, repair=False # make damaged stages, and what depends on them, again
+       ) -> SplitRun:
     "Make or find all stages of the experiment"
     if repair: discard_damaged([o for s in self.stages.values() for o in s.upstream()])
     for s in self.stages.values(): s.make()
