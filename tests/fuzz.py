@@ -187,7 +187,7 @@ def read_data(box, rng, data, path):
 
 def image(seeds, box, rng):
     try:
-        files.decode_image(change_bytes(rng.choice([*PICTURES.values()]), rng), rng.choice((8, 48)), rng.choice((1, 3)))
+        files._decode_image(change_bytes(rng.choice([*PICTURES.values()]), rng), rng.choice((8, 48)), rng.choice((1, 3)))
     except files.BrokenImage: raise BadInput from None
     except Exception as e:
         if isinstance(e, MemoryError): raise

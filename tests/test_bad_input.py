@@ -192,11 +192,11 @@ def test_failure_leaves_the_old_array(tmp_path):
 
 def _slow_prepare(path, root, started, q=None):
     import synthrob.data.files as files
-    fast = files.decode_image
+    fast = files._decode_image
     def slow(*args):
         started.set(); time.sleep(.01)
         return fast(*args)
-    files.decode_image = slow
+    files._decode_image = slow
     imgs = prepare('fer2013', path, vocab=['sad','happy'], root=root)
     if q: q.put((os.getpid(), imgs.hash))
 

@@ -118,11 +118,11 @@ def test_corrupt_entries_are_counted_and_named(lsun, tmp_path, capsys):
     refused('more than 1 % of all 200', prepare, 'lsun', tmp_path/'lsun', root=tmp_path/'other')
 
 SLOW = """import sys, time, synthrob.data.files as files
-fast = files.decode_image
+fast = files._decode_image
 def slow(*args):
     time.sleep(.002)
     return fast(*args)
-files.decode_image = slow
+files._decode_image = slow
 from functools import partial
 import synthrob.data.core as data
 data.lsun_images = partial(data.lsun_images, bs=16)
@@ -139,8 +139,8 @@ def test_killed_and_gone_on(lsun, tmp_path, monkeypatch, capsys):
         p.send_signal(signal.SIGKILL); p.wait()
     there = sum(len(json.loads(o)['kept']) for o in lines()[:-1])                 # the last line may be torn
     assert 8*16 - 16 <= there < 510 and not list(tmp_path.glob('runs/data/*/images.npy'))
-    decoded, fast = [], files.decode_image
-    monkeypatch.setattr(files, 'decode_image', lambda *args: decoded.append(1) or fast(*args))
+    decoded, fast = [], files._decode_image
+    monkeypatch.setattr(files, '_decode_image', lambda *args: decoded.append(1) or fast(*args))
     gone_on = prepare('lsun', lsun, root=tmp_path/'runs')
     assert 'continuing after them' in capsys.readouterr().out and len(decoded) <= 510 - there
     whole = prepare('lsun', lsun, root=tmp_path/'whole')

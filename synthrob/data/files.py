@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib, csv, gzip, inspect, io, json, lzma, math, os, re, shutil, stat, tarfile, tempfile, unicodedata
 import zipfile, zlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from threading import Lock
@@ -18,8 +19,8 @@ from ..core.basics import BadInput, check_name, writing
 # %% auto #0
 __all__ = ['IMAGE_TYPES', 'PARTS', 'MAX_BYTES', 'MAX_DEPTH', 'DAMAGE', 'FORMATS', 'MAX_PIXELS', 'FER_CLASSES', 'FER_USAGES',
            'MAX_LINE', 'shown', 'open_tar', 'is_tar', 'list_files', 'part_of', 'ImageFiles', 'existing', 'list_images',
-           'BrokenImage', 'fit_image', 'decode_image', 'is_colour', 'has_colour', 'survey', 'decode_blocks',
-           'decode_files', 'fer_tables', 'read_fer_csv', 'torchvision_sets', 'torchvision_images']
+           'BrokenImage', 'is_colour', 'has_colour', 'survey', 'decode_blocks', 'decode_files', 'fer_tables',
+           'read_fer_csv', 'torchvision_sets', 'torchvision_images']
 
 # %% ../../nbs/data/03_files.ipynb #adbd229c
 IMAGE_TYPES = set('.jpg .jpeg .jpe .jfif .png .bmp .gif .tif .tiff .webp .pgm .ppm'.split())
@@ -295,15 +296,15 @@ def _same_labels(path, keys):
     return [names[_bare(o)] for _, o, _ in keys], notes
 
 # %% ../../nbs/data/03_files.ipynb #2c1fcbee
+@dataclass(eq=False)
 class ImageFiles:
     "Images in a folder, a zip or a tar"
-    def __init__(self, path,      # the folder or archive, a `Path`
-                       table,     # name (relative to `path`), label and part of each image, a DataFrame
-                       zf,        # the open `ZipFile`; None: a folder
-                       raw,       # name -> name in the zip, or path in the folder
-                       ignored,  # what is no sample: [{label, reason, n, name of the first}]
-                       notes):    # sentences on what was put right
-        self.path,self.table,self.zf,self.raw,self.ignored,self.notes = path,table,zf,raw,ignored,notes
+    path: Path          # the folder or archive
+    table: pd.DataFrame # name (relative to `path`), label and part of each image
+    zf: zipfile.ZipFile # None: a folder
+    raw: dict           # name -> name in the zip, or path in the folder
+    ignored: list       # what is no sample: [{label, reason, n, name of the first}]
+    notes: list         # sentences on what was put right
 
     def __len__(self): return len(self.table)
     def __repr__(self): return f"ImageFiles({self.path}, {len(self)} images, {self.table.label.nunique()} classes)"
@@ -378,12 +379,8 @@ def _flatten(im, mode, bits=16):
         im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
     return im.convert(mode)
 
-def fit_image(im,            # PIL image
-              size:int,      # height and width of the result
-              channels:int=1,# 1 grey, 3 colour
-              bits:int=16    # of deep grey images: their brightest value is 2**bits - 1
-             ) -> np.ndarray: # uint8, (channels,size,size)
-    "Turn `im` upright, resize it to cover the square (antialiased) and crop the centre"
+def _fit_image(im, size, channels=1, bits=16):
+    "Turn `im` upright, resize it to cover the square (antialiased), crop the centre: uint8, (channels,size,size)"
     im = _flatten(ImageOps.exif_transpose(im), {1: 'L', 3: 'RGB'}[channels], bits)
     if im.size != (size, size): im = ImageOps.fit(im, (size, size), Image.Resampling.BILINEAR)
     x = np.asarray(im)
@@ -399,23 +396,18 @@ def _open_image(b):
         raise BrokenImage(f"is too large ({im.width}x{im.height}, more than {MAX_PIXELS/1e6:.0f} million pixels)")
     return im
 
-def decode_image(b:bytes,          # the content of an image file
-                 size:int=48,      # height and width of the result
-                 channels:int=1,   # 1 grey, 3 colour
-                 strict:tuple=None,# required (width, height, mode); None: any
-                 bits:int=16       # see `fit_image`
-                ) -> np.ndarray:   # uint8, (channels,size,size)
-    "Decode one image and fit it to `size`; raise `BrokenImage` if it cannot be used"
+def _decode_image(b, size=48, channels=1, strict=None, bits=16):
+    "Decode the bytes of an image file and fit it to `size`; raise `BrokenImage` if it cannot be used"
     im = _open_image(b)
     if strict and (*im.size, im.mode) != tuple(strict):
         forms = "is {}x{} {} instead of {}x{} {}".format(*im.size, im.mode, *strict)
         raise BrokenImage(f"{forms}: data='folder' converts it")
     im.draft(None, (2*size, 2*size))  # decode a large JPEG at 1/2, 1/4 or 1/8 of its size: enough, and much faster
-    if im.width*im.height <= _large: return fit_image(im, size, channels, bits)
+    if im.width*im.height <= _large: return _fit_image(im, size, channels, bits)
     with _alone:
         im = ImageOps.exif_transpose(im)
         if im.mode in ('L', 'LA', 'RGB', 'RGBA'): im = im.reduce(max(1, min(im.size)//(4*size)))
-        return fit_image(im, size, channels, bits)
+        return _fit_image(im, size, channels, bits)
 
 # %% ../../nbs/data/03_files.ipynb #e0d2a96b
 def is_colour(read # function that returns the content of an image file
@@ -424,7 +416,7 @@ def is_colour(read # function that returns the content of an image file
     try:
         b = read()
         if (mode := _open_image(b).mode) in ('1', 'L', 'LA', 'F') or mode.startswith('I'): return False
-        x = decode_image(b, 64, 3)
+        x = _decode_image(b, 64, 3)
     except Exception: return False
     return int((x.max(0) - x.min(0)).max()) > 4
 
@@ -529,8 +521,8 @@ def _decode_item(item, size, channels, strict, bits):
     try:
         image = item[3]() if callable(item[3]) else item[3]
         if isinstance(image, BrokenImage): raise image
-        if isinstance(image, Image.Image): return fit_image(image, size, channels, bits)
-        return decode_image(image, size, channels, strict, bits)
+        if isinstance(image, Image.Image): return _fit_image(image, size, channels, bits)
+        return _decode_image(image, size, channels, strict, bits)
     except BrokenImage as e: return str(e)
     except Exception as e: return f"is damaged ({e})"  # PIL raises anything for a damaged image
 
@@ -542,9 +534,9 @@ def decode_blocks(
     out,              # the `.npy` to write: uint8, (n,channels,size,size)
     size:int,         # height and width
     channels:int,     # 1 grey, 3 colour
-    strict:tuple=None,# see `decode_image`
+    strict:tuple=None,# required (width, height, mode); None: any
     threads:int=None, # None: one for each core, at most 8
-    bits:int=16       # see `fit_image`
+    bits:int=16       # of deep grey images: their brightest value is 2**bits - 1
 ) -> tuple[pd.DataFrame, list]: # name, label and part of each row; [{name, reason, label}] of the broken images
     "Decode images (bytes, PIL, `BrokenImage`, or a function for one) to `out`; `BadInput` if too many are broken"
     npy, broken = _ResumableNpy(out, (channels, size, size)), []
@@ -582,9 +574,9 @@ def decode_files(
     out,               # the `.npy` to write: uint8, (n,channels,size,size)
     size:int=48,       # height and width
     channels:int=1,    # 1 grey, 3 colour
-    strict:tuple=None, # see `decode_image`
+    strict:tuple=None, # required (width, height, mode); None: any
     threads:int=None,  # None: one for each core, at most 8
-    bits:int=16        # see `fit_image`
+    bits:int=16        # see `decode_blocks`
 ) -> tuple[pd.DataFrame, list]: # name, label and part of each row; [{name, reason, label}] of the broken images
     "Decode `files` as `decode_blocks` does"
     rows = list(files.table[['name','label','part']].itertuples(index=False, name=None))
