@@ -35,7 +35,7 @@ from synthrob.core.training import Autocast
 from synthrob.data.core import fer2013_path, prepare
 from synthrob.data.dataset import Dataset
 from synthrob.data.files import list_images
-from synthrob.data.loaders import Augment, balanced_stream, device_dls, stream, to_float, to_uint8
+from synthrob.data.loaders import Augment, _balanced_stream, device_dls, stream, to_float, to_uint8
 from synthrob.data.rows import DiskImages, read_images, take
 from synthrob.data.splits import check_held_out, check_no_leak, splits
 from synthrob.gan.learner import gan_learner
@@ -322,7 +322,7 @@ def bare_gan(s, like):
     def steps():
         rng = generator('gan', 0, 0, device=dev)
         noise = lambda: torch.randn(bs, r.nz, generator=rng, device=dev)
-        order = balanced_stream(s.train.y, 0, bs*n_steps) if r.balanced else stream(len(y), 0, bs*n_steps)
+        order = _balanced_stream(s.train.y, 0, bs*n_steps) if r.balanced else stream(len(y), 0, bs*n_steps)
         for step, i in enumerate(order.to(dev).split(bs)):
             real, yb = x[i], y[i]
             bare_d_step(b, r, real, yb, noise, rng, step, step/n_steps)

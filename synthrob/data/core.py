@@ -27,7 +27,7 @@ from .splits import (Splits, check_metric, _column, default_folds, detectable, s
 # %% auto #0
 __all__ = ['sources', 'FER_FIVE', 'Source', 'source', 'content_key', 'faces', 'fer2013', 'folder', 'own_size', 'preview', 'lsun',
            'parquet', 'torchvision', 'data_stage', 'prepare', 'near_stage', 'prepare_near', 'describe', 'decisions',
-           'named_pairs', 'parser', 'main', 'fer2013_path']
+           'parser', 'main', 'fer2013_path']
 
 # %% ../../nbs/00_data.ipynb #66b1a1c3
 @dataclass
@@ -460,10 +460,8 @@ def decisions(images:Dataset, # from `prepare`
     faults = s.table[['conflict', 'flat', 'leaked']]
     return images.items[['name', 'label']].assign(part=part, group=images.group.numpy(), **faults)
 
-def named_pairs(images:Dataset, # from `prepare`
-                near            # pairs from `prepare_near`
-               ) -> pd.DataFrame: # `near` with name_a, label_a, part_a, the same of b, and same_label
-    "Return pairs of copies with the names and labels of both images, to inspect them"
+def _named_pairs(images, near):
+    "Return the pairs `near` with name_a, label_a, part_a, the same of b, and same_label, to inspect them"
     t = images.items[['name', 'label', 'part']]
     a, b = (t.iloc[near[k]].add_suffix(f'_{k}').reset_index(drop=True) for k in 'ab')
     return pd.concat([near, a, b], axis=1).assign(same_label=(a.label_a == b.label_b))
@@ -535,7 +533,7 @@ def _run(a):
     print(detectable(images, s, a.seeds, a.metric))
     if a.sheet:
         with replacing(a.sheet) as t: plt.savefig(t, format=Path(a.sheet).suffix[1:], bbox_inches='tight', dpi=120)
-    tables = [(o, partial(named_pairs, images, near)) for o in a.pairs]
+    tables = [(o, partial(_named_pairs, images, near)) for o in a.pairs]
     for file, make in [(a.table, partial(decisions, images, s)), *tables]:
         if not file or Path(file).suffix in pictures: continue
         with replacing(file) as t: make().to_parquet(t) if file.endswith('.parquet') else make().to_csv(t, index=False)

@@ -18,8 +18,7 @@ from fastai.torch_core import show_image
 from fastcore.basics import patch
 
 # %% auto #0
-__all__ = ['to_float', 'to_uint8', 'stream', 'balanced_stream', 'Augment', 'affine_grid', 'relight', 'DeviceDL', 'batch_size',
-           'device_dls']
+__all__ = ['to_float', 'to_uint8', 'stream', 'Augment', 'affine_grid', 'relight', 'DeviceDL', 'batch_size', 'device_dls']
 
 # %% ../../nbs/data/06_loaders.ipynb #bce69845
 def to_float(x:Tensor # images, uint8, (n,c,h,w)
@@ -46,12 +45,8 @@ def stream(n:int,      # number of items
     return torch.cat(perms)[start-first*n:][:count]
 
 # %% ../../nbs/data/06_loaders.ipynb #3df03c60
-def balanced_stream(y:Tensor,   # labels (n,), int64
-                    start:int,  # first position in the stream
-                    count:int,  # how many positions
-                    seed=0      # the stream's seed: an integer or text
-                   ) -> Tensor: # indices (count,), int64
-    "Return positions of a stream in which every class occurs equally often"
+def _balanced_stream(y, start, count, seed=0):
+    "Return positions as `stream` does, of a stream in which every class of the labels `y` occurs equally often"
     classes = y.unique()
     k = len(classes)
     first, last = start//k, (start+count-1)//k          # rounds, each of one draw from every class
@@ -86,9 +81,9 @@ class Augment:
 
     def __call__(self, x, generator=None):
         u = torch.rand(len(x), 12, generator=generator, device=x.device)
-        if self.flip or self.degrees or self.scale or self.translate: x = self.affine(x, u[:, :5])
+        if self.flip or self.degrees or self.scale or self.translate: x = self._affine(x, u[:, :5])
         if self.light: x = relight(x, (u[:, 5:7]*2 - 1)*self.light).clamp_(0, 1)
-        return self.erased(x, u[:, 7:]) if self.erase else x
+        return self._erased(x, u[:, 7:]) if self.erase else x
 
 # %% ../../nbs/data/06_loaders.ipynb #0f16dacb
 def affine_grid(theta:Tensor, # affine maps from output to input coordinates, both in [-1,1], (n,2,3)
@@ -102,9 +97,7 @@ def affine_grid(theta:Tensor, # affine maps from output to input coordinates, bo
 
 # %% ../../nbs/data/06_loaders.ipynb #d6d5badf
 @patch
-def affine(self:Augment, x:Tensor,  # images, float, (n,c,h,w)
-                         u:Tensor   # uniform random numbers (n,5): flip, angle, scale, dx, dy
-          ) -> Tensor:              # images, (n,c,h,w)
+def _affine(self:Augment, x, u): # u: uniform random numbers (n,5): flip, angle, scale, dx, dy
     "Apply one random affine map per image"
     sign = torch.where(u[:, 0] < .5, -1., 1.) if self.flip else torch.ones_like(u[:, 0])
     angle, size, dx, dy = (u[:, 1:]*2 - 1).unbind(1)
@@ -125,9 +118,7 @@ def relight(x:Tensor, # images (n,c,h,w)
 
 # %% ../../nbs/data/06_loaders.ipynb #639ec6a9
 @patch
-def erased(self:Augment, x:Tensor,  # images, float, (n,c,h,w)
-                         u:Tensor   # uniform random numbers (n,5): whether, area, aspect, top, left
-          ) -> Tensor:              # images, (n,c,h,w)
+def _erased(self:Augment, x, u): # u: uniform random numbers (n,5): whether, area, aspect, top, left
     "Replace a random rectangle (2-20 % of the area, aspect 1:3 to 3:1) by the image's mean"
     h, w = x.shape[-2:]
     area, aspect = .02 + .18*u[:, 1], ((u[:, 2]*2 - 1)*math.log(3)).exp()
@@ -189,7 +180,7 @@ def get_idxs(self:DeviceDL) -> Tensor: # indices of items (count,), int64
     if not self.shuffle: return torch.arange(self.n)
     count = len(self)*self.bs if self.n_steps or self.drop_last else self.n
     start = self.epoch*count
-    if self.balanced: return balanced_stream(self.dataset.y.cpu(), start, count, self.seed)
+    if self.balanced: return _balanced_stream(self.dataset.y.cpu(), start, count, self.seed)
     return stream(self.n, start, count, self.seed)
 
 @patch

@@ -21,8 +21,8 @@ from .files import _bare, existing
 from .sources import _row_name, list_shards
 
 # %% auto #0
-__all__ = ['METRICS', 'Splits', 'join_groups', 'subjects', 'subjects_hint', 'splits', 'check_no_leak', 'check_held_out',
-           'default_folds', 'default_seeds', 'default_metric', 'check_metric', 'image_limits', 'detectable']
+__all__ = ['METRICS', 'Splits', 'join_groups', 'subjects', 'splits', 'check_no_leak', 'check_held_out', 'default_folds',
+           'default_seeds', 'default_metric', 'check_metric', 'image_limits', 'detectable']
 
 # %% ../../nbs/data/08_splits.ipynb #cd0a5c67
 @dataclass
@@ -171,9 +171,8 @@ def _subject_keys(names,     # of images, as their source gives them
     return key
 
 # %% ../../nbs/data/08_splits.ipynb #64c8fbb6
-def subjects_hint(images:Dataset # with names
-                 ) -> str:       # '' if nothing looks like it
-    "Point out names that look like several images of one subject, such as p01_1.png and p01_2.png"
+def _subjects_hint(images):
+    "Point out names that look like several images of one subject, such as p01_1.png and p01_2.png; '' if none do"
     names = pd.Series([PurePosixPath(str(o)).name for o in images.names])
     stem = names.str.extract(r'^(.*\d.*)[-_ ][a-zA-Z]*\d+\.\w+$')[0]
     size = stem.value_counts()
@@ -451,5 +450,5 @@ def detectable(
     if 'subject' in splits.table:
         out.append(f"Subjects: {splits.report['subjects']:,}, each in one part. Images of one subject are alike, but "
                    "are counted here as if they were independent: less can be shown than this.")
-    elif hint := subjects_hint(images): out.append(f'Subjects: {hint}')
+    elif hint := _subjects_hint(images): out.append(f'Subjects: {hint}')
     return '\n'.join(out)
