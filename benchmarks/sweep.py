@@ -15,7 +15,7 @@ import bench as b
 from synthrob.data.faces import draw_faces, emotions
 from synthrob.split.core import run_split
 from synthrob.sweep.cluster import Run, open_cluster
-from synthrob.sweep.grid import NOTEBOOK, Sweep, execute
+from synthrob.sweep.grid import NOTEBOOK, Sweep, _run_notebook
 
 b.benches.clear()
 
@@ -42,7 +42,7 @@ def same_cells(params):
 @b.bench(1, 'what papermill and the engine add to the cells of a notebook', 'the limit of 1 s')
 def cell(s):
     params, pairs, bare = tiny_cell(s), [], []
-    ways = [lambda p: execute({**p, 'out': str(s.folder/'engine_runs')}, s.folder/'cell.ipynb'),
+    ways = [lambda p: _run_notebook({**p, 'out': str(s.folder/'engine_runs')}, s.folder/'cell.ipynb'),
             lambda p: same_cells({**p, 'out': str(s.folder/'here_runs')}),
             lambda p: run_split(**p, out=str(s.folder/'bare_runs'))]
     plt.switch_backend('agg')

@@ -9,7 +9,7 @@ from synthrob.core.basics import BadInput
 from synthrob.data.core import prepare
 from synthrob.split.params import check_params
 from synthrob.split.run import SplitRun
-from synthrob.sweep.command import main, read_spec
+from synthrob.sweep.command import main, _read_spec
 from synthrob.sweep.grid import Sweep
 def run():
     {code}
@@ -45,7 +45,7 @@ fit = "return SplitRun(check_params(dict(data='faces', {}))).fit()"
 cases = dict(fifo=(fifo, 'f', read('folder')), device=(nothing, '/dev/zero', read('fer2013')), giants=(giants, 'd', read('folder')),
              long_line=(long_line, 'a.csv.gz', read('fer2013')), bad_rows=(bad_rows, 'a.csv.gz', read('fer2013')), zeros=(zeros, 'a.zip', read('folder')),
              dictionary=(dictionary, 'a.parquet', read('parquet')), long_name=(long_name, 'a.tar.gz', read('fer2013')),
-             anchors=(anchors, 'a.yaml', "return len(read_spec({path!r}))"), deep=(deep, 'd', read('folder')), lmdb=(lsun, 'l', read('lsun')),
+             anchors=(anchors, 'a.yaml', "return len(_read_spec({path!r}))"), deep=(deep, 'd', read('folder')), lmdb=(lsun, 'l', read('lsun')),
              gan_images=(nothing, '', fit.format('gan_images=10**12')), ratio=(nothing, '', fit.format("ratio=.999999, how='add'")),
              seeds=(nothing, '', "return sweep('--seeds', '100000000')"), ratios=(nothing, '', "return sweep('--ratios', '0..9999999999')"),
              gan_images_sweep=(nothing, '', "return sweep('--ratios', '0,.3', '--seeds', '1', '--gan_images', '1000000000000')"),

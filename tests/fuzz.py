@@ -28,7 +28,7 @@ from synthrob.gan.nets import GAN
 from synthrob.split.params import SplitParams, check_params
 from synthrob.sweep import command
 from synthrob.sweep import report as report_module
-from synthrob.sweep.grid import combinations, values
+from synthrob.sweep.grid import _combinations, values
 from synthrob.sweep.results import results
 from dataclasses import fields
 from simulate import simulate_runs
@@ -325,11 +325,11 @@ def specs(seeds, box, rng):
         text = text[:at] + rng.choice(words)*rng.choice((1, 1, 1, 3, 2000)) + text[at + rng.choice((0, 0, 1, 5)):]
     if rng.random() < .02: text = 'a: &a0 [x]\n' + ''.join(f'b{i}: &a{i+1} [' + ','.join([f'*a{i}']*9) + ']\n' for i in range(rng.choice((3, 30)))) + text
     (f := box/'inp'/'x.yaml').write_bytes(seldom(text.encode('utf-8', 'replace'), rng, .2))
-    grids, settings = command.read_spec(f)
+    grids, settings = command._read_spec(f)
     command._check_settings({k: v[0] for k, v in command._settings.items()} | settings)
     for g in grids:
         vs = {k: values(k, v) for k, v in g.items()}
-        if np.prod([len(o) for o in vs.values()], dtype=float) <= 60: combinations(g)
+        if np.prod([len(o) for o in vs.values()], dtype=float) <= 60: _combinations(g)
 
 def given(rng):
     "A parameter and a value, often a wrong one"

@@ -9,7 +9,7 @@ import numpy as np, pandas as pd, pytest
 from fastcore.xml import Div, to_xml
 from synthrob.core.basics import BadInput, write_json
 from synthrob.core.stages import Stage
-from synthrob.sweep.report import (INK, _by_cluster, _exchange, _verdict_part, by_setting, corruption_table, image_differences, limits, main,
+from synthrob.sweep.report import (INK, _by_cluster, _exchange, _verdict_part, by_setting, corruption_table, _image_differences, limits, main,
                                    plot_corruptions, plot_ratio, report)
 from synthrob.sweep.results import (CLASSIFIER, SETTING, SYNTHESIS, VALUE, PairedRuns, _judge, _wall, conclude, declared_margin, declared_metric,
                                     differences, exchange_rate, paired_runs, results)
@@ -393,7 +393,7 @@ def test_clusters_of_images(tmp_path):
     simulate_runs(tmp_path, ratios=(0, .5), hows=('add',), n=120)
     f, file = results(tmp_path), next(tmp_path.glob('parts/*/parts.parquet'))
     p, = paired_runs(f)
-    x = image_differences(p, tmp_path)
+    x = _image_differences(p, tmp_path)
     assert (_by_cluster(x, p.base_runs[0], tmp_path) == x).all()
     t = pd.read_parquet(file)
     t.assign(near=np.arange(120)//6, subject=[f'p{i//12}' for i in range(120)]).to_parquet(file)
@@ -474,15 +474,15 @@ def test_predictions_that_cannot_be_read(grid, page, tmp_path):
 
 def test_images_are_matched_by_index(grid):
     pairs = paired_runs(results(grid, cnn='poster', how='add', treatment='synthetic', ratio=[0, .4]))[0]
-    right = image_differences(pairs, grid)
+    right = _image_differences(pairs, grid)
     assert right.shape == (1, 6, 800) and right.mean(-1)[0] == pytest.approx(pairs.diffs)
     p = grid/'split'/pairs.runs[0, 0]/'predictions.parquet'
     t, kept = pd.read_parquet(p), p.read_bytes()
     try:
         t.sample(frac=1, random_state=0).to_parquet(p)
-        assert (image_differences(pairs, grid) == right).all()
+        assert (_image_differences(pairs, grid) == right).all()
         t[t['index'] > 0].to_parquet(p)
-        with pytest.raises(ValueError, match='different images'): image_differences(pairs, grid)
+        with pytest.raises(ValueError, match='different images'): _image_differences(pairs, grid)
     finally: p.write_bytes(kept)
 
 def test_one_seed(few):

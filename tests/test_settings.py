@@ -8,8 +8,8 @@ from PIL import Image
 from synthrob.core.basics import BadInput, write_json
 from synthrob.data.core import main as data_command, preview
 from synthrob.split.params import check_params
-from synthrob.sweep.command import grids_of, main
-from synthrob.sweep.grid import Costs, Sweep, combinations, values
+from synthrob.sweep.command import _grids_of, main
+from synthrob.sweep.grid import Costs, Sweep, _combinations, values
 from synthrob.sweep.report import _tables, by_setting, report
 from synthrob.sweep.results import _cells, _distinct, _problem, paired_runs, results
 from simulate import simulate_runs
@@ -50,7 +50,7 @@ def test_values_are_refused_only_where_none_works(animals, tmp_path):
     assert {(c.p.ratio, c.p.equal) for c in cells(ratio=[0, .3], how='add', equal='epochs').cells} == {(0, 'steps'), (.3, 'epochs')}
     for eps in [0, .01], [.01, 0]: assert len(cells(ratio=[0, .3], training=['standard', 'adversarial'], attack_eps=eps).cells) == 6
     for bad, why in (dict(how='replace', equal='epochs'), 'changes nothing'), (dict(cnn=['poster', 'stong']), 'stong'):
-        with pytest.raises(BadInput, match=why): combinations(animals | dict(ratio=[0, .3]) | bad)
+        with pytest.raises(BadInput, match=why): _combinations(animals | dict(ratio=[0, .3]) | bad)
 
 def test_the_metric_is_about_the_classes_of_the_data(animals, tmp_path):
     assert Sweep(animals | dict(ratio=[0, .3], folds=1), metric='recall:cat', out=tmp_path/'runs').metric == 'recall:cat'
@@ -61,7 +61,7 @@ def test_the_metric_is_about_the_classes_of_the_data(animals, tmp_path):
 
 def test_a_name_and_its_other_name():
     for spec in dict(ratio=0, ratios=[0, .3]), dict(grids=[dict(seeds=2, cnn_seed=3)]):
-        with pytest.raises(BadInput, match='has both .*: give one of the two'): grids_of(spec)
+        with pytest.raises(BadInput, match='has both .*: give one of the two'): _grids_of(spec)
 
 def test_each_combination_has_its_own_folds(animals, tmp_path):
     folds = lambda **grid: sorted((c.p.folds, c.p.fold) for c in Sweep(animals | dict(ratio=0) | grid, out=tmp_path/'runs').cells)

@@ -23,7 +23,7 @@ from ..split.params import check_params
 from .grid import Cell, Costs, _n, _span
 
 # %% auto #0
-__all__ = ['PATIENCE', 'StageFailed', 'dask_setup', 'make_stage', 'open_cluster', 'Run', 'run_cells']
+__all__ = ['PATIENCE', 'dask_setup', 'open_cluster', 'Run', 'run_cells']
 
 # %% ../../nbs/sweep/02_cluster.ipynb #ecdd0c70
 def _last_error(e:BaseException) -> str:
@@ -32,7 +32,7 @@ def _last_error(e:BaseException) -> str:
     line = next((o.strip() for o in text.splitlines() if o.strip()), '')[:400]
     return f'{kind}: {line}' if line else kind
 
-class StageFailed(Exception):
+class _StageFailed(Exception):
     "A stage that failed on a worker: one line, and the traceback"
 
 def dask_setup(worker # of Dask
@@ -40,17 +40,14 @@ def dask_setup(worker # of Dask
     "Prepare a worker that preloads this module: Ctrl-C in the terminal is for the sweep, which then ends its workers"
     with contextlib.suppress(ValueError): signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-def make_stage(params:dict,  # of the experiment
-               hash:str,     # of one of its stages
-               *inputs       # results of the tasks that make its inputs
-              ) -> bool:     # False if it was finished already
-    "Make one stage of an experiment"
+def _make_stage(params, hash, *inputs): # inputs: results of the tasks that make those of the stage
+    "Make the stage `hash` of the experiment `params`; return False if it was finished already"
     try:
         stages = {s.hash: s for s in Cell(check_params(params)).stage.upstream()}
         if hash not in stages: raise BadInput("The data have changed since the sweep was planned: start it again.")
         with open(os.devnull, 'w') as f, contextlib.redirect_stdout(f), contextlib.redirect_stderr(f):
             return not stages[hash].make().reused
-    except Exception as e: raise StageFailed(_last_error(e), traceback.format_exc()) from None
+    except Exception as e: raise _StageFailed(_last_error(e), traceback.format_exc()) from None
     finally:
         if torch.cuda.is_initialized(): torch.cuda.empty_cache()     # for the others on this GPU
 
@@ -192,7 +189,7 @@ class Run:
                 if s.hash in self.futures or s.hash not in self.todo: continue
                 inputs = [self.futures[o.hash] for o in s.inputs.values() if o.hash in self.futures]
                 self.futures[s.hash] = client.submit(
-                    make_stage, asdict(c.p), s.hash, *inputs, key=_key(s), priority=-rank,
+                    _make_stage, asdict(c.p), s.hash, *inputs, key=_key(s), priority=-rank,
                     resources=dict(gpu=1) if gpu and s.kind == 'gan' else None)
             self.futures[c.hash].add_done_callback(lambda f, c=c: self.ended.put((c, f)))
         self.keys = {f.key for f in self.futures.values()}
@@ -220,7 +217,7 @@ def settle(self:Run,
         if s.hash in self.todo and (r := s.record): self.costs.add(r); self.todo.pop(s.hash)
     if f.status == 'finished': self.made += f.result(); return
     e, self.failed = f.exception(), self.failed + 1
-    error, trace = e.args if isinstance(e, StageFailed) else (_last_error(e), '')
+    error, trace = e.args if isinstance(e, _StageFailed) else (_last_error(e), '')
     if isinstance(e, KilledWorker):
         error = (f"{str(e.task).partition('-')[0]!r} ended {e.allowed_failures + 1} workers, as happens when memory "
                  "runs out: use fewer slots (--slots) or more memory (--memory).")

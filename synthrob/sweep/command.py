@@ -18,7 +18,7 @@ from .cluster import run_cells
 from .grid import MOST, _common, Sweep, axes, default_grid, values
 
 # %% auto #0
-__all__ = ['grids_of', 'read_spec', 'sweep', 'parser', 'main']
+__all__ = ['sweep', 'parser', 'main']
 
 # %% ../../nbs/sweep/04_command.ipynb #d7bfe948
 @patch
@@ -79,10 +79,8 @@ def _renamed(given, what):
         if o in given and k in given: raise BadInput(f"{what} has both {k!r} and {o!r}: give one of the two.")
     return {_names.get(k, k): v for k, v in given.items()}
 
-def grids_of(spec,            # a grid; a dict with `grids` and what they have in common; or a list of grids
-             what='The sweep' # its name in messages
-            ) -> tuple:       # list of grids; settings
-    "Separate grids, what they have in common, and settings; raises `BadInput`"
+def _grids_of(spec, what='The sweep'):
+    "The grids and the settings of a grid, a list of grids, or a dict with `grids` and what they have in common"
     spec = dict(grids=spec) if isinstance(spec, (list, tuple)) else spec
     if isinstance(spec, dict): spec = _renamed(spec, what)
     if not isinstance(spec, dict) or not all(isinstance(k, str) for k in spec):
@@ -120,9 +118,8 @@ _Loader.add_implicit_resolver('tag:yaml.org,2002:bool', re.compile('(true|True|T
 _Loader.add_implicit_resolver('decimal', re.compile('[-+]?[0-9]{1,99}$'), list('-+0123456789'))
 _Loader.add_constructor('decimal', lambda loader, node: int(node.value))
 
-def read_spec(path # a YAML file, see `grids_of`
-             ) -> tuple: # list of grids; settings
-    "Read the file of a sweep; raises `BadInput`"
+def _read_spec(path):
+    "`_grids_of` what a YAML file holds; raises `BadInput`"
     try: text = Path(path).read_text(encoding='utf-8')
     except (OSError, UnicodeDecodeError) as e:
         raise BadInput(f"The file {path} cannot be read: {getattr(e, 'strerror', None) or 'it is not text'}.") from None
@@ -132,7 +129,7 @@ def read_spec(path # a YAML file, see `grids_of`
     except (yaml.YAMLError, RecursionError, ValueError) as e:
         mark, why = getattr(e, 'problem_mark', None), (getattr(e, 'problem', None) or str(e)).splitlines()[0]
         raise BadInput(f"{path} is not YAML: {why}{f' in line {mark.line + 1}' if mark else ''}.") from None
-    return grids_of(spec, f'{path}')
+    return _grids_of(spec, f'{path}')
 
 # %% ../../nbs/sweep/04_command.ipynb #17a0d13a
 def sweep(spec=None,     # a YAML file, a grid, or a list of grids; without ratios: see `default_grid`
@@ -143,7 +140,7 @@ def sweep(spec=None,     # a YAML file, a grid, or a list of grids; without rati
          ) -> Sweep:     # see its `table`
     "Plan a grid of split experiments and run it; what is given here replaces what `spec` says. Raises `BadInput`"
     for k in given: check_name(k, [*axes(), *_settings, *_switches], f"There is no parameter {k!r}")
-    grids, settings = read_spec(spec) if isinstance(spec, (str, os.PathLike)) else grids_of(spec or {})
+    grids, settings = _read_spec(spec) if isinstance(spec, (str, os.PathLike)) else _grids_of(spec or {})
     own = {k: v for k, v in given.items() if k in axes()}
     switches = dict(dry_run=dry_run, retry=retry, repair=repair)
     o = {k: v[0] for k, v in _settings.items()} | switches | settings | {

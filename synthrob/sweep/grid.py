@@ -20,7 +20,7 @@ from ..split.run import SplitRun
 from .stats import _n, fold_power, min_seeds, points, seeds_needed
 
 # %% auto #0
-__all__ = ['MOST', 'NOTEBOOK', 'axes', 'values', 'combinations', 'execute', 'Cell', 'default_grid', 'Sweep', 'Costs']
+__all__ = ['MOST', 'NOTEBOOK', 'axes', 'values', 'Cell', 'default_grid', 'Sweep', 'Costs']
 
 # %% ../../nbs/sweep/01_grid.ipynb #e6ee387f
 _common = 'margin', 'metric', 'device', 'out'     # one value for all cells
@@ -82,9 +82,11 @@ def values(name:str, # a parameter
     return list(dict.fromkeys(check_value(name, o) for o in items))
 
 # %% ../../nbs/sweep/01_grid.ipynb #d34b7bd5
-def combinations(grid:dict # parameter -> value or values, see `values`
-                ) -> tuple: # list of (combination, `SplitParams`); `Counter` of reasons why others were left out
-    "Write out a grid; raises `BadInput` for a wrong value, or if no combination is possible"
+def _combinations(grid):
+    """List each possible combination of a grid with its `SplitParams`, and count why others were left out
+
+    Raises `BadInput` for a wrong value, or if no combination is possible.
+    """
     grid = {k: values(k, v) for k, v in grid.items()}
     _check_number(math.prod(map(len, grid.values())), 'cells', 'This grid')
     good, bad, why, works = [], Counter(), {}, set()
@@ -104,10 +106,8 @@ def combinations(grid:dict # parameter -> value or values, see `values`
 # %% ../../nbs/sweep/01_grid.ipynb #4b32e664
 NOTEBOOK = '03_split.ipynb'
 
-def execute(params:dict, # of the experiment
-            dest,        # the executed notebook; as far as it came if a cell fails
-           ):
-    "Execute the notebook of an experiment; raises `PapermillExecutionError` if a cell fails"
+def _run_notebook(params, dest):
+    "Execute the notebook of an experiment into `dest`; raises `PapermillExecutionError` if a cell fails"
     from papermill.execute import execute_notebook, papermill_engines
     from synthrob.sweep.engine import SynthrobEngine                # as slow to import as fastai
     here = Path(synthrob.__file__).resolve().parent                 # of the package, or beside the notebooks
@@ -136,7 +136,7 @@ class Cell:
 
     def _execute(self, stage):
         "Work of the stage"
-        execute({k: v for k, v in self.given.items() if v is not None}, stage.file(NOTEBOOK))
+        _run_notebook({k: v for k, v in self.given.items() if v is not None}, stage.file(NOTEBOOK))
         return dict(split=self.run.stages['split'].hash)
 
 # %% ../../nbs/sweep/01_grid.ipynb #cee4589d
@@ -179,7 +179,7 @@ def default_grid(
     out='runs'  # folder of all stages
 ) -> list:      # of grids
     "Return ratios, and controls: repeated images, class weights if classes differ, noise for adversarial training"
-    combinations(given | dict(ratio=.3))                                        # refuse before data are decoded
+    _combinations(given | dict(ratio=.3))                                       # refuse before data are decoded
     run = _first(given, out=str(out))
     run.make('data')
     n = run.images.y.bincount(minlength=run.images.c).tolist()
@@ -202,7 +202,7 @@ class Sweep:
         grids = [grids] if isinstance(grids, dict) else list(grids)
         self.margin, self.metric, self.out, self.device = margin, metric, Path(out), device
         self.left_out, self.combos, cells, seen = Counter(), [], {}, {}
-        for good, bad in map(combinations, grids):
+        for good, bad in map(_combinations, grids):
             for one in {(p.data, p.path, p.vocab, p.attack_eps): one for one, p in good}.values():
                 check_params(one | dict(margin=margin, metric=metric))
             self.left_out += bad

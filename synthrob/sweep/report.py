@@ -29,7 +29,7 @@ from ..split.params import SplitParams, fixed_test
 
 # %% auto #0
 __all__ = ['INK', 'NETS', 'style', 'plot_ratio', 'corruption_table', 'plot_corruptions', 'net_name', 'headline', 'limits',
-           'costs', 'duration', 'by_setting', 'image_differences', 'Report', 'report', 'main']
+           'costs', 'duration', 'by_setting', 'Report', 'report', 'main']
 
 # %% ../../nbs/sweep/07_report.ipynb #39fa7c3f
 INK = '#0a0b0c'      # colour of text and axes in a figure; the page replaces it by its own
@@ -565,18 +565,15 @@ def by_setting(frame     # from `results`
     return out
 
 # %% ../../nbs/sweep/07_report.ipynb #9401cb25
-def image_differences(pairs,  # one of `paired_runs`, on the metric
-                      root,   # folder of the runs
-                      metric='accuracy' # or 'robust_accuracy', or 'balanced_accuracy': small classes weigh more
-                     ) -> np.ndarray: # (GAN seeds, classifier seeds, images): 1, 0 or -1 times the weight
-    "Return correct minus correct of the baseline for each test image, from the stored predictions"
+def _image_differences(pairs, root, metric='accuracy'):
+    "Correct (1, times a weight) minus correct of the baseline: (GAN seeds, classifier seeds, test images)"
     def correct(run):
         read_record(at := Path(root)/'split'/run, ['predictions.parquet'])
         columns = ['part', 'index', 'true', 'predicted', *['robust']*(metric == 'robust_accuracy')]
         t = pq.read_table(at/'predictions.parquet', columns=columns).to_pandas()
         t = t[t.part == 'test'].sort_values('index')
         if metric == 'robust_accuracy': return t['index'].to_numpy(), t.robust.to_numpy(dtype=float)
-        weight = 1.
+        weight = 1.                                                  # of balanced accuracy: small classes weigh more
         if metric == 'balanced_accuracy': weight = len(t)/t.true.nunique()/t.groupby('true').true.transform('size')
         return t['index'].to_numpy(), ((t.true == t.predicted)*weight).to_numpy(dtype=float)
     base, arm = [correct(h) for h in pairs.base_runs], [[correct(h) for h in row] for row in pairs.runs]
@@ -605,7 +602,7 @@ def _for_other_images(frame, r, margin, alpha):
     same = lambda a, b: a == b or (pd.isna(a) and pd.isna(b))
     pairs = next(p for p in paired_runs(frame, r.metric) if all(same(v, r[k]) for k, v in p.arm.items()))
     try:
-        x = image_differences(pairs, frame.attrs['root'], r.metric)
+        x = _image_differences(pairs, frame.attrs['root'], r.metric)
         n, x = x.shape[-1], _by_cluster(x, pairs.base_runs[0], frame.attrs['root'])
     except (OSError, KeyError, ValueError):
         yield 'The predictions of these runs cannot be read, so there is no interval for other images.'
