@@ -15,7 +15,7 @@ from synthrob.data.dataset import Dataset
 from synthrob.data.faces import draw_faces, emotions
 from synthrob.data.splits import splits
 from synthrob.explore import CorruptionExplorer, DataExplorer, GANExplorer, SplitExplorer, explore
-from synthrob.explore.data import finished_run, image_groups
+from synthrob.explore.data import finished_run, _image_groups
 from synthrob.explore.panels import View
 from synthrob.gan.learner import save_gan
 from simulate import simulate_runs
@@ -85,7 +85,7 @@ def test_severities_of_pairs_that_were_evaluated(tmp_path):
 
 def test_data_groups(images):
     s = splits(images)
-    found, status = image_groups(images, s), DataExplorer(images).status
+    found, status = _image_groups(images, s), DataExplorer(images).status
     pairs = lambda k: sorted(tuple(sorted(g.tolist())) for g in found[k])
     assert pairs('copies') == [(0, 90), (1, 11), (2, 12), (3, 13)]
     assert pairs('leaks') == [(0, 90)] and status[0] == 'removed: leak' and status[90] == 'test'

@@ -14,12 +14,10 @@ from ..core.basics import BadInput
 from .files import MAX_BYTES, BrokenImage, decode_blocks, existing, is_colour, _look, part_of, _summarise
 
 # %% auto #0
-__all__ = ['LSUN_PARTS', 'lmdb_size', 'lsun_databases', 'lsun_images', 'list_shards', 'parquet_columns', 'parquet_rows',
-           'survey_parquet', 'parquet_images']
+__all__ = ['lmdb_size', 'lsun_databases', 'lsun_images', 'list_shards', 'parquet_columns', 'parquet_rows', 'survey_parquet',
+           'parquet_images']
 
 # %% ../../nbs/data/04_sources.ipynb #c49ff77b
-LSUN_PARTS = dict(train='train', val='valid')  # LSUN's part `test` has no labels
-
 # LMDB maps its file into memory and believes it: one changed byte can kill the process that reads, so another one does
 _lmdb_reader = r"""
 import itertools, lmdb, os, struct, sys
@@ -85,8 +83,8 @@ def lsun_databases(path,           # the folder of `bedroom_train_lmdb` and othe
         raise BadInput(f"{path} is a file: unpack it, and give the folder of bedroom_train_lmdb and others.")
     found = {}
     for f in sorted(path.iterdir()):
-        m = re.fullmatch(r'(\w+)_(train|val)_lmdb', f.name)
-        if m and f.is_dir(): found.setdefault(m[1], {})[LSUN_PARTS[m[2]]] = f
+        m = re.fullmatch(r'(\w+)_(train|val)_lmdb', f.name)             # LSUN's part `test` has no labels
+        if m and f.is_dir(): found.setdefault(m[1], {})[part_of(m[2])] = f
     if not found:
         fix = "it is itself a database, give the folder above it." if (path/'data.mdb').exists() else "check the path."
         raise BadInput(f"{path} holds no folder such as bedroom_train_lmdb: {fix}")

@@ -21,10 +21,10 @@ from ..split.params import check_params
 from ..split.run import SplitRun
 
 # %% auto #0
-__all__ = ['HEADINGS', 'image_groups', 'DataExplorer', 'newest', 'finished_run', 'CorruptionExplorer']
+__all__ = ['DataExplorer', 'newest', 'finished_run', 'CorruptionExplorer']
 
 # %% ../../nbs/explore/02_explore_data.ipynb #8cc2412c
-HEADINGS = {
+_headings = {
     'classes': 'Images of each class, in random order.',
     'copies': 'Images whose pixels are all equal, the largest groups first.',
     'near copies': 'The same picture cropped, scaled, mirrored or compressed again, the largest groups first.',
@@ -32,10 +32,8 @@ HEADINGS = {
     'leaks': 'Test images with a copy outside the test part: a classifier can learn them by heart.',
     'flat': 'Images whose pixels hardly differ.'}
 
-def image_groups(images, # `Dataset` of all parts
-                 splits  # `Splits` of `images`
-                ) -> dict: # heading -> list of arrays of indices that are shown together
-    "Group images by class, as copies, conflicting labels and leaks; near copies only if the split looked for them"
+def _image_groups(images, splits):
+    "Heading -> list of arrays of indices that are shown together; near copies only if the split looked for them"
     t, y, exact = splits.table, images.y.numpy(), images.group.numpy()
     rows = lambda i: [i[j:j+6] for j in range(0, len(i), 6)]                # of images that are no copies
     shuffled = lambda c, i: i[torch.randperm(len(i), generator=generator('explore', c)).numpy()]
@@ -62,7 +60,7 @@ class DataExplorer(Explorer):
         if not (len(im) and im.is_images): raise BadInput("The data set holds no image: give one with images.")
         split = splits(im) if split is None else split
         self.status = np.where(split.table.part == '', 'removed: ' + split.table.removed, split.table.part)
-        self.groups = image_groups(im, split)
+        self.groups = _image_groups(im, split)
         what = [(k if k == 'classes' else f'{k} ({len(v):,})', k) for k, v in self.groups.items()]
         classes = [('all', -1), *((c, i) for i, c in enumerate(im.vocab))]
         super().__init__(
@@ -77,9 +75,9 @@ class DataExplorer(Explorer):
 
     def _draw(self, what, label, page):
         n, of = len(self.found), '' if label < 0 else f' of {self.images.vocab[label]}'
-        if not n: return View(f'{HEADINGS[what]} There are none{of} among these {len(self.images):,} images.', [])
+        if not n: return View(f'{_headings[what]} There are none{of} among these {len(self.images):,} images.', [])
         unit, pages = 'row' if what == 'classes' else 'group', self.controls['page'].max
-        text = f"{HEADINGS[what]} Page {page} of {pages:,}; {n:,} {unit}{'s'*(n > 1)}{of}."
+        text = f"{_headings[what]} Page {page} of {pages:,}; {n:,} {unit}{'s'*(n > 1)}{of}."
         return View(text, [self._group(g, what) for g in self.found[self.page_size*(page - 1):][:self.page_size]])
 
     def _group(self, g, what):

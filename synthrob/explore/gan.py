@@ -20,7 +20,7 @@ from ..gan.learner import class_noise, generate, load_gan, shape_noise
 from ..gan.nets import GAN
 
 # %% auto #0
-__all__ = ['interpolate', 'read_gan', 'GANExplorer']
+__all__ = ['interpolate', 'GANExplorer']
 
 # %% ../../nbs/explore/03_explore_gan.ipynb #ab317540
 def interpolate(a:Tensor,         # noise (...,nz)
@@ -35,9 +35,8 @@ def interpolate(a:Tensor,         # noise (...,nz)
     return torch.where(straight, torch.lerp(a, b, t), slerp)
 
 # %% ../../nbs/explore/03_explore_gan.ipynb #840a8dc2
-def read_gan(folder # `runs/gan/<hash>`
-            ) -> tuple: # the `GAN`, class names or None, why it failed or '', epoch -> (sheet, caption)
-    "Read a trained GAN and what its training left; raises `BadInput` if there is none"
+def _read_gan(folder):
+    "The `GAN` in `runs/gan/<hash>`, its class names or None, why it failed or '', and epoch -> (sheet, caption)"
     folder = Path(folder)
     record = read_record(folder, None) or {}
     try: gan = load_gan(folder/'gan.safetensors')
@@ -67,7 +66,7 @@ class GANExplorer(Explorer):
                 ):
         known, self.warning, self.sheets = None, '', {}
         if not isinstance(gan, GAN):
-            try: gan, known, self.warning, self.sheets = read_gan(newest('gan', out) if gan is None else gan)
+            try: gan, known, self.warning, self.sheets = _read_gan(newest('gan', out) if gan is None else gan)
             except BadInput as e:
                 if gan is not None: raise
                 self.warning, gan, vocab = f'This GAN is untrained. {e}', GAN(32, 1, len(emotions), nf=16), emotions

@@ -22,15 +22,12 @@ from ..sweep.results import (CLASSIFIER, RATIO_GROUP, conclude, declared_margin,
 from ..sweep.stats import min_seeds
 
 # %% auto #0
-__all__ = ['BLUE', 'SweepTables', 'SplitExplorer', 'explore']
+__all__ = ['SplitExplorer', 'explore']
 
 # %% ../../nbs/explore/04_explore_split.ipynb #3e3913ad
-class SweepTables:
-    "The verdicts, recalls and robustness of runs that can be compared"
-    def __init__(self,
-                 frame,      # from `results`, of one setting
-                 margin=None # equivalence margin, a fraction; None: as declared by the runs
-                ):
+class _SweepTables:
+    "The verdicts, recalls and robustness of runs that can be compared; `frame`: from `results`, of one setting"
+    def __init__(self, frame, margin=None):
         self.margin, self.root = declared_margin(frame, margin), frame.attrs.get('root')
         self.table = conclude(frame, self.margin)
         self.metric = self.table.metric.iloc[0]                                        # as declared
@@ -64,7 +61,7 @@ class SweepTables:
 
 # %% ../../nbs/explore/04_explore_split.ipynb #0a1b46c7
 @patch
-def _sentence(self:SweepTables, arm, ratio):
+def _sentence(self:_SweepTables, arm, ratio):
     "The verdict in the words of the report; at ratio 0 the metric of the baselines"
     row, t, what = self._row(arm, ratio), self.arms[arm], metric_name(self.metric)
     if not ratio:
@@ -80,10 +77,10 @@ def _sentence(self:SweepTables, arm, ratio):
     return f"{about}: {_diff(row['diff'])} points of {what}{interval}.{chosen}"
 
 # %% ../../nbs/explore/04_explore_split.ipynb #a1a1d96b
-BLUE = '#0173b2'    # the present ratio
+_blue = '#0173b2'    # the present ratio
 
 @patch
-def _plot_curve(self:SweepTables, arm, ratio):
+def _plot_curve(self:_SweepTables, arm, ratio):
     "Chart of the metric of an arm and its controls against the ratio"
     own, row, metric = self.arms[arm], self._row(arm, ratio), metric_name(self.metric)
     controls, cols = self.table[self.table.treatment != 'synthetic'], [*CLASSIFIER, 'how']
@@ -91,7 +88,7 @@ def _plot_curve(self:SweepTables, arm, ratio):
     t = self.table.loc[own.index.union(controls[same].index)]
     def draw(ax):
         plot_ratio(t, metric, self.margin, legend=False, ax=ax)
-        ax.axvline(ratio, color=BLUE, lw=7, alpha=.3, zorder=0)
+        ax.axvline(ratio, color=_blue, lw=7, alpha=.3, zorder=0)
         ax.set_ylim(*np.clip(ax.get_ylim(), 0, 100))
         ax.legend(loc='best', fontsize=7)
     values = (f'{100*v:.1f} at {r:g}' for r, v in [(0, row.baseline), *zip(own.ratio, own.value)])
@@ -100,7 +97,7 @@ def _plot_curve(self:SweepTables, arm, ratio):
                  f'grey: within {100*self.margin:g} points of ratio 0.')
 
 @patch
-def _plot_confusion(self:SweepTables, arm, ratio):
+def _plot_confusion(self:_SweepTables, arm, ratio):
     "Chart of the confusion matrix of all runs, in per cent of the true class, with the difference to ratio 0 in points"
     zero, m = (self.confusion(self._runs(arm, ratio, o)) for o in (True, False))
     share, old = (100*o.confusion.div(o.confusion.sum(axis=1).clip(lower=1), axis=0) for o in (m, zero))
@@ -120,15 +117,15 @@ def _plot_confusion(self:SweepTables, arm, ratio):
 
 # %% ../../nbs/explore/04_explore_split.ipynb #65575d48
 @patch
-def _plot_recall(self:SweepTables, arm, ratio):
+def _plot_recall(self:_SweepTables, arm, ratio):
     "Chart of the recall of each class at ratio 0, and at this ratio with intervals of the paired difference"
     t = pd.DataFrame({c: self.recalls[c].loc[self._row(arm, ratio).name] for c in self.vocab}).T
     base, now, low, high = (100*t[k].to_numpy(float) for k in ('baseline', 'value', 'low', 'high'))
     enough, at = bool(t.cnn_seeds.min() >= min_seeds()), np.arange(len(base))          # else no interval
     def draw(ax):
         ax.plot(base, at - .13*bool(ratio), 'o', mfc='w', mec=INK, ms=5)
-        if ratio: ax.plot(now, at + .13, 'o', color=BLUE, ms=5)
-        if ratio and enough: ax.hlines(at + .13, *((base + o).clip(0, 100) for o in (low, high)), color=BLUE, lw=1.6)
+        if ratio: ax.plot(now, at + .13, 'o', color=_blue, ms=5)
+        if ratio and enough: ax.hlines(at + .13, *((base + o).clip(0, 100) for o in (low, high)), color=_blue, lw=1.6)
         ax.set(yticks=at, yticklabels=list(map(_no_math, self.vocab)), xlabel='recall (%)', ylim=(len(at) - .5, -.5))
         ax.grid(axis='x', alpha=.25)
         ax.set_xlim(*np.clip(ax.get_xlim(), -2, 102))
@@ -138,7 +135,7 @@ def _plot_recall(self:SweepTables, arm, ratio):
                  (3.5, .95 + .3*len(at)))
 
 @patch
-def _plot_severity(self:SweepTables, arm, ratio, corruption):
+def _plot_severity(self:_SweepTables, arm, ratio, corruption):
     "Chart of accuracy against severity, mean and range over runs"
     t = self.corrupted
     t = t[corruption] if corruption else t.T.groupby(level='severity', observed=True).mean().T
@@ -148,7 +145,7 @@ def _plot_severity(self:SweepTables, arm, ratio, corruption):
         both = np.isin(p.runs, list(have)) & np.isin(p.base_runs, list(have))
         zero, now = p.base_runs[both.any(0)], p.runs[both]
     of = lambda runs: 100*t.reindex([r for r in runs if r in have])
-    lines = [('ratio 0', of(zero), '0.35', 'o--')] + [('this ratio', of(now), BLUE, 's-')]*bool(ratio)
+    lines = [('ratio 0', of(zero), '0.35', 'o--')] + [('this ratio', of(now), _blue, 's-')]*bool(ratio)
     name = corruption.replace('_', ' ') or 'all corruptions, mean'
     many = dict.fromkeys(str(len(v)) for _, v, *_ in lines)
     if '0' in many: return f'{name}: not evaluated for these runs.'
@@ -182,7 +179,7 @@ class SplitExplorer(Explorer):
         self.warning = 'These runs are SIMULATED: nothing was trained.' if frame.simulated.any() else ''
         self.sweeps, errors = {}, []
         for name, f in by_setting(frame):
-            try: self.sweeps[name or 'all runs'] = SweepTables(f, margin)
+            try: self.sweeps[name or 'all runs'] = _SweepTables(f, margin)
             except BadInput as e: errors.append(e)             # nothing to compare in this setting
         if not self.sweeps: raise errors[0]
         first = next(iter(self.sweeps.values()))
