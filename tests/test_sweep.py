@@ -166,7 +166,7 @@ def test_out_of_memory(faces, tmp_path, capsys):
 def test_schedulers_that_fail(faces, tmp_path, monkeypatch):
     "An address without a scheduler, a cluster without workers, a scheduler that dies: one sentence each"
     import synthrob.sweep.cluster as cluster
-    monkeypatch.setattr(cluster, 'PATIENCE', 5.)
+    monkeypatch.setattr(cluster, '_patience', 5.)
     grid = dict(TOY, path=faces, ratio=.4, gan_images=10**6, out=str(tmp_path))
     for address in 'tcp://127.0.0.1:9', 'nonsense':
         with pytest.raises(BadInput, match=f"scheduler='{address}' does not answer"): sweep(grid, scheduler=address)

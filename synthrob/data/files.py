@@ -17,16 +17,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError, features
 from ..core.basics import BadInput, check_name, writing
 
 # %% auto #0
-__all__ = ['IMAGE_TYPES', 'PARTS', 'MAX_BYTES', 'MAX_DEPTH', 'DAMAGE', 'FORMATS', 'MAX_PIXELS', 'FER_CLASSES', 'FER_USAGES',
-           'MAX_LINE', 'shown', 'open_tar', 'is_tar', 'list_files', 'part_of', 'ImageFiles', 'existing', 'list_images',
-           'BrokenImage', 'is_colour', 'has_colour', 'survey', 'decode_blocks', 'decode_files', 'fer_tables',
-           'read_fer_csv', 'torchvision_sets', 'torchvision_images']
+__all__ = ['IMAGE_TYPES', 'MAX_BYTES', 'DAMAGE', 'MAX_PIXELS', 'FER_CLASSES', 'FER_USAGES', 'shown', 'open_tar', 'is_tar',
+           'list_files', 'part_of', 'ImageFiles', 'existing', 'list_images', 'BrokenImage', 'is_colour', 'has_colour',
+           'survey', 'decode_blocks', 'decode_files', 'fer_tables', 'read_fer_csv', 'torchvision_sets',
+           'torchvision_images']
 
 # %% ../../nbs/data/03_files.ipynb #adbd229c
 IMAGE_TYPES = set('.jpg .jpeg .jpe .jfif .png .bmp .gif .tif .tiff .webp .pgm .ppm'.split())
 if features.check('avif'): IMAGE_TYPES.add('.avif')
-PARTS = dict(train='train', training='train', valid='valid', val='valid', validation='valid', dev='valid',
-             test='test', testing='test', publictest='valid', privatetest='test')
+_parts = dict(train='train', training='train', valid='valid', val='valid', validation='valid', dev='valid',
+              test='test', testing='test', publictest='valid', privatetest='test')
 
 def _check_entry(path, name):
     "Raise `BadInput` if the entry `name` of the archive `path` points out of it"
@@ -54,7 +54,7 @@ def _zip_names(infos):
 
 # %% ../../nbs/data/03_files.ipynb #0ecdb003
 MAX_BYTES = 1<<26  # of one image file: a larger one is a bomb or a mistake
-MAX_DEPTH = 40     # folders inside each other
+_max_depth = 40    # folders inside each other
 
 def _list_zip(path, file=None):
     "Return (files with sizes, folders, stored names, open zip) of the zip `path`, or raise `BadInput`"
@@ -72,7 +72,7 @@ def _list_zip(path, file=None):
         if i.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
             raise BadInput(f"{path} uses a compression that Python cannot read ({i.filename}): unpack it first.")
         if not name or _hidden(name): continue
-        if name.count('/') > MAX_DEPTH: raise BadInput(f"{path} has more than {MAX_DEPTH} folders inside each other.")
+        if name.count('/') > _max_depth: raise BadInput(f"{path} has more than {_max_depth} folders inside each other.")
         if name.endswith('/'): folders.add(name.rstrip('/'))
         else: files[name] = i.file_size; raw[name] = i.filename
         folders |= {name.rsplit('/', k)[0] for k in range(1, name.count('/') + 1)}
@@ -85,8 +85,8 @@ def _list_folder(path, links=False):
     files, folders, raw, todo, been = {}, [], {}, [(str(path), '')], {top}
     while todo:
         folder, at = todo.pop()
-        if at.count('/') > MAX_DEPTH:
-            raise BadInput(f"{path} has more than {MAX_DEPTH} folders inside each other: give the folder of the "
+        if at.count('/') > _max_depth:
+            raise BadInput(f"{path} has more than {_max_depth} folders inside each other: give the folder of the "
                            "classes.")
         try: entries = list(os.scandir(folder))
         except OSError as e:
@@ -214,7 +214,7 @@ def part_of(name # of a folder, such as 'train', 'Test2', 'training_set', 'dev' 
            ) -> str|None:
     "Return the part that a folder names; None if it names none"
     words = [o for o in re.split(r'[\s_.\-\d]+', name.lower()) if o not in _filler]
-    return PARTS.get(words[0]) if len(words) == 1 else None
+    return _parts.get(words[0]) if len(words) == 1 else None
 
 def _part_at(dirs):
     "Return the position in `dirs` of the folder that names a part and holds a class folder, or None"
@@ -252,7 +252,7 @@ def _layout(path, images, folders):
     for f in folders:
         if f not in full and at_label(f.split('/')) == f.count('/'):
             raise BadInput(f"in {path}, the class folder {f} holds no image that can be read: fill it or delete it.")
-    named = [{PARTS[w] for w in re.split(r'[\W_\d]+', o.lower()) if w in PARTS} for o in {k[1] for k in out}]
+    named = [{_parts[w] for w in re.split(r'[\W_\d]+', o.lower()) if w in _parts} for o in {k[1] for k in out}]
     if all(named) and len(set().union(*named)) > 1:
         few = ', '.join(sorted({k[1] for k in out})[:4])
         raise BadInput(f"in {path}, the classes would be {few}, which name parts: call the folders train, valid and "
@@ -362,9 +362,9 @@ def list_images(path,       # folder, zip or tar of `[part/]class/image`, inside
 class BrokenImage(Exception):
     "An image that cannot be used; the message says why"
 
-FORMATS = 'JPEG PNG BMP GIF TIFF WEBP PPM AVIF'.split()  # none of them starts another program
-MAX_PIXELS = 1<<26                                       # of one image: 8,192 x 8,192
-_large, _alone = 1<<23, Lock()                           # images of more pixels are decoded one at a time
+_formats = 'JPEG PNG BMP GIF TIFF WEBP PPM AVIF'.split()  # none of them starts another program
+MAX_PIXELS = 1<<26                                        # of one image: 8,192 x 8,192
+_large, _alone = 1<<23, Lock()                            # images of more pixels are decoded one at a time
 
 def _flatten(im, mode, bits=16):
     "Return `im` as 8 bits in `mode`: deep grey of `bits` scaled down, transparent parts on white"
@@ -390,7 +390,7 @@ def _fit_image(im, size, channels=1, bits=16):
 def _open_image(b):
     "Open an image file given as bytes, its pixels not yet decoded; raise `BrokenImage`"
     if not b: raise BrokenImage("is empty (0 bytes)")
-    try: im = Image.open(io.BytesIO(b), formats=FORMATS)
+    try: im = Image.open(io.BytesIO(b), formats=_formats)
     except UnidentifiedImageError: raise BrokenImage("is not an image") from None
     if im.width*im.height > MAX_PIXELS:
         raise BrokenImage(f"is too large ({im.width}x{im.height}, more than {MAX_PIXELS/1e6:.0f} million pixels)")
@@ -609,7 +609,7 @@ def _fer_image(row):
     return _emotions[int(emotion[0])], usage, Image.fromarray(x.astype(np.uint8).reshape(48, 48))
 
 # %% ../../nbs/data/03_files.ipynb #8e51e190
-MAX_LINE = 1<<16  # bytes; a row of FER-2013 has 10,000
+_max_line = 1<<16  # bytes; a row of FER-2013 has 10,000
 
 def _csv_streams(path):
     "Yield a binary stream of each CSV at `path`: a CSV (or .csv.gz), or a folder, zip or tar that holds some"
@@ -629,7 +629,7 @@ def _csv_streams(path):
 
 def _head(stream):
     "The names of the columns, in small letters"
-    first = stream.readline(MAX_LINE).decode('utf-8', 'replace')
+    first = stream.readline(_max_line).decode('utf-8', 'replace')
     return [o.strip('\ufeff ').lower() for o in next(csv.reader([first]), [])]
 
 def _kind(head):
@@ -671,8 +671,8 @@ def _fer_plus(rows, file):
 def _fer_rows(stream, head):
     "Return (name, class, usage, image or `BrokenImage`) of each row of a CSV; [] if the columns are others"
     def short():
-        while line := stream.readline(MAX_LINE + 1):
-            if len(line) > MAX_LINE: raise csv.Error(f"a line has more than {MAX_LINE:,} bytes")
+        while line := stream.readline(_max_line + 1):
+            if len(line) > _max_line: raise csv.Error(f"a line has more than {_max_line:,} bytes")
             yield line.decode('utf-8', 'replace')
     rows, bad = [], 0
     for i,line in enumerate(csv.reader(short()) if _kind(head) == 'pixels' else ()):

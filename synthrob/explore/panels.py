@@ -18,7 +18,7 @@ from ..core.basics import BadInput, check_name
 from ..sweep.report import style
 
 # %% auto #0
-__all__ = ['CSS', 'picture', 'tiles', 'chart', 'View', 'Explorer']
+__all__ = ['picture', 'tiles', 'chart', 'View', 'Explorer']
 
 # %% ../../nbs/explore/01_explore.ipynb #f1b8d865
 def picture(image,      # a PIL image, or one of a data set, uint8 (c,h,w)
@@ -59,7 +59,7 @@ def chart(draw,            # function of matplotlib axes
                    tuple(round(100*o) for o in size))
 
 # %% ../../nbs/explore/01_explore.ipynb #36b5e2c4
-CSS = """
+_css = """
 .synthrob-view{font:14px/1.45 system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',sans-serif}
 .synthrob-view p{margin:.3rem 0 .6rem;max-width:60rem;font-size:15px;white-space:normal}
 .synthrob-view .warning{border-left:.3rem solid #c0392b;padding-left:.6rem}
@@ -84,7 +84,7 @@ class View:
     def __repr__(self): return f"View({self.text!r}, {len(self.panels)} panels)"
     def _repr_html_(self):
         head = [P(self.warning, cls='warning')]*bool(self.warning) + [P(self.text, role='status')]*bool(self.text)
-        return to_xml(Div(Style(Safe(CSS)), *head, Div(*self.panels, cls='row'), cls='synthrob-view'), indent=False)
+        return to_xml(Div(Style(Safe(_css)), *head, Div(*self.panels, cls='row'), cls='synthrob-view'), indent=False)
 
 # %% ../../nbs/explore/01_explore.ipynb #aa0af4af
 class Explorer:

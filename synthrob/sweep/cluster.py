@@ -23,7 +23,7 @@ from ..split.params import check_params
 from .grid import Cell, Costs, _n, _span
 
 # %% auto #0
-__all__ = ['PATIENCE', 'dask_setup', 'open_cluster', 'Run', 'run_cells']
+__all__ = ['dask_setup', 'open_cluster', 'Run', 'run_cells']
 
 # %% ../../nbs/sweep/02_cluster.ipynb #ecdd0c70
 def _last_error(e:BaseException) -> str:
@@ -169,7 +169,7 @@ class _Line:
         self.shown, self.when = text, time.monotonic()
 
 # %% ../../nbs/sweep/02_cluster.ipynb #73d1c2aa
-PATIENCE = 60.   # seconds without a free worker
+_patience = 60.   # seconds without a free worker
 
 class Run:
     "The open cells of a sweep on a cluster"
@@ -231,7 +231,7 @@ def _watch(self:Run, wait):
     _one_thread(self.client)
     self.running = sum(any(k in self.keys for k in keys) for keys in self.client.processing().values())
     if self.running: self.busy = time.monotonic()
-    elif time.monotonic() - self.busy > PATIENCE:
+    elif time.monotonic() - self.busy > _patience:
         if not wait: raise BadInput("No worker has been free for a minute: start workers, or try again later.")
         self.line.say("No job has run for a minute: squeue says why they wait."); self.busy = float('inf')
     self.line.show(str(self))
