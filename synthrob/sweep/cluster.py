@@ -51,8 +51,6 @@ def _make_stage(params, hash, *inputs): # inputs: results of the tasks that make
     finally:
         if torch.cuda.is_initialized(): torch.cuda.empty_cache()     # for the others on this GPU
 
-def _key(stage): return f'{stage.kind}-{hash_of([str(stage.path)])}' # two folders of stages may share a scheduler
-
 # %% ../../nbs/sweep/02_cluster.ipynb #b1853324
 _config = {f'distributed.{k}': v for k, v in {
     'scheduler.allowed-failures': 3, 'scheduler.worker-saturation': 1.,                              # tasks wait in
@@ -188,9 +186,9 @@ class Run:
             for s in c.stage.upstream():
                 if s.hash in self.futures or s.hash not in self.todo: continue
                 inputs = [self.futures[o.hash] for o in s.inputs.values() if o.hash in self.futures]
-                self.futures[s.hash] = client.submit(
-                    _make_stage, asdict(c.p), s.hash, *inputs, key=_key(s), priority=-rank,
-                    resources=dict(gpu=1) if gpu and s.kind == 'gan' else None)
+                key = f'{s.kind}-{hash_of([str(s.path)])}'           # two folders of stages may share a scheduler
+                self.futures[s.hash] = client.submit(_make_stage, asdict(c.p), s.hash, *inputs, key=key, priority=-rank,
+                                                     resources=dict(gpu=1) if gpu and s.kind == 'gan' else None)
             self.futures[c.hash].add_done_callback(lambda f, c=c: self.ended.put((c, f)))
         self.keys = {f.key for f in self.futures.values()}
 

@@ -170,17 +170,13 @@ def fail(self:Cell,
     with contextlib.suppress(OSError): write_json(self.stage.file('error.json'), said)
 
 # %% ../../nbs/sweep/01_grid.ipynb #96a22c14
-def _first(grid, **common):
-    "The experiment of a grid's first values"
-    return SplitRun(check_params({k: values(k, v)[0] for k, v in grid.items()} | common))
-
 def default_grid(
     given:dict, # parameters but for ratio
     out='runs'  # folder of all stages
 ) -> list:      # of grids
     "Return ratios, and controls: repeated images, class weights if classes differ, noise for adversarial training"
     _combinations(given | dict(ratio=.3))                                       # refuse before data are decoded
-    run = _first(given, out=str(out))
+    run = SplitRun(check_params({k: values(k, v)[0] for k, v in given.items()} | dict(out=str(out))))
     run.make('data')
     n = run.images.y.bincount(minlength=run.images.c).tolist()
     ratios, base = [.3, .5], dict(how='add', classes='balance', cnn_seed=default_seeds(run.folds)) | given
