@@ -3,7 +3,7 @@ import pandas as pd, pytest, torch
 from PIL import Image
 from synthrob.core.basics import BadInput
 from synthrob.data.core import main
-from synthrob.data.duplicates import near_duplicates
+from synthrob.data.duplicates import _Descriptors, _grey, _Register, _verify, near_duplicates
 from synthrob.data.splits import check_held_out
 from synthrob.split.params import check_params
 from synthrob.split.run import SplitRun
@@ -25,6 +25,18 @@ def test_copies_of_all_kinds_are_found_and_nothing_else():
     found = near_duplicates(torch.cat([x, copies]))
     assert set(zip(found.a, found.b)) == {(i, 60 + i) for i in range(20)}
     assert set(found.a[found.mirror]) == set(range(4))
+
+def test_a_pair_is_registered_the_same_in_any_company():
+    "Pairs that share a picture, mirrored or not, are prepared together: each one alone gives the same"
+    x = textures(12, 8)
+    grey = _grey(torch.cat([x, x[:6].flip(-1), x[6:].roll(2, -1)]))
+    d, register = _Descriptors(grey), _Register(grey)
+    a, b = torch.cat([torch.cartesian_prod(torch.arange(6), torch.arange(12, 24)), torch.stack([torch.arange(12), torch.arange(12, 24)], 1)]).T
+    order = torch.randperm(len(a), generator=torch.Generator().manual_seed(0))
+    together = _verify(d, register, grey, grey, a[order], b[order])[order.argsort()]
+    alone = torch.cat([_verify(d, register, grey, grey, i, j) for i, j in zip(a.split(1), b.split(1))])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+    assert (together[-12:,0] > .9).all() and together[-12:,4].tolist() == [1]*6 + [0]*6 and together[-12:-6,2:4].abs().max() <= 1
 
 def test_pictures_of_one_kind_do_not_leak():
     "In a small set that looks alike, the threshold counts what is alike by chance, and the last check does not stop training"
