@@ -66,7 +66,7 @@ def outcome(whole, out, expect, log):
     said = StringIO()
     try:
         with redirect_stdout(said): got = read(out)
-    except BadInput as e: return 'noticed'
+    except BadInput: return 'noticed'
     except Exception as e: log.append(f'{type(e).__name__}: {e}'); return 'traceback'
     if got != expect:
         log.append(str([k for k in got if got[k] != expect[k]])); return 'silent'
