@@ -44,7 +44,7 @@ from synthrob.gan.losses import (AdaptiveStrength, DiffAugment, LeCam, adversari
 from synthrob.gan.memorization import evaluate_pool
 from synthrob.gan.metrics import features, fid, kid
 from synthrob.gan.nets import GAN
-from synthrob.gan.trainer import gan_recipe, gan_recipes, relative
+from synthrob.gan.trainer import _relative, gan_recipe, gan_recipes
 from synthrob.split.mixture import mix
 
 # --- what both sides work on ---
@@ -351,7 +351,7 @@ def bare_d_step(b, r, real, y, noise, rng, step, done):
     b.opt_d.zero_grad(set_to_none=True)
     loss.backward()
     b.opt_d.step()
-    if b.ada: b.ada.update(on_real.detach(), on_fake.detach() if r.loss in relative else None)
+    if b.ada: b.ada.update(on_real.detach(), on_fake.detach() if r.loss in _relative else None)
 
 def bare_g_step(b, real, y, noise, rng):
     "A step of the generator in bare PyTorch"

@@ -12,7 +12,7 @@ from synthrob.data.faces import draw_faces, emotions
 from synthrob.data.loaders import device_dls
 from synthrob.gan.learner import class_noise, synthesize
 from synthrob.gan.nets import GAN
-from synthrob.gan.pools import (_BLOCK, RefreshSynthetic, acceptance, confidence_thresholds, label_confidence,
+from synthrob.gan.pools import (_block, RefreshSynthetic, acceptance, confidence_thresholds, label_confidence,
                                 pool_from_folder, sample_pool)
 from synthrob.split.mixture import mix
 
@@ -65,7 +65,7 @@ def test_rejection_takes_exactly_what_it_should():
     n, least = [7, 40, 3, 0, 300], .6
     pool = sample_pool(Stripes(), n, Reader(), least, vocab=emotions, progress=False)
     for c in range(5):
-        z = class_noise(4*_BLOCK, 4, c)
+        z = class_noise(4*_block, 4, c)
         right = (z[:, 0].abs() <= .7).nonzero()[:n[c], 0]            # what shows its class, in the order of the candidates
         want = ((Stripes()(z[right], torch.full((len(right),), c)) + 1)*127.5).round().to(torch.uint8)
         assert torch.equal(pool.x[pool.y == c], want)

@@ -98,25 +98,25 @@ def acceptance(pool:Dataset # from `filter_pool` or `sample_pool`
     return table.assign(share=table.kept/table.candidates.clip(lower=1))
 
 # %% ../../nbs/gan/04_pools.ipynb #f1406774
-_BLOCK = 256   # items generated and judged at a time: part of the definition of a pool
+_block = 256   # items generated and judged at a time: part of the definition of a pool
 
 @torch.no_grad()
 def _blocks(gan, c, n, seed, noise_std):
     "At least `n` items of class `c` in full blocks of 256, on the device of `gan`"
-    z = shape_noise(class_noise(math.ceil(n/_BLOCK)*_BLOCK, gan.params['nz'], c, seed), noise_std)
+    z = shape_noise(class_noise(math.ceil(n/_block)*_block, gan.params['nz'], c, seed), noise_std)
     with _eval_mode(gan):
-        for zb in z.split(_BLOCK): yield generate(gan, zb, torch.full((_BLOCK,), c))
+        for zb in z.split(_block): yield generate(gan, zb, torch.full((_block,), c))
 
 def _accepted(gan, c, n, judge, least, noise_std, seed, most):
     "The first `n` accepted items of class `c`, on the CPU, and the number of candidates"
     kept, have, candidates = [], 0, 0
-    for x in _blocks(gan, c, n if judge is None else max(n*most, 10*_BLOCK), seed, noise_std) if n else ():
-        ok = torch.arange(_BLOCK) if judge is None else (_probabilities(judge, x)[:, c] >= least).nonzero()[:, 0].cpu()
+    for x in _blocks(gan, c, n if judge is None else max(n*most, 10*_block), seed, noise_std) if n else ():
+        ok = torch.arange(_block) if judge is None else (_probabilities(judge, x)[:, c] >= least).nonzero()[:, 0].cpu()
         ok = ok[:n - have]
         kept.append(x.cpu()[ok])
         have += len(ok)
-        candidates += int(ok[-1]) + 1 if have == n else _BLOCK
-        hopeless = candidates >= 10*_BLOCK and have*2*most < candidates      # better to say so now than after hours
+        candidates += int(ok[-1]) + 1 if have == n else _block
+        hopeless = candidates >= 10*_block and have*2*most < candidates      # better to say so now than after hours
         if have == n or hopeless: break
     return (torch.cat(kept) if kept else None), have, candidates
 
