@@ -391,9 +391,9 @@ def _figures(ev, rob, references, level, many):
 # %% ../../nbs/cnn/06_robustness.ipynb #d6fe033e
 class Comparison:
     "Several classifiers on the same test images: see `table`, `headline`, `per_class` and the plots"
-    def __init__(self, runs:dict,  # name -> split run or (evaluation, robustness or None), or a list of these, by seed
-                       level=.95): # confidence level of the intervals; the first of `runs` is the reference
-        "Compare classifiers; raise `BadInput` unless all were evaluated on the same images"
+    def __init__(self, runs:dict,  # name -> split run or (evaluation, robustness or None), or a list, one per seed
+                       level=.95): # confidence level of the intervals
+        "Compare classifiers with the first of them; raise `BadInput` unless all were evaluated on the same images"
         if not runs: raise BadInput("runs is empty: give classifiers by name, e.g. dict(real=a, mixed=b).")
         runs = {k: [_evaluated(k, o) for o in (v if isinstance(v, list) else [v])] for k, v in runs.items()}
         self.reference, self.level = next(iter(runs)), level

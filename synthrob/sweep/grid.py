@@ -83,10 +83,7 @@ def values(name:str, # a parameter
 
 # %% ../../nbs/sweep/01_grid.ipynb #d34b7bd5
 def _combinations(grid):
-    """List each possible combination of a grid with its `SplitParams`, and count why others were left out
-
-    Raises `BadInput` for a wrong value, or if no combination is possible.
-    """
+    "Return the possible combinations of a grid, with their `SplitParams`, and a `Counter` of why others are not"
     grid = {k: values(k, v) for k, v in grid.items()}
     _check_number(math.prod(map(len, grid.values())), 'cells', 'This grid')
     good, bad, why, works = [], Counter(), {}, set()
