@@ -183,7 +183,7 @@ class _Register:
         return field(v) - self.means[s], rows
 
     def __call__(self, pa, pb, j, scales, at, near=5, floor=1.5):
-        "Compare `pa` and `pb[j]`, shrunk by `_scales[scales]`, moved `near` pixels around `at`: score, scale, dy, dx"
+        "Compare `pa` and `pb[j]`, shrunk by `_scales[scales]`, moved to within `near` of `at`: score, scale, dy, dx"
         (ga, _), n, lags = self.gradient(pa, 1.), 64, len(_lags)
         fa = torch.fft.rfft2(F.pad(ga, (lags//2, n - _side - lags//2)*2))           # padded so that lag -13 comes first
         ea, best = ga.square().sum(1), torch.full((len(pa), 4), -1.)
