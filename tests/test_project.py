@@ -1,6 +1,6 @@
 "The project is consistent: modules match notebooks, imports make no circle, requirements are declared and pinned, every page is listed"
 from __future__ import annotations
-import ast, json, re, subprocess, sys
+import ast, importlib, json, re, subprocess, sys
 from collections import Counter
 from configparser import ConfigParser
 from graphlib import CycleError, TopologicalSorter
@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest, yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from synthrob.sweep.command import _read_spec
+from synthrob.sweep.grid import values
 
 ROOT = Path(__file__).resolve().parent.parent
 LIB, NBS = ROOT/'synthrob', ROOT/'nbs'
@@ -91,6 +93,32 @@ def test_every_module_has_its_notebook():
     made = [f'synthrob.{m}' for p in PAGES if (m := exported(p))]
     have = [m for m, p in MODULES.items() if p.name not in FACADES]
     assert sorted(made) == sorted(have), f'notebooks without a module: {set(made) - set(have)}; modules without a notebook: {set(have) - set(made)}'
+
+def code(page):
+    "What a notebook executes, `pass` in place of magics"
+    cells = [''.join(c['source']) for c in json.loads(page.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
+    return re.sub(r'^( *)[%!].*', r'\1pass', '\n'.join(cells), flags=re.M)
+
+def unknown_names(source):
+    "What code imports from our modules and they do not have"
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or '').startswith('synthrob'):
+            module = importlib.import_module(node.module)
+            yield from (f'{node.module}.{a.name}' for a in node.names if a.name != '*' and not hasattr(module, a.name)
+                        and f'{node.module}.{a.name}' not in MODULES)
+
+def test_names_that_scripts_tests_and_pages_import_exist():
+    assert list(unknown_names('from synthrob.core.basics import BadInput, Bad\nfrom synthrob.core import basics')) == ['synthrob.core.basics.Bad']
+    sources = {p: p.read_text(encoding='utf-8') for folder in ('tests', 'benchmarks', '.ci') for p in (ROOT/folder).glob('*.py')}
+    sources |= {p: code(p) for p in PAGES}
+    missing = {str(p.relative_to(ROOT)): found for p, s in sources.items() if (found := list(unknown_names(s)))}
+    assert not missing
+
+@pytest.mark.parametrize('path', sorted((ROOT/'benchmarks').glob('*.yaml')), ids=lambda p: p.name)
+def test_campaigns_name_parameters_and_values_that_exist(path):
+    grids, _ = _read_spec(path)
+    assert len(grids) > 1 or 'ratio' in grids[0]
+    for k, v in [kv for g in grids for kv in g.items()]: values(k, v)
 
 def test_lines_are_at_most_120_columns():
     "Except `__all__`, which nbdev wraps"
