@@ -68,6 +68,12 @@ def repo() -> Path:
     return ROOT
 
 @pytest.fixture(scope='session')
+def prepared(tmp_path_factory) -> Path:
+    "A folder of stages for FER-2013, which all workers of pytest-xdist share: it is decoded once"
+    top = tmp_path_factory.getbasetemp()
+    return (top.parent if 'PYTEST_XDIST_WORKER' in os.environ else top)/'prepared'
+
+@pytest.fixture(scope='session')
 def fer2013_zip() -> Path:
     "The zip of FER-2013: `$SYNTHROB_FER2013`, or the one beside the repository; skips the test if there is none"
     named, beside = os.environ.get('SYNTHROB_FER2013'), ROOT.parent/'shared'/'data'/'fer2013.zip'

@@ -144,9 +144,9 @@ def test_same_bits_with_other_instructions_and_threads():
     assert probe(1) == probe(2, OMP_NUM_THREADS='2', **old)
 
 @pytest.mark.slow
-def test_fer2013_c(fer2013_zip, tmp_path):
+def test_fer2013_c(fer2013_zip, prepared):
     from synthrob.data.core import prepare
-    images = prepare('fer2013', fer2013_zip, root=tmp_path)
+    images = prepare('fer2013', fer2013_zip, root=prepared)
     test = images.subset(torch.tensor(images.part == 'test'))
     assert len(test) == 3118
     assert C.benchmark_hash(test.x) == C.FER2013_C

@@ -1,11 +1,19 @@
 "Nets that cannot learn get no verdict, whatever the metric; added real images do good, and copies do nothing"
 from __future__ import annotations
 from dataclasses import replace
-import numpy as np, pytest
+import numpy as np, pytest, torch
+from conftest import drawn_faces
 from PIL import Image
-from synthrob.cnn.learner import recipes
+from synthrob.cnn.learner import evaluate, recipes
+from synthrob.cnn.robustness import evaluate_robustness
 from synthrob.core.basics import BadInput
+from synthrob.data.dataset import Dataset
+from synthrob.data.faces import emotions
+from synthrob.data.loaders import device_dls
+from synthrob.gan.memorization import evaluate_pool
+from synthrob.gan.metrics import gan_test
 from synthrob.split.core import run_split
+from synthrob.split.mixture import mix
 from synthrob.split.params import check_params
 from synthrob.split.run import SplitRun
 from synthrob.sweep.report import headline
@@ -61,6 +69,20 @@ def test_flat_images_are_refused(tmp_path):
         verdicts(draw(tmp_path/'data', 60, 'flat'), None, tmp_path/'runs')
 
 FEW = dict(real_share=.07, ratio=.9, seeds=6)                                     # 15 real images, 135 added ones
+
+def test_classes_in_another_order(toy_cnn, toy_gan):
+    "A folder sorts its classes, FER-2013 does not: each label would mean another class, and the accuracy be that of confusion"
+    here, there = drawn_faces(50, 3), drawn_faces(50, 3).select(sorted(emotions))
+    pool = toy_gan.sample_pool(10, progress=False)
+    turned = pool.select(sorted(emotions))
+    assert torch.equal(there.x, here.x) and not torch.equal(there.y, here.y)
+    for work in (lambda: evaluate(toy_cnn, there), lambda: device_dls(here, there), lambda: evaluate_robustness(toy_cnn, there, progress=False),
+                 lambda: evaluate_robustness(toy_cnn.model, here, valid=there, progress=False), lambda: mix(here, turned, .5),
+                 lambda: gan_test(toy_cnn, turned), lambda: evaluate_pool(turned, there, there, toy_cnn, progress=False)):
+        with pytest.raises(BadInput, match='`select` the same, in one order'): work()
+    numbered = Dataset(here.x, here.y)                                                  # without names there is nothing to compare
+    assert evaluate(toy_cnn, numbered).accuracy == evaluate(toy_cnn, here).accuracy == evaluate(toy_cnn, there.select(emotions)).accuracy
+    assert len(mix(here, toy_gan.sample_pool(10, vocab=None, progress=False), .5)) == 50
 
 @pytest.mark.slow
 def test_held_back_real_images_as_pool_are_better(tmp_path):

@@ -5,6 +5,7 @@ import pytest, torch
 from torch import nn
 from fastai.callback.core import Callback
 from synthrob.cnn.learner import Recipe, cnn_learner
+from synthrob.cnn.uses import soft_labels
 from synthrob.core.basics import BadInput, hash_array, hash_of
 from synthrob.data.core import prepare
 from synthrob.data.dataset import Dataset
@@ -210,6 +211,7 @@ def test_refresh_refuses(gan, mixed, judge):
     with pytest.raises(BadInput, match='No training item is synthetic'): train(drawn(60, 4), RefreshSynthetic(gan))
     with pytest.raises(BadInput, match='give both or neither'): RefreshSynthetic(gan, model=judge)
     learn = cnn_learner(device_dls(mixed, bs=20, device='cpu'), arch=Recipe(Dense, lr=1e-3, epochs=1))
+    with pytest.raises(BadInput, match='no soft labels'): train(soft_labels(mixed, learn.model), RefreshSynthetic(gan))
     with pytest.raises(BadInput, match='cannot filter its own training data'): learn.fit(1, cbs=RefreshSynthetic(gan, model=learn.model, threshold=0.))
 
 # made elsewhere

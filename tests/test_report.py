@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from fastcore.xml import Div, to_xml
 from synthrob.core.basics import BadInput, write_json
+from synthrob.cnn.learner import Evaluation
 from synthrob.core.stages import Stage
 from synthrob.sweep.report import (INK, _by_cluster, _exchange, _verdict_part, by_setting, corruption_table, _image_differences, limits, main,
                                    plot_corruptions, plot_ratio, report)
@@ -131,6 +132,25 @@ def test_nets_that_learned_nothing(tmp_path, which, said):
         assert (t.verdict == 'none').all() and t.low.isna().all() and t.p.isna().all(), metric
         assert t.problem.item() == f"{said} All test images were called 'angry' (20.0 %): train for more steps.", metric
 
+def test_nets_that_diverged(tmp_path):
+    "Their records, with accuracy null, were left out as damaged, and the others judged: 'Better'"
+    simulate_runs(tmp_path, lambda o: .05, ratios=(0, .3), hows=('add',), cnn_seeds=range(8), n=200)
+    def diverge(*seeds):
+        for d, r in records(tmp_path).items():
+            if r['given']['ratio'] and r['given']['cnn_seed'] in seeds:
+                gone = Evaluation(np.full((200, 5), np.nan), np.arange(200) % 5, r['test']['vocab']).to_dict()
+                write_json(d/'record.json', r | dict(valid=gone, test=gone | dict(accuracy=None, ece=None)))
+    diverge(3)
+    t = conclude(results(tmp_path))
+    assert t.pairs.item() == 8 and t.problem.item() == '' and t.note.item().startswith('1 of 8 runs failed. The classifier diverged')
+    diverge(3, 5)
+    for metric in 'accuracy', 'balanced_accuracy', 'macro_f1', 'recall:angry':
+        t = conclude(f := results(tmp_path), metric=metric)
+        assert t.verdict.item() == 'none' and t.problem.item().startswith('2 of 8 runs failed. The classifier diverged'), metric
+    assert f.attrs['skipped']['damaged'] == 0
+    for d, r in [*records(tmp_path).items()][:1]: write_json(d/'record.json', r | dict(test=r['test'] | dict(n=200, accuracy=None)))
+    assert results(tmp_path).attrs['skipped']['damaged'] == 1, 'null without a cause is damage'
+
 def test_a_problem_of_a_stage_reaches_the_report(few):
     for p in few.glob('gan/*/record.json'): write_json(p, json.loads(p.read_text()) | dict(problem='The GAN diverged: train it anew.'))
     rep = report(few, progress=False)
@@ -222,6 +242,8 @@ def test_only_fresh_seeds_confirm(tmp_path):
     body, late = report(f, confirm=6, progress=False).body, report(f[f.cnn_seed >= 6], progress=False).body
     said = lambda html: re.findall('Including the choice of test images[^<]*', html)
     assert said(body) == said(late) != said(report(f, progress=False).body) and 'Recall by class' in body
+    simulate_runs(tmp_path, ratios=(.3,), hows=('add',), cnn_seeds=range(6), n=200)        # the sweep that was advised has one ratio
+    assert 'Recall by class' in report(tmp_path, confirm=6, progress=False).body
 
 def test_nothing_fresh_elsewhere(tmp_path):
     "A setting without fresh seeds says so, and keeps its section"
@@ -292,6 +314,11 @@ def test_one_recipe_and_one_pool(tmp_path):
     recipes = new.assign(recipe_hash=f.recipe_hash.astype(object).where(~late, 'another'))
     p, = paired_runs(recipes)
     assert p.cnn_seeds == [3, 4, 5] and '6 runs of another recipe' in p.missing
+    splits = new.assign(train_hash=f.train_hash.astype(object).where(~late, 'another'))
+    p, = paired_runs(splits)
+    assert p.cnn_seeds == [3, 4, 5] and '6 runs of another split or extractor' in p.missing
+    p, = paired_runs(new.assign(train_hash=f.train_hash.astype(object).where(~arm, 'another')))
+    assert not len(p) and len(paired_runs(f.drop(columns='train_hash'))[0]) == 6, 'old tables have none'
     p, = paired_runs(new.assign(recipe_hash=f.recipe_hash.astype(object).where(~arm, 'another')))
     assert not len(p) and set(conclude(recipes).verdict) == {'undecided'}
 
@@ -738,6 +765,12 @@ def test_an_arm_of_few_seeds_costs_the_others_nothing(tmp_path):
     few = both.ratio == .5
     assert both[few].verdict.item() == 'undecided' and 'at least 6 seeds' in both[few].sentence.item()
     for k in ('p', 'p_equivalence', 'verdict', 'among'): assert both[~few][k].tolist() == alone[k].tolist(), k
+
+def test_a_judge_declares_no_margin(few):
+    "It has the default, whatever its user declared"
+    f = results(few)
+    f['margin'] = np.where(f.ratio == 0, .02, .01)
+    assert declared_margin(f) == .01 and 'given by hand' not in report(f, progress=False).body
 
 def test_checks_that_asked_too_much_or_too_little():
     "A level with fewer seeds shows its interval; a size that only a GAN minds, and commas in a pattern, are no errors"

@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np, pandas as pd, pytest, torch
 from conftest import drawn_faces as faces
 from synthrob.cnn.attacks import attack
-from synthrob.cnn.learner import cnn_learner, evaluate, recipe
+from synthrob.cnn.learner import Evaluation, cnn_learner, evaluate, recipe
 from synthrob.core.basics import BadInput, seeded, write_tensors
 from synthrob.cnn.models import StrongNet
 from synthrob.data.faces import emotions
@@ -105,6 +105,15 @@ def test_compare_over_seeds(toy_cnn):
     other = evaluate_robustness(toy_cnn, images, RobustnessLevel(('fog',), (3,), 100), seed=0, progress=False)
     with pytest.raises(BadInput, match='differ in images, level'):     # of two others, though the reference has none
         Comparison(dict(bare=(runs[0][0], None), one=runs[0], other=(runs[0][0], other)))
+
+def test_compare_what_cannot_be_compared(toy_cnn):
+    "A net that diverged has no accuracy; a class without an image counts as 0 in value and interval of macro F1"
+    images = faces(100, 5)
+    ev = evaluate(toy_cnn, images.subset(images.y < 4))
+    row = Comparison(dict(one=(ev, None))).table.set_index('measure').loc['macro_f1']
+    assert row.low < row.value < row.high < .81
+    ev = Evaluation(torch.full((100, 5), torch.nan), images.y, emotions)
+    with pytest.raises(BadInput, match='its training diverged'): Comparison(dict(one=(evaluate(toy_cnn, images), None), gone=(ev, None)))
 
 def test_the_norm_of_an_attack_is_text():
     with pytest.raises(BadInput, match="norm 2: give 'inf' or '2', as text"):

@@ -180,10 +180,10 @@ def kill_when(p, begun):
     p.send_signal(signal.SIGKILL); p.wait()
 
 @pytest.mark.slow
-def test_fer2013(fer2013_zip, tmp_path):
+def test_fer2013(fer2013_zip, prepared):
     "The real files, five classes, with little training; near copies are looked for among a thousand of the images"
     run = run_split(data='fer2013', path=str(fer2013_zip), ratio=.3, size=48, gan_images=640, gan_width=16, cnn='poster', robustness='none',
-                    cnn_epochs=3, real_share=.2, copies='exact', out=str(tmp_path))
+                    cnn_epochs=3, real_share=.2, copies='exact', out=str(prepared))
     assert run.images.vocab == 'fear angry happy sad neutral'.split()
     assert len(run.splits.test) == 3118 and run.splits.report['test_with_copy_outside'] == 150
     assert run.record['leak']['copies'] == 0

@@ -205,6 +205,8 @@ def test_without_spread_there_is_no_verdict():
         v = verdict([d]*8)
         assert (v.kind, v.p_equivalence) == ('undecided', 1) and said in str(v) and verdict([[d]*8]*6).kind == 'undecided'
         assert verdict([[d]*2]*5, folds=True).kind == 'undecided'
+    v = verdict([[.02]*6, [.04]*6])                                  # two generators differ, what is tested does not
+    assert v.kind == 'undecided' and 'pairs do not vary' in str(v)
     assert verdicts({'a': [0.]*8, 'b': [.001*i for i in range(8)]})['a'].kind == 'undecided'
 
 def test_equivalent_needs_its_interval_within_the_margin():

@@ -25,7 +25,7 @@ from .evaluation import Confusion
 from .models import PosterNet, StrongNet, Torchvision, check_net
 from ..core.distributed import DistributedLearner
 from ..core.training import Autocast, Checkpoint, History, SeedEpochs, no_sync
-from ..data.dataset import Dataset
+from ..data.dataset import Dataset, check_classes
 from ..data.loaders import Augment, DeviceDL, batch_size, device_dls, to_float
 
 # %% auto #0
@@ -301,8 +301,8 @@ def _weights(w, dls):
             raise BadInput("A class without an item cannot be balanced by weights: leave it out of the classes.")
         w = len(y)/(dls.c*n)
     w = torch.as_tensor(w, dtype=torch.float32, device=y.device)
-    if w.shape != (dls.c,) or not (w.isfinite().all() and (w >= 0).all() and w.any()):
-        raise BadInput(f"class_weights must be {dls.c} numbers, one per class, none negative and not all 0.")
+    if w.shape != (dls.c,) or not (w.isfinite().all() and (w > 0).all()):        # a batch of weights 0 has no mean loss
+        raise BadInput(f"class_weights must be {dls.c} numbers above 0, one per class.")
     return w
 
 # %% ../../nbs/02_cnn.ipynb #2e825849
@@ -367,8 +367,9 @@ def evaluate(learn,          # a `Learner` from `cnn_learner`, or a model
              data,           # real items: anything with `x`, `y` (n,) and `vocab`
              flip=None       # average over mirror images? None: as in the learner's recipe
             ) -> Evaluation:
-    "Evaluate a classifier on real images or vectors; raises `BadInput` if there are none"
+    "Evaluate a classifier on real images or vectors; raises `BadInput` if there are none, or of other classes"
     if len(data.y) == 0: raise BadInput("There is no item to evaluate on: choose another part or class.")
+    if isinstance(learn, Learner): check_classes(classifier=learn.dls, data=data)
     flip = getattr(getattr(learn, 'recipe', None), 'flip', False) if flip is None else flip
     model = learn.model if isinstance(learn, Learner) else learn
     return Evaluation(predict(model, data.x, flip), data.y.cpu(), data.vocab)

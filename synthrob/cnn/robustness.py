@@ -21,6 +21,7 @@ from .calibration import Temperature, fit_temperature
 from .learner import Evaluation, evaluate, predict
 from .corruptions import common, corrupt, extra
 from .evaluation import Confusion
+from ..data.dataset import check_classes
 
 # %% auto #0
 __all__ = ['robustness_levels', 'RobustnessLevel', 'robustness_level', 'Robustness', 'evaluate_robustness', 'Comparison']
@@ -230,6 +231,7 @@ def evaluate_robustness(learn,          # a `Learner` from `cnn_learner`, or a m
     "Evaluate a classifier under corruption and attack, or read a finished result; raise `BadInput` for unusable input"
     lv = robustness_level(level)
     if len(images.y) == 0: raise BadInput("images is empty: choose another part or class.")
+    check_classes(classifier=getattr(learn, 'dls', None), images=images, valid=valid)
     if valid is not None and len(valid.y) == 0: raise BadInput("valid is empty: give validation images, or valid=None.")
     for c, s in product(lv.corruptions, lv.severities): corrupt(images.x[:0], c, s)
     model = Predictor(learn, flip).eval()
@@ -322,11 +324,12 @@ def plot_calibration(self:Robustness, ax=None # axes to draw on
 def _clean_figures(ev):
     "Return one-hot cells of the confusion matrix by image (n,k²), and a function from their sums to figures"
     k, n = len(ev.vocab), len(ev.y)
+    absent = ~np.isin(np.arange(k), ev.y)                                     # from the images themselves
     def figures(s): # (...,k²) -> (measure, class) -> values (...)
         m = s.reshape(*s.shape[:-1], k, k)
         correct, predicted, true = np.einsum('...ii->...i', m), m.sum(-2), m.sum(-1)
         with np.errstate(invalid='ignore'):   # 0/0 counts as 0, in a resample without the class as NaN
-            known = lambda v: np.where((true > 0) | (s.ndim < 2), np.nan_to_num(v), np.nan)
+            known = lambda v: np.where((true > 0) | absent, np.nan_to_num(v), np.nan)
             p, r, f1 = map(known, (correct/predicted, correct/true, 2*correct/(predicted + true)))
         out = {('accuracy', ''): correct.sum(-1)/n, ('macro_f1', ''): np.nanmean(f1, -1)}
         for i, c in enumerate(ev.vocab): out |= {('precision', c): p[..., i], ('recall', c): r[..., i]}
@@ -415,6 +418,8 @@ def _evaluated(name, run):
     "Return the evaluation and the robustness (or None) of a run"
     ev, rob = run if isinstance(run, tuple) else (getattr(run, 'evaluation', None), getattr(run, 'robustness', None))
     ev = ev() if callable(ev) else ev                             # a method of a split run
+    if isinstance(ev, Evaluation) and not ev.n:
+        raise BadInput(f"{name} has predictions that are not finite, its training diverged: leave it out.")
     if isinstance(ev, Evaluation): return ev, rob
     raise BadInput(f"{name} has no evaluation: give (evaluation, robustness or None), or a split run.")
 

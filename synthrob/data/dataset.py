@@ -13,7 +13,7 @@ from .duplicates import duplicate_groups
 from .rows import DiskImages, hash_images, take
 
 # %% auto #0
-__all__ = ['Dataset', 'concat']
+__all__ = ['Dataset', 'check_classes', 'concat']
 
 # %% ../../nbs/data/01_dataset.ipynb #d96a6685
 _defaults = dict(name='', part='', group=-1, origin='authentic', weight=1., soft=None)   # the columns of `items`
@@ -144,6 +144,15 @@ def select(self:Dataset, classes # names of classes, in the order of the new lab
     y = torch.tensor([classes.index(c) if c in classes else -1 for c in self.vocab], device=self.y.device)[self.y]
     if (y < 0).any(): return Dataset((s := self.subset(y >= 0)).x, y[y >= 0], classes, s.cols, self.about)
     return Dataset(self.x, y, classes, self.cols, self.about, self.epoch_len)
+
+def check_classes(**sets): # data or loaders by name; those without `vocab`, or with numbers in it, are not compared
+    "Raise `BadInput` if the names of the classes or their order differ: labels would mean different classes"
+    vocabs = {k: list(getattr(o, 'vocab', [])) for k, o in sets.items()}
+    named = [(k, v) for k, v in vocabs.items() if v != [str(i) for i in range(len(v))]]
+    for k, v in named[1:]:
+        if v != named[0][1]:
+            raise BadInput(f"{named[0][0]} has the classes {', '.join(named[0][1])}, {k} {', '.join(v)}: `select` the "
+                           "same, in one order.")
 
 def concat(*sets:Dataset # with the same classes and the same shape of item
           ) -> Dataset:

@@ -289,7 +289,7 @@ def near_duplicates(
 ) -> pd.DataFrame: # a row per pair, best first: `a`, `b`, `score`, `scale`, `dy`, `dx` (pixels), `mirror`
     "Find pairs of images that show the same picture cropped, scaled, shifted, mirrored, compressed or retouched"
     x, y = (getattr(o, 'x', o) for o in (images, others))
-    x, y = (o if o is None or hasattr(o, 'stores') else torch.as_tensor(o) for o in (x, y))
+    x, y = (o if o is None or hasattr(o, 'stores') else torch.as_tensor(o).cpu() for o in (x, y))
     for o in (x, y):
         if o is not None and (o.ndim != 4 or o.dtype != torch.uint8):
             raise BadInput(f"images are {o.dtype} of shape {tuple(o.shape)}: give uint8 (n,c,h,w).")
@@ -320,7 +320,8 @@ def plot_pairs(images,        # uint8 (n,c,h,w), or a `Dataset`: its labels are 
     for ax in axs.flat: ax.set(xticks=[], yticks=[]); ax.set_frame_on(False)
     for pair, o in zip(axs, t.itertuples()):
         for ax, ds, i in zip(pair, (images, images if others is None else others), (o.a, o.b)):
-            ax.imshow(np.moveaxis(np.asarray(getattr(ds, 'x', ds)[i]), 0, -1).squeeze(), cmap='gray', vmin=0, vmax=255)
+            image = torch.as_tensor(getattr(ds, 'x', ds)[i]).movedim(0, -1).squeeze().cpu()
+            ax.imshow(image, cmap='gray', vmin=0, vmax=255)
             if hasattr(ds, 'vocab'): ax.set_xlabel(ds.vocab[int(ds.y[i])], fontsize=7)
         pair[0].set_title(f'{o.score:.2f}', fontsize=8)
     return axs

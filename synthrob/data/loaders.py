@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt, torch
 import torch.nn.functional as F
 from torch import Tensor
 from ..core.basics import BadInput, default_device, generator
-from .dataset import Dataset
+from .dataset import Dataset, check_classes
 from .rows import DiskImages, read_ahead
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
@@ -215,6 +215,7 @@ def device_dls(train:Dataset,     # training data
     "Return fastai `DataLoaders` over data on `device`; raises `BadInput` if there is nothing to train on"
     if len(train) == 0: raise BadInput("There is no training item left: choose another ratio, class or source.")
     if valid is not None and not len(valid): raise BadInput("There is no validation item: add some.")
+    if valid is not None: check_classes(training=train, validation=valid)
     device = default_device(device)
     if n_steps is None and train.epoch_len: n_steps = max(1, train.epoch_len//bs)      # not by the size of the mixture
     if n_steps is None: bs = min(bs, len(train))          # else alike in all arms, also where few real images stay

@@ -16,7 +16,7 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 from fastprogress.fastprogress import progress_bar
 from .learner import synthesize
-from ..data.dataset import Dataset
+from ..data.dataset import Dataset, check_classes
 from ..data.loaders import to_float
 
 # %% auto #0
@@ -86,6 +86,7 @@ def gan_test(model,      # a classifier trained on real images, or its `Learner`
              pool        # synthetic images: anything with `x` uint8 (n,c,h,w), `y` (n,) and `vocab`
             ) -> Score:  # low: the images do not match their labels; high: they may
     "Return the accuracy of a classifier of real images on synthetic ones (Shmelkov et al. 2018, arXiv 1807.09499)"
+    check_classes(classifier=getattr(model, 'dls', None), pool=pool)
     logits = features(model, pool.x)[1]
     if (k := logits.shape[1]) != len(pool.vocab):
         raise BadInput(f"The classifier has {k} classes and the images {len(pool.vocab)}: use one that was trained on "

@@ -202,6 +202,7 @@ class RefreshSynthetic(Callback):
         if self.how['model'] is self.learn.model:
             raise BadInput("A classifier cannot filter its own training data: give another model.")
         if not ds.is_synthetic.any(): raise BadInput("No training item is synthetic: leave out `RefreshSynthetic`.")
+        if 'soft' in ds.cols: raise BadInput("New images would have no soft labels: leave out one of the two.")
         made, has = (self.gan.shape, self.gan.params['n_classes']), (tuple(ds.x.shape[1:]), ds.c)
         if made != has:
             raise BadInput("The GAN makes items of {} in {} classes, the training set has {} in {}: use one that was "
@@ -260,7 +261,7 @@ def pool_from_folder(path,          # a folder or archive, `class/image` or `par
 
 def _refuse_copies(pool, real):
     "Raise `BadInput` if an image of `pool` equals one of `real`"
-    real = x if isinstance(x := getattr(real, 'x', real), DiskImages) else torch.as_tensor(x)
+    real = x if isinstance(x := getattr(real, 'x', real), DiskImages) else torch.as_tensor(x).cpu()
     if real.shape[1:] != pool.x.shape[1:]:
         raise BadInput(f"The real images are {tuple(real.shape[1:])} and the pool's {tuple(pool.x.shape[1:])}: give "
                        "their size and channels.")

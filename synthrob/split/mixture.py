@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from ..core.basics import BadInput, generator
-from ..data.dataset import Dataset
+from ..data.dataset import Dataset, check_classes
 from ..data.rows import take
 from .params import check_value
 
@@ -97,6 +97,7 @@ def mix(real:Dataset,             # real training items
         raise BadInput(f"The mixture would lose the column {min(lost)!r}: set weights and soft labels after mixing.")
     if treatment == 'synthetic' and pool is not None and not pool.is_synthetic.all():
         raise BadInput("The pool holds authentic items: take it from `sample_pool` or `as_pool`.")
+    check_classes(real=real, pool=pool)
     a = plan(real.y, real.c, ratio, how, classes, seed)
     items = {k: v[a.keep.numpy()] for k, v in real.cols.items() if k in ('name', 'part')}
     if treatment == 'class_weights' and a.add.any():

@@ -21,8 +21,8 @@ from .stats import corrected, decide, joint_p, min_seeds, verdict
 
 # %% auto #0
 __all__ = ['SETTING', 'SYNTHESIS', 'CLASSIFIER', 'ARM', 'SEEDS', 'TREATMENTS', 'RUN_INFO', 'VALUE', 'LOWER_IS_BETTER',
-           'RATIO_GROUP', 'results', 'PairedRuns', 'paired_runs', 'differences', 'declared_margin', 'declared_metric',
-           'conclude', 'metric_name', 'exchange_rate']
+           'RATIO_GROUP', 'results', 'PairedRuns', 'paired_runs', 'differences', 'declaring', 'declared_margin',
+           'declared_metric', 'conclude', 'metric_name', 'exchange_rate']
 
 # %% ../../nbs/sweep/06_results.ipynb #0635b5e4
 # Parameters by their role in a comparison, from the metadata of `SplitParams`
@@ -32,8 +32,8 @@ ARM = names_by_role('arm')                                # what is compared (at
 SEEDS = 'fold', 'gan_seed', 'cnn_seed'                    # repetitions; each fold has test images of its own
 _types = {f.name: f.type for f in fields(SplitParams)}
 TREATMENTS = SplitParams.__dataclass_fields__['treatment'].metadata['options']   # all but the first are controls
-RUN_INFO = ('margin', 'declared_metric', 'problem', 'doubt', 'level', 'simulated', 'features_hash', 'gan_hash',
-            'pool_hash', 'recipe_hash', 'device', 'versions', 'started', 'finished')              # other columns
+RUN_INFO = ('margin', 'declared_metric', 'problem', 'doubt', 'level', 'simulated', 'train_hash', 'features_hash',
+            'gan_hash', 'pool_hash', 'recipe_hash', 'device', 'versions', 'started', 'finished')  # other columns
 VALUE = ('part', 'metric', 'class', 'corruption', 'severity', 'attack', 'norm', 'eps', 'steps', 'n', 'value')
 
 # %% ../../nbs/sweep/06_results.ipynb #0a5d7e04
@@ -49,7 +49,7 @@ def _params(r, made):
     of, train = made.get(r['inputs'].get('pool'), {}), r['inputs']['train']
     gan = made.get(of.get('inputs', {}).get('gan'), {}).get('params', {})
     row |= dict(pool_of=(of.get('params') or {}).get('pool'), gan_of=gan.get('test_images', False))
-    row |= dict(features_hash=train if made.get(train, {}).get('kind') == 'features' else None,
+    row |= dict(train_hash=train, features_hash=train if made.get(train, {}).get('kind') == 'features' else None,
                 gan_hash=of.get('inputs', {}).get('gan'), pool_hash=r['inputs'].get('pool'),
                 recipe_hash=hash_of((r.get('params') or {}).get('recipe')))
     up = lambda h: (i := made.get(h, {}).get('inputs', {})).get('train') or i.get('data')
@@ -65,6 +65,7 @@ def _problem(r, made):
     "What keeps the run of the record `r` from counting: the problems of its stages, or a single class predicted"
     def up(o): return [o, *(u for h in o['inputs'].values() if h in made for u in up(made[h]))]
     found = [o['problem'] for o in up(r) if o.get('problem')]           # also of teacher, judge, guide and extractor
+    if not found and not r['test'].get('n', 1): found = ["The classifier diverged: its probabilities are not finite."]
     if not found and (m := np.array(r['test'].get('confusion', [[]]))).any(0).sum() == 1 < len(m):
         found = [f"All test images were called {r['test']['vocab'][m.any(0).argmax()]!r} "
                  f"({100*r['test']['accuracy']:.1f} %): train for more steps."]
@@ -83,10 +84,11 @@ def _values(r):
     for part in ('valid', 'test'):
         e = r[part]
         m = np.array(e.get('confusion', [[e['accuracy']]]))
-        if abs(np.trace(m)/m.sum() - e['accuracy']) > 1e-6 and 'confusion' in e:
+        if 'confusion' in e and m.sum() and abs(np.trace(m)/m.sum() - e['accuracy']) > 1e-6:
             raise ValueError(f"accuracy {e['accuracy']} contradicts its confusion matrix")
         for m in ('accuracy', 'macro_f1', 'ece', 'robust_accuracy'):
-            if m in e: yield r['hash'], part, m, None, int(e['n']), float('nan' if e[m] is None else e[m])
+            none = float('nan') if e['n'] or m == 'ece' else 0.         # diverged: it stays, so that its problem counts
+            if m in e: yield r['hash'], part, m, None, int(e['n']), none if e[m] is None else float(e[m])
         for c, row in e['per_class'].items():
             for m, v in row.items(): yield r['hash'], part, m, c, int(e['n']), float(v)
     yield r['hash'], None, 'seconds', None, None, float(r['seconds'])
@@ -326,11 +328,16 @@ def _complete(v):
 
 def _alike(arm, base):
     "Runs of an arm with one recipe and one pool for each GAN seed, the newest; their baselines; what is left out"
-    newest, n = max(arm.values(), key=lambda o: o.finished).recipe_hash, len(arm) + len(base)
-    arm, base = ({k: o for k, o in part.items() if o.recipe_hash == newest} for part in (arm, base))
-    words = [f'{n - len(arm) - len(base)} runs of another recipe']*(len(arm) + len(base) < n)
+    last, words = sorted(arm.items(), key=lambda o: o[1].finished), []
+    recipe, trained = last[-1][1].recipe_hash, {k[1][0]: o.train_hash for k, o in last}            # by fold
+    for what, same in (('another recipe', lambda fold, o: o.recipe_hash == recipe),
+                       ('another split or extractor', lambda fold, o: o.train_hash == trained[fold])):
+        n = len(arm) + len(base)
+        arm = {k: o for k, o in arm.items() if same(k[1][0], o)}
+        base = {k: o for k, o in base.items() if k[0] not in trained or same(k[0], o)}
+        if gone := n - len(arm) - len(base): words.append(f'{gone} runs of {what}')
     pools = {}
-    for (g, (fold, _)), o in sorted(arm.items(), key=lambda o: o[1].finished): pools[g, fold] = o.pool_hash
+    for (g, (fold, _)), o in last: pools[g, fold] = o.pool_hash
     kept = {k: o for k, o in arm.items() if o.pool_hash == pools[k[0], k[1][0]]}
     return kept, base, words + [f'{len(arm) - len(kept)} runs with another pool']*(len(kept) < len(arm))
 
@@ -427,8 +434,8 @@ def _per_run(frame, metric, part, where):
         raise BadInput(f"metric={metric!r} has no values for part={part!r}{more}: "
                        f"choose from {', '.join(map(str, frame.metric.unique()))}.")
     runs = f.drop_duplicates('run')
-    about = 'run', 'problem', 'doubt', 'pool_hash', 'recipe_hash', 'finished'
-    runs = runs[[*about, *SETTING, *SYNTHESIS, *CLASSIFIER, *ARM, *SEEDS]].astype(object)
+    about = 'run', 'problem', 'doubt', 'train_hash', 'pool_hash', 'recipe_hash', 'finished'      # in old tables fewer
+    runs = runs.reindex(columns=[*about, *SETTING, *SYNTHESIS, *CLASSIFIER, *ARM, *SEEDS]).astype(object)
     runs = runs.where(runs.notna(), None)
     runs['constant'] = 0.                                  # what a net that always says the same keeps under attack
     if name == 'robust_accuracy':
@@ -478,6 +485,10 @@ def _judge(pairs, margin, alpha, lower=False):
     return t
 
 # %% ../../nbs/sweep/06_results.ipynb #e28bfc1c
+def declaring(frame): # from `results`
+    "The runs that declare margin and metric: not those at ratio 0 beside others, which may be a judge or a teacher"
+    return frame[frame.ratio > 0] if (frame.ratio > 0).any() else frame
+
 def _declared(frame, column, what, name):
     "What the runs declare in `column`; None if they do not; raises `BadInput` if they disagree"
     found = sorted(frame[column].dropna().unique().tolist())
@@ -490,7 +501,7 @@ def declared_margin(frame,      # from `results`
                    ) -> float:
     "Return the equivalence margin of the sweep or else of its runs; raise `BadInput` if they disagree or have none"
     if margin is None: margin = frame.attrs.get('declared', {}).get('margin')
-    if margin is None: margin = _declared(frame, 'margin', 'equivalence margins', 'margin')
+    if margin is None: margin = _declared(declaring(frame), 'margin', 'equivalence margins', 'margin')
     if margin is None: raise BadInput("The runs declare no equivalence margin: give one, such as margin=.02.")
     if 0 < margin < 1: return float(margin)
     raise BadInput(f"margin={margin} is out of range: choose a difference in accuracy, such as .02 for 2 points.")
@@ -508,7 +519,7 @@ def declared_metric(frame,      # from `results`
     sweep = frame.attrs.get('declared', {})                                     # it may leave the metric to the balance
     metric = metric or (sweep.get('metric') or _by_balance(frame) if sweep else None)
     if metric is None:
-        arms = frame[frame.ratio > 0] if (frame.ratio > 0).any() else frame     # a judge or a teacher declares nothing
+        arms = declaring(frame)
         said = arms.declared_metric.astype(object)
         if said.isna().any(): said = said.fillna(_by_balance(frame))
         metric = _declared(arms.assign(declared_metric=said), 'declared_metric', 'metrics', 'metric') or 'accuracy'

@@ -158,7 +158,7 @@ def decide(
         low, high = m - half, m + half
         p = np.maximum(_sign_flip(D.mean(1), seed, n_boot), _sign_flip(D.mean(2), seed, n_boot))
     else:
-        if D.ndim == 3: D = D.mean(1)
+        if D.ndim == 3: D, varies = D.mean(1), np.ptp(D.mean(1), -1) > 1e-12
         m, se, df = _mean(D, image_se)
         low, high = _interval(D, 1-alpha, seed, n_boot, image_se)
         p = _sign_flip(D, seed, n_boot)
@@ -375,7 +375,8 @@ def verdict(
     G, S = (1, len(d)) if d.ndim == 1 else d.shape
     r, least = decide(d[None], margin, alpha, seed, 9999, extra, folds).iloc[0], min_seeds(alpha)
     own = d if d.ndim == 1 else d.mean(1 if folds or least <= G <= S else 0)        # what more seeds would add to
-    n, varies, df, spread = G*S if folds else S, bool(np.ptp(d) > 1e-12), len(own) - 1, own.std(ddof=1)
+    n, df, spread = G*S if folds else S, len(own) - 1, own.std(ddof=1)
+    varies = bool(np.ptp(d if folds else own) > 1e-12)
     hedges = math.exp(math.lgamma(df/2) - math.lgamma((df-1)/2) - math.log(df/2)/2) if df > 1 else math.nan
     sd = float(math.sqrt(max(0, r.se**2 - extra**2)*len(own)))          # of one unit; that of the images stays
     return Verdict(str(r.kind), *(float(r[o]) for o in ('estimate', 'low', 'high')), level=round(1-alpha, 12),
