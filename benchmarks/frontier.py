@@ -8,9 +8,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from fastai.callback.core import Callback
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from synthrob.cnn.learner import cnn_learner, evaluate, recipe
 from synthrob.cnn.models import StrongNet, _conv_bn, _ResBlock
@@ -33,24 +31,16 @@ earlier = dict(opt='adamw', lr=3e-3, augment=Augment(erase=.25))
 RECIPES = dict(strong=strong, wide=replace(strong, net=Wide), mixup=replace(strong, mix='mixup'),
                adamw=replace(strong, opt='adamw', bs=128), poster=recipe('poster'), previous=replace(strong, net=Previous, bs=128, **earlier))
 
-class MeanWeights(Callback):
-    "An exponential moving average of the weights beside the training, with a memory of 500 steps"
-    def before_fit(self): self.mean = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(.998), use_buffers=True)
-    def after_batch(self):
-        if self.training: self.mean.update_parameters(self.model)
-
 def trial(name, epochs, seed, parts, device=None):
     "A row of plain values"
     train, valid, test = parts.values()
     r = replace(RECIPES[name], epochs=int(epochs), min_steps=0)
     learn = cnn_learner(train, valid.subset(slice(64)), r, seed=seed, device=device)
     start, cpu = time.perf_counter(), time.process_time()
-    means = MeanWeights()
-    with learn.no_bar(), learn.no_logging(), learn.added_cbs(means): learn.fit_recipe()
+    with learn.no_bar(), learn.no_logging(): learn.fit_recipe()
     cost = dict(seconds=time.perf_counter() - start, cpu_seconds=time.process_time() - cpu)
     of = {k: evaluate(learn, d) for k, d in dict(train=train.subset(slice(0, len(train), 5)), valid=valid, test=test).items()}
-    learn.model, parameters = means.mean.module, sum(p.numel() for p in learn.model.parameters())
     return dict({k: e.accuracy for k, e in of.items()}, valid_loss=float(of['valid'].top_losses()[0].mean()), n_train=len(train),
-                n_valid=len(valid), n_test=len(test), parameters=parameters, valid_ema=evaluate(learn, valid).accuracy, **cost)
+                n_valid=len(valid), n_test=len(test), parameters=sum(p.numel() for p in learn.model.parameters()), **cost)
 
 if __name__ == '__main__': run_trials(f"{__doc__}\nRecipes: {', '.join(RECIPES)}.", ('name', 'epochs', 'seed'), trial)
