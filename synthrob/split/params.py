@@ -147,7 +147,7 @@ class SplitParams(RunParams, EvalParams, UseParams, CNNParams, PoolParams, GANPa
 fixed_test = 'faces', 'fer2013', 'torchvision'    # sources with a test part of their own
 
 presets = dict(
-    quick=dict(size=32, gan_arch='default', gan_images=24_000, gan_bs=16, gan_width=32, gan_pick='last',
+    quick=dict(size=32, gan_arch='default', gan_images=30_000, gan_bs=64, gan_width=32, gan_pick='last',
                cnn='poster', cnn_epochs=20),
     cpu  =dict(size=48, gan_arch='default', gan_images=250_000, gan_bs=64, gan_width=32, gan_pick='best',
                cnn='strong', cnn_epochs=36),
