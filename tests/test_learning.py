@@ -79,7 +79,7 @@ def test_classes_in_another_order(toy_cnn, toy_gan):
     for work in (lambda: evaluate(toy_cnn, there), lambda: device_dls(here, there), lambda: evaluate_robustness(toy_cnn, there, progress=False),
                  lambda: evaluate_robustness(toy_cnn.model, here, valid=there, progress=False), lambda: mix(here, turned, .5),
                  lambda: gan_test(toy_cnn, turned), lambda: evaluate_pool(turned, there, there, toy_cnn, progress=False)):
-        with pytest.raises(BadInput, match='`select` the same, in one order'): work()
+        with pytest.raises(BadInput, match='`select` the same classes, in one order'): work()
     numbered = Dataset(here.x, here.y)                                                  # without names there is nothing to compare
     assert evaluate(toy_cnn, numbered).accuracy == evaluate(toy_cnn, here).accuracy == evaluate(toy_cnn, there.select(emotions)).accuracy
     assert len(mix(here, toy_gan.sample_pool(10, vocab=None, progress=False), .5)) == 50

@@ -201,12 +201,14 @@ def test_ties_do_not_depend_on_rounding():
 
 def test_without_spread_there_is_no_verdict():
     "A constant net is not equivalent to itself, with p = 0"
-    for d, said in ((0., 'both arms make the same predictions'), (.03, 'pairs do not vary')):
+    for d, said in ((0., 'both arms make the same predictions'), (.03, 'pairs of seeds do not vary')):
         v = verdict([d]*8)
         assert (v.kind, v.p_equivalence) == ('undecided', 1) and said in str(v) and verdict([[d]*8]*6).kind == 'undecided'
         assert verdict([[d]*2]*5, folds=True).kind == 'undecided'
     v = verdict([[.02]*6, [.04]*6])                                  # two generators differ, what is tested does not
-    assert v.kind == 'undecided' and 'pairs do not vary' in str(v)
+    assert v.kind == 'undecided' and 'pairs of seeds do not vary' in str(v)
+    v = verdict(np.linspace(.01, .06, 6)[:, None] + np.zeros(8))
+    assert v.kind == 'undecided' and v.mde is None
     assert verdicts({'a': [0.]*8, 'b': [.001*i for i in range(8)]})['a'].kind == 'undecided'
 
 def test_equivalent_needs_its_interval_within_the_margin():

@@ -367,7 +367,7 @@ def evaluate(learn,          # a `Learner` from `cnn_learner`, or a model
              data,           # real items: anything with `x`, `y` (n,) and `vocab`
              flip=None       # average over mirror images? None: as in the learner's recipe
             ) -> Evaluation:
-    "Evaluate a classifier on real images or vectors; raises `BadInput` if there are none, or of other classes"
+    "Evaluate a classifier on real images or vectors; raises `BadInput` without any, or for other classes"
     if len(data.y) == 0: raise BadInput("There is no item to evaluate on: choose another part or class.")
     if isinstance(learn, Learner): check_classes(classifier=learn.dls, data=data)
     flip = getattr(getattr(learn, 'recipe', None), 'flip', False) if flip is None else flip

@@ -419,7 +419,7 @@ def _evaluated(name, run):
     ev, rob = run if isinstance(run, tuple) else (getattr(run, 'evaluation', None), getattr(run, 'robustness', None))
     ev = ev() if callable(ev) else ev                             # a method of a split run
     if isinstance(ev, Evaluation) and not ev.n:
-        raise BadInput(f"{name} has predictions that are not finite, its training diverged: leave it out.")
+        raise BadInput(f"{name} has predictions that are not finite: its training diverged, leave it out.")
     if isinstance(ev, Evaluation): return ev, rob
     raise BadInput(f"{name} has no evaluation: give (evaluation, robustness or None), or a split run.")
 

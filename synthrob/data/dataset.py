@@ -147,12 +147,12 @@ def select(self:Dataset, classes # names of classes, in the order of the new lab
 
 def check_classes(**sets): # data or loaders by name; those without `vocab`, or with numbers in it, are not compared
     "Raise `BadInput` if the names of the classes or their order differ: labels would mean different classes"
-    vocabs = {k: list(getattr(o, 'vocab', [])) for k, o in sets.items()}
+    vocabs = {k: [str(c) for c in getattr(o, 'vocab', None) or []] for k, o in sets.items()}
     named = [(k, v) for k, v in vocabs.items() if v != [str(i) for i in range(len(v))]]
     for k, v in named[1:]:
         if v != named[0][1]:
             raise BadInput(f"{named[0][0]} has the classes {', '.join(named[0][1])}, {k} {', '.join(v)}: `select` the "
-                           "same, in one order.")
+                           "same classes, in one order.")
 
 def concat(*sets:Dataset # with the same classes and the same shape of item
           ) -> Dataset:

@@ -177,9 +177,9 @@ def evaluate_pool(pool,          # synthetic images: anything with `x` uint8 (n,
                  ) -> PoolReport:
     "Compute all metrics of `pool`; raise `BadInput` if the sets do not match or a class has fewer than two images"
     check_alike(pool=pool, train=train, holdout=holdout)
+    if (dls := getattr(model, 'dls', None)) and dls.c == len(pool.vocab): check_classes(classifier=dls, pool=pool)
     some, beside = (Dataset(take(o.x, rows), o.y[rows], o.vocab) for o, rows in zip((pool, train), _alike(pool, train)))
     (f, z), (fh, zh), (ft, _) = (features(model, o.x, bs, progress) for o in (some, holdout, beside))
-    if fits := z.shape[1] == len(pool.vocab): check_classes(classifier=getattr(model, 'dls', None), pool=pool)
     summary = dict(n_pool=len(pool.y), n_train=len(train.y), n_holdout=len(holdout.y), n_real=len(beside))
     summary, table = summary | dict(n_features=f.shape[1]), {}
     for end, g, y in (('', f, some.y), ('_real', ft, beside.y)):
@@ -188,7 +188,7 @@ def evaluate_pool(pool,          # synthetic images: anything with `x` uint8 (n,
         summary |= {f'{m}{end}': v for m, v in values.items()}
     table['kid'] = intra_class(kid, fh, holdout.y, f, some.y)[1]
     found = find_copies(pool, train, holdout, progress=None if progress else False)
-    none = Score(math.nan, pd.Series(math.nan, list(pool.vocab)))
+    fits, none = z.shape[1] == len(pool.vocab), Score(math.nan, pd.Series(math.nan, list(pool.vocab)))
     test, real = (score(z, some), score(zh, holdout)) if fits else (none, none)         # Inception knows other classes
     trained = cas(fit, pool, holdout, bs) if fit else None
     known = real.by_class.dropna()                                                 # in the classes' shares of `some`

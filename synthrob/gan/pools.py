@@ -265,7 +265,7 @@ def _refuse_copies(pool, real):
     if real.shape[1:] != pool.x.shape[1:]:
         raise BadInput(f"The real images are {tuple(real.shape[1:])} and the pool's {tuple(pool.x.shape[1:])}: give "
                        "their size and channels.")
-    g = duplicate_groups(torch.cat([real, pool.x]))
+    g = duplicate_groups(torch.cat([real, pool.x if isinstance(pool.x, DiskImages) else pool.x.cpu()]))
     copies = torch.isin(g[len(real):], g[:len(real)]).nonzero()[:, 0]
     if len(copies):
         raise BadInput(f"{len(copies)} of the {len(pool):,} images of the pool are copies of real ones (the first: "

@@ -21,8 +21,8 @@ from matplotlib.figure import Figure as Drawing
 from ..core.basics import BadInput, command, replacing, write_parquet
 from ..core.stages import read_record
 from .results import (ARM, CLASSIFIER, LOWER_IS_BETTER, SETTING, SYNTHESIS, TREATMENTS, VALUE,
-                      conclude, declared_margin, declared_metric, declaring, differences, exchange_rate, metric_name,
-                      paired_runs, results)
+                      conclude, declared_margin, declared_metric, declaring_runs, differences, exchange_rate,
+                      metric_name, paired_runs, results)
 from .stats import decide, image_se, joint_p, min_seeds, points
 from ..data.splits import join_groups
 from ..split.params import SplitParams, fixed_test
@@ -206,7 +206,7 @@ def _about_runs(frame):
     gone = [f'{skipped[k]} {v}' for k, v in names.items() if skipped.get(k)]
     if gone: yield f"Left out: {', '.join(gone)}."
     yield from (f"A cell failed with: {e}" for e in frame.attrs.get('errors', [])[:3])
-    if (n := declaring(frame).margin.nunique()) > 1 and not frame.attrs.get('declared', {}).get('margin'):
+    if (n := declaring_runs(frame).margin.nunique()) > 1 and not frame.attrs.get('declared', {}).get('margin'):
         yield f"The runs declare {n} different equivalence margins; the one used here was given by hand."
     for col, name in dict(device='kinds of hardware', versions='sets of software versions').items():
         if (n := frame[col].nunique()) > 1: yield f"The runs used {n} {name}; a pair may differ by that, too."
@@ -794,7 +794,7 @@ def _setting(frame, name, margin, alpha, metric, confirm, progress, settings=1):
     if d.get('declared') and d.get('margin') == margin:
         when = (f", declared on {d['declared'][:10]} by the sweep {d['hash']}, when {d['finished_before']} cells "
                 "were done")
-    own = [o for o in declaring(frame).margin.dropna().unique() if abs(o - margin) > 1e-9]
+    own = [o for o in declaring_runs(frame).margin.dropna().unique() if abs(o - margin) > 1e-9]
     if own and not when: when = f", given by hand; the runs declare {', '.join(f'{100*o:g}' for o in own)}"
     try: said = [declared_metric(frame)]
     except BadInput: said = sorted(frame.declared_metric.dropna().unique())                # they disagree

@@ -21,7 +21,7 @@ from .stats import corrected, decide, joint_p, min_seeds, verdict
 
 # %% auto #0
 __all__ = ['SETTING', 'SYNTHESIS', 'CLASSIFIER', 'ARM', 'SEEDS', 'TREATMENTS', 'RUN_INFO', 'VALUE', 'LOWER_IS_BETTER',
-           'RATIO_GROUP', 'results', 'PairedRuns', 'paired_runs', 'differences', 'declaring', 'declared_margin',
+           'RATIO_GROUP', 'results', 'PairedRuns', 'paired_runs', 'differences', 'declaring_runs', 'declared_margin',
            'declared_metric', 'conclude', 'metric_name', 'exchange_rate']
 
 # %% ../../nbs/sweep/06_results.ipynb #0635b5e4
@@ -49,7 +49,8 @@ def _params(r, made):
     of, train = made.get(r['inputs'].get('pool'), {}), r['inputs']['train']
     gan = made.get(of.get('inputs', {}).get('gan'), {}).get('params', {})
     row |= dict(pool_of=(of.get('params') or {}).get('pool'), gan_of=gan.get('test_images', False))
-    row |= dict(train_hash=train, features_hash=train if made.get(train, {}).get('kind') == 'features' else None,
+    split = (made.get(train, {}).get('files') or {}).get('parts.parquet', [0, train])[1]    # its checksum, or vectors
+    row |= dict(train_hash=split, features_hash=train if made.get(train, {}).get('kind') == 'features' else None,
                 gan_hash=of.get('inputs', {}).get('gan'), pool_hash=r['inputs'].get('pool'),
                 recipe_hash=hash_of((r.get('params') or {}).get('recipe')))
     up = lambda h: (i := made.get(h, {}).get('inputs', {})).get('train') or i.get('data')
@@ -65,7 +66,8 @@ def _problem(r, made):
     "What keeps the run of the record `r` from counting: the problems of its stages, or a single class predicted"
     def up(o): return [o, *(u for h in o['inputs'].values() if h in made for u in up(made[h]))]
     found = [o['problem'] for o in up(r) if o.get('problem')]           # also of teacher, judge, guide and extractor
-    if not found and not r['test'].get('n', 1): found = ["The classifier diverged: its probabilities are not finite."]
+    if not found and 0 in (r['valid'].get('n'), r['test'].get('n')):
+        found = ["The classifier diverged: its probabilities are not finite."]
     if not found and (m := np.array(r['test'].get('confusion', [[]]))).any(0).sum() == 1 < len(m):
         found = [f"All test images were called {r['test']['vocab'][m.any(0).argmax()]!r} "
                  f"({100*r['test']['accuracy']:.1f} %): train for more steps."]
@@ -327,17 +329,17 @@ def _complete(v):
     return (rows, cols) if len(rows) and len(cols) else (rows[:0], cols[:0])
 
 def _alike(arm, base):
-    "Runs of an arm with one recipe and one pool for each GAN seed, the newest; their baselines; what is left out"
-    last, words = sorted(arm.items(), key=lambda o: o[1].finished), []
-    recipe, trained = last[-1][1].recipe_hash, {k[1][0]: o.train_hash for k, o in last}            # by fold
-    for what, same in (('another recipe', lambda fold, o: o.recipe_hash == recipe),
-                       ('another split or extractor', lambda fold, o: o.train_hash == trained[fold])):
-        n = len(arm) + len(base)
-        arm = {k: o for k, o in arm.items() if same(k[1][0], o)}
-        base = {k: o for k, o in base.items() if k[0] not in trained or same(k[0], o)}
-        if gone := n - len(arm) - len(base): words.append(f'{gone} runs of {what}')
-    pools = {}
-    for (g, (fold, _)), o in last: pools[g, fold] = o.pool_hash
+    """Runs of an arm with one recipe, one split (and extractor) for each fold, and one pool for each GAN seed, the
+    newest; their baselines; what is left out"""
+    by_time, n = lambda: sorted(arm.items(), key=lambda o: o[1].finished), len(arm) + len(base)
+    recipe = by_time()[-1][1].recipe_hash
+    arm, base = ({k: o for k, o in part.items() if o.recipe_hash == recipe} for part in (arm, base))
+    words, n = [f'{n - len(arm) - len(base)} runs of another recipe']*(len(arm) + len(base) < n), len(arm) + len(base)
+    trained = {k[1][0]: o.train_hash for k, o in by_time() if o.train_hash}                # old tables have none
+    same = lambda fold, o: o.train_hash in (None, trained.get(fold, o.train_hash))
+    arm, base = {k: o for k, o in arm.items() if same(k[1][0], o)}, {k: o for k, o in base.items() if same(k[0], o)}
+    words += [f'{n - len(arm) - len(base)} runs of another split or extractor']*(len(arm) + len(base) < n)
+    pools = {(g, fold): o.pool_hash for (g, (fold, _)), o in by_time()}
     kept = {k: o for k, o in arm.items() if o.pool_hash == pools[k[0], k[1][0]]}
     return kept, base, words + [f'{len(arm) - len(kept)} runs with another pool']*(len(kept) < len(arm))
 
@@ -440,7 +442,7 @@ def _per_run(frame, metric, part, where):
     runs['constant'] = 0.                                  # what a net that always says the same keeps under attack
     if name == 'robust_accuracy':
         n = frame[(frame.metric == 'support') & (frame.part == part)].groupby('run', observed=True).value
-        runs['constant'] = runs.run.map(n.max()/n.sum()).astype(float)
+        runs['constant'] = runs.run.map(n.max()/n.sum()).astype(float).fillna(0)                         # diverged: 0/0
     return list(runs.assign(value=runs.run.map(f.groupby('run', observed=True).value.mean())).itertuples(index=False))
 
 # %% ../../nbs/sweep/06_results.ipynb #67e31a41
@@ -485,7 +487,7 @@ def _judge(pairs, margin, alpha, lower=False):
     return t
 
 # %% ../../nbs/sweep/06_results.ipynb #e28bfc1c
-def declaring(frame): # from `results`
+def declaring_runs(frame): # from `results`
     "The runs that declare margin and metric: not those at ratio 0 beside others, which may be a judge or a teacher"
     return frame[frame.ratio > 0] if (frame.ratio > 0).any() else frame
 
@@ -501,7 +503,7 @@ def declared_margin(frame,      # from `results`
                    ) -> float:
     "Return the equivalence margin of the sweep or else of its runs; raise `BadInput` if they disagree or have none"
     if margin is None: margin = frame.attrs.get('declared', {}).get('margin')
-    if margin is None: margin = _declared(declaring(frame), 'margin', 'equivalence margins', 'margin')
+    if margin is None: margin = _declared(declaring_runs(frame), 'margin', 'equivalence margins', 'margin')
     if margin is None: raise BadInput("The runs declare no equivalence margin: give one, such as margin=.02.")
     if 0 < margin < 1: return float(margin)
     raise BadInput(f"margin={margin} is out of range: choose a difference in accuracy, such as .02 for 2 points.")
@@ -519,7 +521,7 @@ def declared_metric(frame,      # from `results`
     sweep = frame.attrs.get('declared', {})                                     # it may leave the metric to the balance
     metric = metric or (sweep.get('metric') or _by_balance(frame) if sweep else None)
     if metric is None:
-        arms = declaring(frame)
+        arms = declaring_runs(frame)
         said = arms.declared_metric.astype(object)
         if said.isna().any(): said = said.fillna(_by_balance(frame))
         metric = _declared(arms.assign(declared_metric=said), 'declared_metric', 'metrics', 'metric') or 'accuracy'

@@ -157,6 +157,7 @@ def decide(
         half = _half(1-alpha, own, (se, df))
         low, high = m - half, m + half
         p = np.maximum(_sign_flip(D.mean(1), seed, n_boot), _sign_flip(D.mean(2), seed, n_boot))
+        varies = (np.ptp(D.mean(1), -1) > 1e-12) & (np.ptp(D.mean(2), -1) > 1e-12)
     else:
         if D.ndim == 3: D, varies = D.mean(1), np.ptp(D.mean(1), -1) > 1e-12
         m, se, df = _mean(D, image_se)
@@ -283,7 +284,7 @@ class Verdict:
     images: int|None = None # test images, if the interval covers their choice; None: the claim is about these images
     among: int = 1          # arms or comparisons that p is corrected for
     folds: int = 1          # of a cross-validation
-    varies: bool = True     # False: every pair of runs differs by exactly as much
+    varies: bool = True     # False: what is tested is the same for all seeds, or GANs
     metric: str = ''        # what the points are of
 
     def __str__(self):
@@ -308,7 +309,8 @@ def _why(v, alpha, margin, general):
     "The reason for the verdict; `general`: the claim goes beyond these generators"
     if not v.varies:
         return ('both arms make the same predictions, as one net would: check that the nets learned'
-                if abs(v.estimate) < 1e-12 else 'the pairs do not vary, so nothing can be tested: check the seeds')
+                if abs(v.estimate) < 1e-12 else
+                'the pairs of seeds do not vary, so nothing can be tested: check the seeds')
     if v.kind == 'equivalent': return f'within {margin} (TOST p = {v.p_equivalence:.2g})'
     if v.kind != 'undecided':
         test = 'corrected t-test and sign-flip p ≤' if v.folds > 1 else 'sign-flip p ='
@@ -376,7 +378,8 @@ def verdict(
     r, least = decide(d[None], margin, alpha, seed, 9999, extra, folds).iloc[0], min_seeds(alpha)
     own = d if d.ndim == 1 else d.mean(1 if folds or least <= G <= S else 0)        # what more seeds would add to
     n, df, spread = G*S if folds else S, len(own) - 1, own.std(ddof=1)
-    varies = bool(np.ptp(d if folds else own) > 1e-12)
+    tested = [d] if folds or d.ndim == 1 else [d.mean(0)] + [d.mean(1)]*(G >= least)
+    varies = all(np.ptp(o) > 1e-12 for o in tested)
     hedges = math.exp(math.lgamma(df/2) - math.lgamma((df-1)/2) - math.log(df/2)/2) if df > 1 else math.nan
     sd = float(math.sqrt(max(0, r.se**2 - extra**2)*len(own)))          # of one unit; that of the images stays
     return Verdict(str(r.kind), *(float(r[o]) for o in ('estimate', 'low', 'high')), level=round(1-alpha, 12),
