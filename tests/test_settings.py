@@ -98,7 +98,7 @@ def test_pools_and_gans_of_one_name():
 
 def test_problems_come_from_all_that_a_run_depends_on():
     made = {k: dict(inputs=i) for k, i in dict(pool=dict(gan='gan'), gan=dict(judge='judge'), parts={}).items()} | dict(judge=dict(inputs={}, problem='No.'))
-    run = dict(inputs=dict(pool='pool', train='parts'), test={})
+    run = dict(inputs=dict(pool='pool', train='parts'), valid={}, test={})
     assert _problem(run, made) == 'No.' and _problem(run | dict(inputs=dict(train='parts')), made) == ''
 
 def test_a_control_is_used_as_the_arm_is(tmp_path):
