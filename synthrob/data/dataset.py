@@ -145,6 +145,7 @@ def select(self:Dataset, classes # names of classes, in the order of the new lab
     if (y < 0).any(): return Dataset((s := self.subset(y >= 0)).x, y[y >= 0], classes, s.cols, self.about)
     return Dataset(self.x, y, classes, self.cols, self.about, self.epoch_len)
 
+# %% ../../nbs/data/01_dataset.ipynb #d6a25048
 def check_classes(**sets): # data or loaders by name; those without `vocab`, or with numbers in it, are not compared
     "Raise `BadInput` if the names of the classes or their order differ: labels would mean different classes"
     vocabs = {k: [str(c) for c in getattr(o, 'vocab', None) or []] for k, o in sets.items()}
