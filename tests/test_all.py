@@ -1,23 +1,24 @@
-"The seven lines of the README, on a folder of images"
+"The eight lines of the README, on a folder of images"
 from __future__ import annotations
 import re, subprocess, sys
 import pandas as pd, pytest
 from synthrob.data.faces import emotions
 
 SCRIPT = """from synthrob.all import *
-train, valid, test = prepare('folder', 'my_images', size=48).split()
-gan = gan_learner(train);            gan.fit_gan(n_images=250_000)
+images = prepare('folder', 'my_images', size=32)
+train, valid, test = images.split(near=near_duplicates(images))
+gan = gan_learner(train, nf=32);      gan.fit_gan(n_images=30_000)
 pool = gan.sample_pool(1000)
-mixed = mix(train, pool, ratio=.3)
-learn = cnn_learner(mixed, valid);   learn.fit_recipe()
+mixed = mix(train, pool, ratio=.3, how='add')
+learn = cnn_learner(mixed, valid);    learn.fit_recipe()
 evaluate(learn, test).table"""
 
 @pytest.mark.slow
-def test_seven_lines(faces, tmp_path, monkeypatch):
+def test_eight_lines(faces, tmp_path, monkeypatch):
     "Word for word, with a shorter training"
     (tmp_path/'my_images').symlink_to(faces)
     monkeypatch.chdir(tmp_path)
-    script = SCRIPT.replace('250_000', '640').replace('fit_recipe()', 'fit_recipe(2)')
+    script = SCRIPT.replace('30_000', '640').replace('fit_recipe()', 'fit_recipe(2)')
     names = {}
     *lines, last = script.splitlines()
     exec('\n'.join(lines), names)
