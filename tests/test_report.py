@@ -10,7 +10,7 @@ from fastcore.xml import Div, to_xml
 from synthrob.core.basics import BadInput, write_json
 from synthrob.cnn.learner import Evaluation
 from synthrob.core.stages import Stage
-from synthrob.sweep.report import (INK, _by_cluster, _exchange, _verdict_part, by_setting, corruption_table, _image_differences, limits, main,
+from synthrob.sweep.report import (INK, costs, _by_cluster, _exchange, _for_other_images, _verdict_part, by_setting, corruption_table, _image_differences, limits, main,
                                    plot_corruptions, plot_ratio, report)
 from synthrob.sweep.results import (CLASSIFIER, SETTING, SYNTHESIS, VALUE, PairedRuns, _judge, _wall, conclude, declared_margin, declared_metric,
                                     differences, exchange_rate, paired_runs, results)
@@ -244,6 +244,7 @@ def test_only_fresh_seeds_confirm(tmp_path):
     assert said(body) == said(late) != said(report(f, progress=False).body) and 'Recall by class' in body
     simulate_runs(tmp_path, ratios=(.3,), hows=('add',), cnn_seeds=range(6), n=200)        # the sweep that was advised has one ratio
     assert 'Recall by class' in report(tmp_path, confirm=6, progress=False).body
+    assert 'at this ratio with seeds from 6:' in report(tmp_path, confirm=6, progress=False).body
 
 def test_nothing_fresh_elsewhere(tmp_path):
     "A setting without fresh seeds says so, and keeps its section"
@@ -383,6 +384,18 @@ def test_no_exchange_rate_from_failed_runs(tmp_path):
     f = results(tmp_path)
     assert len(exchange_rate(f)) == 1 and len(exchange_rate(f.assign(problem='It did not learn.'))) == 0
 
+def test_an_exchange_rate_is_not_that_of_longer_training(tmp_path):
+    "More epochs at one share, with mixtures or without, are no synthetic images"
+    grow = lambda given: .1*np.log(given['real_share']) + .06*(given['cnn_epochs'] > 20)
+    for share in (.1, .3, 1.): simulate_runs(tmp_path, grow, ratios=(0,), n=400, real_share=share)
+    simulate_runs(tmp_path, grow, ratios=(.3,), hows=('add',), n=400, real_share=.1, cnn_epochs=60)
+    assert len(exchange_rate(results(tmp_path))) == 1, 'of shares .3 and 1, and mixtures at .1: the baseline at .1 is another training'
+    shares = exchange_rate(results(tmp_path)).shares[0]
+    simulate_runs(tmp_path, grow, ratios=(0,), n=400, real_share=.1, cnn_epochs=60)
+    simulate_runs(tmp_path, grow, ratios=(0,), n=400, real_share=.3, cnn_epochs=60)
+    o, = exchange_rate(results(tmp_path)).to_dict('records')
+    assert (shares, o['shares']) == (2, 2), 'share .3 has two lengths'
+
 def test_exchange_rates_say_whose_they_are(tmp_path):
     for share, arch in product((.25, .5, 1.), ('default', 'sngan')):
         simulate_runs(tmp_path, ratios=(0, .5), hows=('add',), n=200, real_share=share, gan_arch=arch)
@@ -429,6 +442,19 @@ def test_clusters_of_images(tmp_path):
     same = np.repeat(np.random.default_rng(0).normal(size=(1, 6, 10)) + np.arange(10)/5, 12, -1)
     assert image_se(_by_cluster(same, p.base_runs[0], tmp_path)) > 3*image_se(same)
 
+def test_few_subjects_say_little_about_other_images(tmp_path):
+    "Two subjects have one degree of freedom; one says nothing at all"
+    simulate_runs(tmp_path, lambda given: np.array([0, 0, .3, .3, .3]), ratios=(0, .4), hows=('add',), n=300)
+    f, file = results(tmp_path), next(tmp_path.glob('parts/*/parts.parquet'))
+    t, r = pd.read_parquet(file), conclude(f).iloc[0]
+    def said(subject):
+        t.assign(subject=[subject(i) for i in range(300)]).to_parquet(file)
+        return ' '.join(_for_other_images(f, r, .02, .05))
+    def width(text): return float.__rsub__(*(float(o.replace('−', '-')) for o in re.search(r'is (\S+) to (\S+) points', text).groups()))
+    two, many = said(lambda i: f'{i % 5 > 1}'), said(str)
+    assert '(300 in 2 groups)' in two and '(300)' in many and width(two) == pytest.approx(100) and width(many) < 20
+    assert 'not for others' in two and said(lambda i: 'me').startswith('All test images belong together')
+
 def test_what_holds_for_these_images_only(grid, monkeypatch):
     f = results(grid, cnn='poster')
     said = 'is shown for these test images, and not for others'
@@ -445,6 +471,23 @@ def test_what_was_left_out_of_the_data(few):
     for p in few.glob('data/*/record.json'):
         write_json(p, json.loads(p.read_text()) | dict(ignored=[dict(label='sad', reason='masks', n=3, name='x_mask.png')]))
     assert '>3 of sad: masks</td>' in report(few, progress=False).html
+
+def test_what_was_left_out_is_that_of_the_setting(few):
+    "Another treatment of copies in the same folder leaves out other images"
+    own, = few.glob('parts/*/record.json')
+    r = json.loads(own.read_text())
+    other = own.parent.with_name('f'*16)/own.name
+    write_json(own, r | dict(report=dict(removed=dict(leak=2))))
+    write_json(other, r | dict(hash='f'*16, report=dict(removed=dict(near=7))))
+    assert '>2 copies of held-out images</td>' in report(few, progress=False).html
+
+def test_resumed_stages_have_no_time(few):
+    "Theirs is that of the last part only"
+    total = costs(results(few)).total.iloc[-1]
+    gan, = few.glob('gan/*/record.json')
+    write_json(gan, json.loads(gan.read_text()) | dict(resumed=True, seconds=1.))
+    f = results(few)
+    assert total - costs(f).total.iloc[-1] == 100 and 'interrupted and resumed: 1.' in report(f, progress=False).html
 
 def test_commands_for_missing_controls(tmp_path):
     import shlex

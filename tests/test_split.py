@@ -103,6 +103,10 @@ def test_study_reports_what_the_leak_is_worth(face_folder, tmp_path):
     leak = run.record['leak']
     assert 1 <= leak['copies'] <= 10 and leak['worth'] == pytest.approx(run.record['test']['accuracy'] - leak['accuracy_rest'])
     assert run.stages['gan'].record['n_train'] == len(run.splits.train) + len(run.splits.test), "the study's GAN saw the test images"
+    kept = torch.isin(run.images.group[run.splits.test], run.images.group[run.train_idx]).sum()
+    assert leak['copies'] <= kept == run.splits.table.leaked.sum(), 'copies of images that the mixture left out do not leak'
+    alone = run_split(path=str(face_folder), preset='study', out=str(tmp_path), ratio=1, **(SMALL | dict(copies='none')))
+    assert alone.record['leak']['copies'] == 0, 'no real image was trained on'
 
 @pytest.mark.slow
 def test_other_arms(face_folder, tmp_path):

@@ -4,6 +4,8 @@ The Monte Carlo error of a rate near 5 % is .5 points with 2,000 experiments, .3
 coverage within 93 to 97 % are asserted without allowance, since the rule is built to stay within them.
 """
 from __future__ import annotations
+import math
+from dataclasses import replace
 from functools import lru_cache
 import numpy as np, pandas as pd, pytest
 from scipy import special, stats
@@ -299,3 +301,16 @@ def test_order_of_seeds_and_sign_do_not_matter():
         assert v.p == verdict(d[::-1]).p == turned.p
         assert {v.kind, turned.kind} in ({'better', 'worse'}, {'equivalent'}, {'undecided'})
         assert v.low == pytest.approx(-turned.high, abs=6e-4)               # but for the resamples
+
+def test_few_independent_images_have_few_degrees_of_freedom():
+    "The error from K clusters of test images counts with K - 1, both with one GAN and with many"
+    rng = np.random.default_rng(0)
+    for shape in (6,), (8, 8):
+        d = .001*rng.normal(size=(1, *shape))
+        few, many = (decide(d, image_se=.02, image_df=k, n_boot=99).iloc[0] for k in (1, math.inf))
+        for o, df in (few, 1), (many, math.inf): assert o.high - o.low == pytest.approx(2*stats.t.ppf(.975, min(df, 1e6))*.02, rel=.05)
+
+def test_a_control_has_no_generator():
+    v = verdict(np.linspace(.01, .02, 6))
+    assert 'for this one generator' in str(v) and ' for ' not in str(replace(v, generators=0)).partition(':')[2].partition('(')[0]
+    assert 'generator' not in str(replace(v, generators=0))

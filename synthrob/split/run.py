@@ -282,8 +282,10 @@ def _filter(run):
 def _near_in(run, pool, n=1000):
     "Shares of `n` images of `pool` that are near copies of training and of held-out images, for the record"
     some = pool.x[torch.randperm(len(pool), generator=generator('near copies'))[:n]]
-    pairs, part = near_duplicates(some, run.images, progress=False), run.splits.table.part.to_numpy()
-    share = lambda *names: pairs.a[np.isin(part[pairs.b], names)].nunique()/len(some)
+    pairs = near_duplicates(some, run.images, progress=False)
+    g = run.images.group.numpy()                                      # `b` is the first of equal images, of any part
+    of = lambda names: g[np.isin(run.splits.table.part.to_numpy(), names)]
+    share = lambda *names: pairs.a[np.isin(g[pairs.b], of(names))].nunique()/len(some)
     return dict(near_copies=dict(n=len(some), train=share('train'), holdout=share('valid', 'test')))
 
 def read_pool(run # with `pool`, the path of a folder or an archive
@@ -387,7 +389,7 @@ def _fit_classifier(run, folder):
 # %% ../../nbs/split/04_run.ipynb #22a9d5e4
 def _given(p, folds):
     "The parameters for the record: `fold` only if there are several, of paths the name only"
-    name = lambda k, v: Path(v).name if k in ('path', 'pool', 'out') and v else v
+    name = lambda k, v: Path(v).name if k in ('path', 'pool', 'out', 'weights') and v else v
     return {k: name(k, v) for k, v in asdict(p).items() if k != 'fold' or folds > 1}
 
 def _train_classifier(run, stage):
@@ -412,7 +414,11 @@ def _train_classifier(run, stage):
     counts = {c: dict(real=r, added=int(n)) for c, r, n in zip(real.vocab, kept, a.add)}
     problem = learning_problem(learn, by_loss=p.schedule != 'pretrain')
     if p.labels == 'soft': problem = problem or run.teacher.stages['split'].record.get('problem')
-    leak = _leak_worth(evs['test'], s.table.leaked.to_numpy()[s.test.numpy()])
+    leaked = s.table.leaked.to_numpy()[s.test.numpy()]
+    if leaked.any():                                              # by the images that this classifier was trained on
+        g = run.images.group
+        leaked = torch.isin(g[s.test], g[run.train_idx[a.keep]]).numpy()
+    leak = _leak_worth(evs['test'], leaked)
     return dict(**scores, history=learn.history, counts=counts,
                 steps=len(learn.dls.train)*learn.recipe.epochs, bs=learn.recipe.bs, epochs=learn.recipe.epochs,
                 given=_given(p, run.folds), folds=run.folds,

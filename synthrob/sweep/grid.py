@@ -417,7 +417,8 @@ def declare(self:Sweep) -> dict: # content of `sweep.json`
     "Write down grids, cells and margin, once"
     if not (f := self.stage.file('sweep.json')).exists():
         cells = [dict(hash=c.hash, **{k: c.given.get(k) for k in self.varying}) for c in self.cells]
-        write_json(f, dict(hash=self.stage.hash, declared=now(), finished_before=self.states['done'],
+        done = {s.hash for c in self.cells if (s := c.run.stages['split']).done}           # also of another robustness
+        write_json(f, dict(hash=self.stage.hash, declared=now(), finished_before=len(done),
                            margin=self.margin, metric=self.metric, grids=self.grids, varying=self.varying, cells=cells,
                            versions=versions()))
     return read_json(f)

@@ -368,9 +368,12 @@ def _listed(values, most=12):
 _reasons = dict(leak='copies of held-out images', conflict='copies with another label', repeated='repeated images',
                 flat='images of one grey level', near='near copies of held-out images')
 
-def _gone(frame, content):
-    "Images left out of a data set, by reason, in words"
-    return ', '.join(f'{n:,} {_reasons.get(k, k)}' for k, n in frame.attrs.get('left_out', {}).get(content, {}).items())
+def _gone(frame):
+    "Images left out of the data of `frame` (of folds, at most), by reason, in words"
+    out, n = frame.attrs.get('left_out', {}), {}
+    for h in frame.train_hash.dropna().unique() if 'train_hash' in frame else ():
+        for k, v in out.get(h, {}).items(): n[k] = max(n.get(k, 0), v)
+    return ', '.join(f'{v:,} {_reasons.get(k, k)}' for k, v in n.items())
 
 _words = dict(add='synthetic images are added to the real ones', replace='synthetic images take the place of real ones',
               prior='by the shares of the real classes', balance='the smallest classes first',
@@ -405,7 +408,7 @@ def _summary(frame):
         'GAN and pool': '; '.join(gan) or 'none', 'GAN seeds': all_of('gan_seed') or 'none',
         'classifier seeds': all_of('cnn_seed'), 'robustness': all_of('level') or 'not evaluated',
         'hardware': all_of('device'), 'versions': '; '.join(runs.versions.unique()),
-        **({'left out of the data': gone} if (gone := _gone(frame, one.content)) else {}),
+        **({'left out of the data': gone} if (gone := _gone(frame)) else {}),
         'finished': ' to '.join(dict.fromkeys([days[0], days[-1]]))}
 
 # %% ../../nbs/sweep/07_report.ipynb #d01fdeb1
@@ -510,7 +513,7 @@ _arms_words = ("Every arm on the test images against ratio 0 with the same class
                "the synthetic ones, of the others for all. Probability of improvement: share of all pairs of "
                "runs of a fold, whatever their seed, in which the arm is better (rliable's definition). Empty: not "
                "measured. Detectable: the smallest difference that 80 of 100 experiments with as many seeds would "
-               "find. The columns on the "
+               "find, were it the only arm. The columns on the "
                "right are differences, too.")
 
 # %% ../../nbs/sweep/07_report.ipynb #2b63427d
@@ -538,6 +541,7 @@ def _cost_table(frame, settings=1):
     rows = [{'stage': r.stage, 'made': '' if pd.isna(r.made) else f'{r.made:.0f}', 'mean': duration(r['mean']),
              'SD': duration(r.sd), 'total': duration(r.total)} for _, r in costs(frame).iterrows()]
     caption = 'Time of each stage on the hardware named above, summed; a GAN or pool counts once for all its runs.'
+    if n := frame.attrs.get('resumed'): caption += f' Not counted, as they were interrupted and resumed: {n}.'
     if wall := frame.attrs.get('wall'):
         whose = 'the runs of all settings' if settings > 1 else 'these runs'
         caption += f' By the clock, stages of {whose} took {duration(wall)}.'
@@ -604,14 +608,19 @@ def _for_other_images(frame, r, margin, alpha):
     try:
         x = _image_differences(pairs, frame.attrs['root'], r.metric)
         n, x = x.shape[-1], _by_cluster(x, pairs.base_runs[0], frame.attrs['root'])
+        k = x.shape[-1]
     except (OSError, KeyError, ValueError):
         yield 'The predictions of these runs cannot be read, so there is no interval for other images.'
     else:
+        if k < 2:
+            yield 'All test images belong together (one subject, or near copies), so nothing is known about others.'
+            return
         means = x.mean(-1) if len(x) > 1 else x[0].mean(-1)
-        d = decide(means[None], alpha=alpha, n_boot=9999, image_se=image_se(x)).iloc[0]
+        d = decide(means[None], alpha=alpha, n_boot=9999, image_se=image_se(x), image_df=k-1).iloc[0]
         within = d.low > 0 or d.high < 0 if r.verdict in ('better', 'worse') else d.low > -margin and d.high < margin
         only = r.verdict != 'undecided' and not within
-        yield (f'Including the choice of test images ({n:,}), the {100*(1 - alpha):g} % interval is '
+        groups = f' in {k:,} groups'*(k < n)
+        yield (f'Including the choice of test images ({n:,}{groups}), the {100*(1 - alpha):g} % interval is '
                f'{_interval(pd.Series({**r, "low": d.low, "high": d.high}), alpha)} points.' +
                f' So {r.verdict!r} is shown for these test images, and not for others of their kind.'*only)
 
@@ -658,7 +667,8 @@ def _against_controls(frame, r, margin, alpha):
         o = None if t is None or not len(t) else t.iloc[0]
         if o is None or not (o.pairs or o.problem):
             if r.ratio < 1:
-                yield f"There is no control with {name} at this ratio: {_command(frame, r, control, margin)}"
+                whose = f" with seeds from {first}" if (first := int(frame.cnn_seed.min())) else ''
+                yield f"There is no control with {name} at this ratio{whose}: {_command(frame, r, control, margin)}"
         elif o.problem: yield f"The control with {name} cannot be compared: {o.problem}"
         elif pd.isna(o.low):
             yield f"Compared with {name} at the same ratio: {points(o['diff'])} points; one pair decides nothing."
@@ -721,7 +731,7 @@ def _exchange(rates, alpha):
             text = f"no number of synthetic images is shown to be worth a real one; it takes at least {1/high:.2g}."
         else:
             text = f"a synthetic image harms like {-worth:.2g} real ones less ({level} {-high:.2g} to {-low:.2g})."
-        gans = 'this one generator' if o['gan_seeds'] == 1 else f"these {o['gan_seeds']} generators"
+        gans = {0: 'this pool', 1: 'this one generator'}.get(o['gan_seeds'], f"these {o['gan_seeds']} generators")
         yield (f"Exchange rate, {whose}: {text} From {o['runs']} runs with {o['shares']} shares of the real "
                f"images, for {gans}, if the metric grows with the logarithm of the number of images.")
 
@@ -792,7 +802,7 @@ def _setting(frame, name, margin, alpha, metric, confirm, progress, settings=1):
     never = 'not evaluated' if frame.level.isna().all() else 'evaluated for one side of each pair only'
     d, when = frame.attrs.get('declared', {}), ''
     if d.get('declared') and d.get('margin') == margin:
-        when = (f", declared on {d['declared'][:10]} by the sweep {d['hash']}, when {d['finished_before']} cells "
+        when = (f", declared on {d['declared'][:10]} by the sweep {d['hash']}, when {d['finished_before']} of its runs "
                 "were done")
     own = [o for o in declaring_runs(frame).margin.dropna().unique() if abs(o - margin) > 1e-9]
     if own and not when: when = f", given by hand; the runs declare {', '.join(f'{100*o:g}' for o in own)}"

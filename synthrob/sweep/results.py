@@ -49,8 +49,8 @@ def _params(r, made):
     of, train = made.get(r['inputs'].get('pool'), {}), r['inputs']['train']
     gan = made.get(of.get('inputs', {}).get('gan'), {}).get('params', {})
     row |= dict(pool_of=(of.get('params') or {}).get('pool'), gan_of=gan.get('test_images', False))
-    split = (made.get(train, {}).get('files') or {}).get('parts.parquet', [0, train])[1]    # its checksum, or vectors
-    row |= dict(train_hash=split, features_hash=train if made.get(train, {}).get('kind') == 'features' else None,
+    row |= dict(train_hash=_train_hash(train, made.get(train, {})),
+                features_hash=train if made.get(train, {}).get('kind') == 'features' else None,
                 gan_hash=of.get('inputs', {}).get('gan'), pool_hash=r['inputs'].get('pool'),
                 recipe_hash=hash_of((r.get('params') or {}).get('recipe')))
     up = lambda h: (i := made.get(h, {}).get('inputs', {})).get('train') or i.get('data')
@@ -61,6 +61,10 @@ def _params(r, made):
         margin=g.get('margin'), declared_metric=g.get('metric', 'accuracy'), problem=_problem(r, made), doubt=_doubt(r),
         simulated=bool(r.get('simulated')), device=str(r['device']), started=str(r['started']),
         finished=str(r['finished']), versions=', '.join(f'{k} {v}' for k, v in r['versions'].items() if v))
+
+def _train_hash(h, r):
+    "What tells training sets apart, of the stage `h` with the record `r`: the checksum of the parts, or `h` of vectors"
+    return (r.get('files') or {}).get('parts.parquet', [0, h])[1]
 
 def _problem(r, made):
     "What keeps the run of the record `r` from counting: the problems of its stages, or a single class predicted"
@@ -93,7 +97,8 @@ def _values(r):
             if m in e: yield r['hash'], part, m, None, int(e['n']), none if e[m] is None else float(e[m])
         for c, row in e['per_class'].items():
             for m, v in row.items(): yield r['hash'], part, m, c, int(e['n']), float(v)
-    yield r['hash'], None, 'seconds', None, None, float(r['seconds'])
+    if not r.get('resumed'):                                           # else of the last part of the training only
+        yield r['hash'], None, 'seconds', None, None, float(r['seconds'])
 
 # %% ../../nbs/sweep/06_results.ipynb #714b5489
 _unusable = (KeyError, TypeError, ValueError, AttributeError)    # raised by an incomplete record
@@ -137,7 +142,7 @@ def _robustness(root, runs, level):
             scalars = {**(r.get('clean') or {}), **(r.get('summary') or {})}
             numbers += [(run, k, float(v), 'test') for k, v in scalars.items() if isinstance(v, (int, float))
                         and k not in ('n', 'accuracy', 'ece') and not k.startswith('recall_')]
-            numbers.append((run, 'robustness_seconds', float(r['seconds']), None))
+            if not r.get('resumed'): numbers.append((run, 'robustness_seconds', float(r['seconds']), None))
         except (OSError, pa.ArrowInvalid, *_unusable): skipped['damaged'] += 1; continue
         for o in tables: tables[o].append(read[o])
     tables = {k: pa.concat_tables(o, promote_options='permissive').to_pandas() for k, o in tables.items() if o}
@@ -166,12 +171,14 @@ def _long(tables):
         yield t.assign(part='test', metric=('corruption_' + t.metric).where(~recall, 'corruption_recall'))
 
 def _left_out(made):
-    "Content of a data set -> reason -> number of images that no run used"
+    "`train_hash` -> reason -> number of images that runs with it did not use"
     out = {}
-    for r in made.values():
-        n = out.setdefault(made.get(r['inputs'].get('data'), r).get('content'), {})
-        for o in r.get('ignored') or (): n[f"of {o['label'] or 'no class'}: {o['reason']}"] = o['n']
-        for k, v in r.get('report', {}).get('removed', {}).items(): n[k] = max(n.get(k, 0), v)
+    for h, r in made.items():
+        n = out.setdefault(_train_hash(h, r), {})
+        while r:
+            for o in r.get('ignored') or (): n[f"of {o['label'] or 'no class'}: {o['reason']}"] = o['n']
+            for k, v in r.get('report', {}).get('removed', {}).items(): n[k] = v
+            r = made.get(r['inputs'].get('train') or r['inputs'].get('data'))
     return {k: {reason: v for reason, v in n.items() if v} for k, n in out.items()}
 
 def _stage_seconds(runs, made):
@@ -179,7 +186,7 @@ def _stage_seconds(runs, made):
     of, rows = lambda h: made.get(h, {}).get('seconds', 0.), []
     for r in runs.to_dict('records'):
         for k in ('features', 'gan', 'pool'):
-            if (h := r[f'{k}_hash']) in made:
+            if (h := r[f'{k}_hash']) in made and not made[h].get('resumed'):
                 rows.append((r['run'], f'{k}_seconds', of(h) + of(made[h]['inputs'].get('extractor'))))
     return pd.DataFrame(rows, columns=['run', 'metric', 'value'])
 
@@ -188,7 +195,7 @@ def _wall(records):
     "Seconds by the clock in which at least one of the stages was running"
     total, until = 0., pd.Timestamp(0, tz='UTC')
     time = lambda v: pd.to_datetime(str(v), errors='coerce', utc=True)
-    for a, b in sorted((time(r.get('started')), time(r.get('finished'))) for r in records):
+    for a, b in sorted((time(r.get('started')), time(r.get('finished'))) for r in records if not r.get('resumed')):
         if pd.isna(a) or pd.isna(b): continue
         total, until = total + max((b - max(a, until)).total_seconds(), 0), max(b, until)
     return total
@@ -247,9 +254,9 @@ def results(runs='runs', # folder of the runs (`out` of the parameters)
     skipped |= dict(robustness_damaged=bad['damaged'], robustness_unfinished=bad['unfinished'],
                     superseded=len(params) - len(new), **missing)
     stages = {*new.run, *new[['features_hash', 'gan_hash', 'pool_hash']].stack()}
-    wall = _wall([*tested, *(r for r in (*records, *made.values()) if r['hash'] in stages)])
+    timed = [*tested, *(r for r in (*records, *made.values()) if r['hash'] in stages)]
     frame.attrs = dict(root=str(root), errors=errors, declared=declared, skipped=skipped, left_out=_left_out(made),
-                       wall=wall)
+                       wall=_wall(timed), resumed=sum(bool(r.get('resumed')) for r in timed))
     return frame
 
 # %% ../../nbs/sweep/06_results.ipynb #1c99eb5e
@@ -593,6 +600,7 @@ def _correct(t, pairs, family, at, margin, alpha, metric):
     for i in at:
         q = pairs[i]
         v = verdict(q.diffs, margin, alpha, folds=q.folds > 1, nested=q.nested, metric=metric_name(metric))
+        if q.gan_seeds == [None]: v = replace(v, generators=0)                      # a control, or a pool from elsewhere
         if m > 1:
             own = (min(1, m*v.p), min(1, m*v.p_equivalence)) if q.folds > 1 else (0, 0)      # Bonferroni for the t-test
             v = corrected(v, max(p[family.index(i)], own[0]), max(pe[family.index(i)], own[1]), m)
@@ -622,8 +630,9 @@ def exchange_rate(frame,       # from `results`, with several values of `real_sh
                  ) -> pd.DataFrame: # by classifier and GAN: worth of a synthetic image in real ones, low, high
     """Estimate the worth of a synthetic image: least squares of metric = a + b log(real + worth x synthetic)
 
-    Without an estimate (NaN) where the metric does not surely grow with real images alone, or the best fit is at an
-    end of the range that is searched. Folds give no rate. An interval is over the classifier seeds of these GANs.
+    Each share of the real images counts with one length of training, that of its mixtures. Without an estimate
+    (NaN) where the metric does not surely grow with real images alone, or the best fit is at an end of the range
+    that is searched. Folds give no rate. An interval is over the classifier seeds of these GANs.
     """
     metric, rows = declared_metric(frame, metric), []
     runs = pd.DataFrame(_per_run(frame, metric, 'test', {}))
@@ -637,9 +646,16 @@ def exchange_rate(frame,       # from `results`, with several values of `real_sh
         own = own.assign(real=own.real_share.map(have)).dropna(subset='real')
         zero = own[own.ratio == 0]
         for _, g in own[own.ratio > 0].groupby(list(SYNTHESIS), dropna=False):
-            if zero.real_share.nunique() < 2: continue
-            why = _trouble(*(o.fillna('').to_numpy(object) for o in (zero.problem, g.problem, zero.doubt)))[0]
-            if not why: rows.append(_rate(pd.concat([zero, g]), level))
+            both = pd.concat([zero, g])
+            long = both[['cnn_epochs', 'head_epochs', 'min_steps']].apply(tuple, axis=1)   # of one share, one length
+            arms = long[both.ratio > 0].groupby(both.real_share).agg(set)
+            keep = [o in arms.get(k, [o]) for o, k in zip(long, both.real_share)]
+            both, long = both[keep], long[keep]
+            both = both[long.groupby(both.real_share).transform('nunique') == 1]
+            some, g = both[both.ratio == 0], both[both.ratio > 0]
+            if some.real_share.nunique() < 2 or not len(g): continue
+            why = _trouble(*(o.fillna('').to_numpy(object) for o in (some.problem, g.problem, some.doubt)))[0]
+            if not why: rows.append(_rate(both, level))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/sweep/06_results.ipynb #651e71c1

@@ -38,13 +38,17 @@ def _check_fractions(**given):
             raise BadInput(f"{k}={x} is out of range: choose a number between 0 and 1.")
 
 # %% ../../nbs/sweep/05_stats.ipynb #d110322e
-def _mean(D, image_se=0.):
+def _mean(D, image_se=0., image_df=math.inf):
     "Mean of each row of `D` (n,k), its standard error and degrees of freedom; `image_se` is added to the error"
     k = D.shape[-1]
     v = D.var(-1, ddof=1)/k
     se2 = v + image_se**2
-    with np.errstate(all='ignore'): df = np.where(v > 0, (k-1)*(se2/v)**2, k-1)       # Satterthwaite 1946
-    return D.mean(-1), np.sqrt(se2), df.clip(max=1e6)
+    return D.mean(-1), np.sqrt(se2), np.where(v > 0, _df((v, k-1), (image_se**2, image_df)), k-1)
+
+def _df(*parts):
+    "Degrees of freedom of a sum of variances, from (variance, df) of each (Satterthwaite 1946)"
+    with np.errstate(all='ignore'): df = sum(v for v, _ in parts)**2/sum(v**2/df for v, df in parts)
+    return df.clip(max=1e6)
 
 def _half(level, *parts):
     "The widest half-width of intervals from (standard error, df): one more source of variance never narrows one"
@@ -62,9 +66,9 @@ def _bca(D, level, seed, n_boot):
                                confidence_level=min(wider, 1-1e-12), batch=max(1, 2_000_000//D.size),
                                rng=np.random.default_rng(seed)).confidence_interval
 
-def _interval(D, level=.95, seed=0, n_boot=9999, image_se=0.):
+def _interval(D, level=.95, seed=0, n_boot=9999, image_se=0., image_df=math.inf):
     "Ends of the interval of each row of `D` (n,k): the outer ones of Student's and of widened BCa"
-    m, se, df = _mean(D, image_se)
+    m, se, df = _mean(D, image_se, image_df)
     own = _mean(D)
     half = _half(level, own[1:], (se, df))
     ends = _bca(D, level, seed, n_boot)
@@ -140,7 +144,8 @@ def decide(
     seed=0,     # of the bootstrap and the random signs
     n_boot=999, # resamples
     image_se=0., # standard error from the choice of test images, scalar or (n,); 0 limits the claim to these images
-    folds=False # (n,F,S): rows are folds of a cross-validation, each with its own test images
+    folds=False,# (n,F,S): rows are folds of a cross-validation, each with its own test images
+    image_df=math.inf # degrees of freedom of `image_se`: independent test images less 1, where they are few
 ) -> pd.DataFrame: # one row an experiment: kind, estimate, low, high, p, p_equivalence, se, df
     "Apply the decision rule to `n` experiments at once"
     D = _check_diffs(diffs, (2, 3), 1 if folds else -1)
@@ -153,15 +158,16 @@ def decide(
         p = np.maximum(_sign_flip(D.reshape(len(D), -1), seed, n_boot), 2*stats.t.sf(abs(m)/np.maximum(se, 1e-12), df))
     elif D.ndim == 3 and D.shape[1] >= least:
         m, *own = _crossed(D)
-        se, df = np.hypot(own[0], image_se), own[1]*(1 + (image_se/np.maximum(own[0], 1e-12))**2)**2
+        se = np.hypot(own[0], image_se)
+        df = np.where(own[0] > 1e-12, _df((own[0]**2, own[1]), (image_se**2, image_df)), own[1])
         half = _half(1-alpha, own, (se, df))
         low, high = m - half, m + half
         p = np.maximum(_sign_flip(D.mean(1), seed, n_boot), _sign_flip(D.mean(2), seed, n_boot))
         varies = (np.ptp(D.mean(1), -1) > 1e-12) & (np.ptp(D.mean(2), -1) > 1e-12)
     else:
         if D.ndim == 3: D, varies = D.mean(1), np.ptp(D.mean(1), -1) > 1e-12
-        m, se, df = _mean(D, image_se)
-        low, high = _interval(D, 1-alpha, seed, n_boot, image_se)
+        m, se, df = _mean(D, image_se, image_df)
+        low, high = _interval(D, 1-alpha, seed, n_boot, image_se, image_df)
         p = _sign_flip(D, seed, n_boot)
     t = pd.DataFrame(dict(estimate=m, low=low, high=high, p=p, p_equivalence=_tost(m, se, df, margin), se=se, df=df))
     return t.assign(kind=np.where(varies & (runs >= least), _word(t, margin, alpha), 'undecided'))
@@ -279,7 +285,7 @@ class Verdict:
     effect: float|None      # standardised difference (d_z, Hedges 1981); None without spread
     more_seeds: int|None    # further seeds needed if estimate and SD hold; 0: decided, None: over 100
     mde: float|None         # minimum detectable difference at power .8; None with too few seeds
-    generators: int = 1     # GAN seeds
+    generators: int = 1     # GAN seeds; 0: no GAN of ours
     nested: bool = False    # each classifier seed has its own generator
     images: int|None = None # test images, if the interval covers their choice; None: the claim is about these images
     among: int = 1          # arms or comparisons that p is corrected for
@@ -294,15 +300,16 @@ class Verdict:
                                                 f' x {self.generators} generators' if self.generators > 1 else '')
         whom = ('generators trained this way' if general else 'this one generator' if self.generators == 1 else
                 f'these {self.generators} generators')
+        whom = f' for {whom}'*(self.generators > 0)
         where = 'on these test images' if self.images is None else f'on images of this kind ({self.images:,} tested)'
         if self.folds > 1:
             runs = f'{self.folds} folds x {self.n//self.folds} paired seeds'
-            whom, where = 'training sets of this kind', 'on images of this kind'
+            whom, where = ' for training sets of this kind', 'on images of this kind'
         both = f'; p = {self.p:.2g} of a difference, {self.p_equivalence:.2g} of equivalence'
         both *= self.kind == 'undecided' and self.varies
         chosen = f' (corrected for {self.among} arms{both})'*(self.among > 1)
         why = _why(self, alpha, margin, general)
-        return f'{self.kind.capitalize()}: {_span(self)}, {runs}) for {whom}, {where}: {why}{chosen}.'
+        return f'{self.kind.capitalize()}: {_span(self)}, {runs}){whom}, {where}: {why}{chosen}.'
 
 # %% ../../nbs/sweep/05_stats.ipynb #e109d0c7
 def _why(v, alpha, margin, general):
