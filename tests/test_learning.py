@@ -1,15 +1,17 @@
 "Nets that cannot learn get no verdict, whatever the metric; added real images do good, and copies do nothing"
 from __future__ import annotations
 from dataclasses import replace
-import numpy as np, pytest, torch
+import numpy as np, pandas as pd, pytest, torch
 from conftest import drawn_faces
 from PIL import Image
-from synthrob.cnn.learner import evaluate, recipes
+from synthrob.cnn.evaluation import Confusion
+from synthrob.cnn.learner import cnn_learner, evaluate, learning_problem, recipe, recipes
 from synthrob.cnn.robustness import evaluate_robustness
-from synthrob.core.basics import BadInput
+from synthrob.core.basics import BadInput, generator
 from synthrob.data.dataset import Dataset
 from synthrob.data.faces import emotions
 from synthrob.data.loaders import device_dls
+from synthrob.gan.learner import gan_learner
 from synthrob.gan.memorization import evaluate_pool
 from synthrob.gan.metrics import gan_test
 from synthrob.split.core import run_split
@@ -84,6 +86,48 @@ def test_classes_in_another_order(toy_cnn, toy_gan):
     assert evaluate(toy_cnn, numbered).accuracy == evaluate(toy_cnn, here).accuracy == evaluate(toy_cnn, there.select(emotions)).accuracy
     assert len(mix(here, toy_gan.sample_pool(10, vocab=None, progress=False), .5)) == 50
 
+def test_learners_leave_loaders_alone():
+    "Loaders that several learners share: the balance of one and the augmentation of another reach nobody else"
+    dls = device_dls(drawn_faces(64, 1), drawn_faces(10, 2), bs=16, seed=7, device='cpu')
+    before = {k: v for k, v in vars(dls.train).items() if k != 'rng'}
+    gan, cnn = gan_learner(dls, nf=8, nz=8), cnn_learner(dls, arch='strong', seed=1)
+    with gan.no_bar(), gan.no_logging(): gan.fit_gan(64)
+    assert {k: v for k, v in vars(dls.train).items() if k != 'rng'} == before
+    own = gan.dls.train, cnn.dls.train, gan_learner(cnn.dls, nf=8, nz=8).dls.train
+    assert [(o.balanced, o.seed, len(o)) for o in own] == [(True, 0, 20), (False, 1, 4), (True, 0, 4)]
+    assert gan.dls.train.dataset.x.data_ptr() == dls.train.dataset.x.data_ptr(), 'a second copy of the images'
+
+def test_a_mixture_has_the_batches_of_its_baseline(toy_gan):
+    real, pool = drawn_faces(100, 1), toy_gan.sample_pool(10, progress=False)
+    alone, mixed = (device_dls(o, device='cpu').train for o in (real, mix(real, pool, .3)))
+    assert (alone.bs, len(alone)) == (mixed.bs, len(mixed)) == (100, 1)
+
+def test_figures_of_other_classes_are_refused(toy_cnn):
+    "More classes than names would be counted in the cells of others"
+    some = drawn_faces(10, 3)
+    with pytest.raises(BadInput, match=r'10 items of 2 classes need \(10, 2\)'): evaluate(toy_cnn.model, Dataset(some.x, some.y % 2, ['a', 'b']))
+    t = pd.crosstab(pd.Series(list('abc')), pd.Series(list('abd')))
+    with pytest.raises(BadInput, match='different names or another order'): Confusion(t)
+    assert Confusion(t.reindex(columns=list('abc'), fill_value=0)).accuracy == 1
+
+def test_mixed_twice_is_refused(toy_gan):
+    "The synthetic items of the first mixture would count as authentic in the second"
+    real, pool = drawn_faces(50, 1), toy_gan.sample_pool(10, progress=False)
+    with pytest.raises(BadInput, match='hold synthetic ones'): mix(mix(real, pool, .3), pool, .3)
+
+def test_class_weights_give_up_accuracy():
+    "A net that finds the rare class at the price of some frequent items has learned, as its weighted loss says"
+    y = (torch.arange(100) < 8).long()
+    data = Dataset(drawn_faces(100, 1).x, y, ['often', 'rare'])
+    learn = cnn_learner(data, arch=recipe('poster', epochs=1, bs=5), class_weights='balanced', device='cpu')
+    class Net(torch.nn.Module):                                                       # right for all rare ones and 83 of 92
+        def forward(self, x): return torch.stack([torch.zeros(len(x)), torch.where(self.found[:len(x)], 9., -9.)], 1)
+    net = learn.model = Net()
+    net.p = torch.nn.Parameter(torch.zeros(1))
+    learn.history = [dict(train_loss=1.), dict(train_loss=.1)]
+    rows = torch.randperm(100, generator=generator('learned'))
+    net.found = ((torch.arange(100) < 17))[rows]
+    assert learning_problem(learn) == ''
 @pytest.mark.slow
 def test_held_back_real_images_as_pool_are_better(tmp_path):
     "'Perfect synthetic' images"

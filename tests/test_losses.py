@@ -6,6 +6,7 @@ from conftest import drawn_faces
 from synthrob.cnn.models import PosterNet
 from synthrob.core.basics import BadInput, generator, seeded
 from synthrob.data.dataset import Dataset
+from synthrob.data.loaders import Augment
 from synthrob.gan.learner import gan_learner
 from synthrob.gan.losses import AdaptiveStrength, ClassMatching, DiffAugment, LeCam, adversarial_losses
 from synthrob.gan.trainer import GANTrainer, gan_recipe
@@ -122,3 +123,26 @@ def test_a_checkpoint_knows_function_and_classifier(tmp_path, monkeypatch):
         m.setattr(ClassMatching, '__init__', elsewhere)
         assert not train('matched', classifier=nets[0])
     with pytest.raises(BadInput, match='another classifier to match'): train('matched', classifier=nets[1])
+
+def test_trained_further_a_gan_sees_new_noise(tmp_path):
+    "A second call of `fit_gan` draws neither the same items nor the same noise again; a checkpoint goes on as if never left"
+    class Watch(Callback):
+        order, seen = 66, []                                                            # after `GANTrainer`
+        def before_train(self): self.seen.append((self.dls.train.epoch, self.gan_trainer.rng.initial_seed()))
+    def learner(): return gan_learner(drawn_faces(60, 1), gan_recipe('default', nf=8, bs=20), device='cpu')
+    def fit(learn, *args):
+        Watch.seen = []
+        with learn.no_bar(), learn.no_logging(): learn.fit_gan(400, *args, cbs=[Watch()])
+        return Watch.seen
+    learn = learner()
+    first, second = fit(learn), fit(learn)
+    assert len({e for e, _ in first + second}) == len({s for _, s in first + second}) == 2*len(first)
+    file = tmp_path/'gan.safetensors'
+    assert fit(learner(), file) == first == fit(learn, tmp_path/'other.safetensors')
+
+def test_what_a_gan_cannot_use_is_refused():
+    "An augmentation for images in [0,1] would cut off half of all greys; few images of a class have no mean to match"
+    with pytest.raises(BadInput, match=r'images in \[0,1\]'): gan_recipe('default', augment=Augment())
+    net = PosterNet(32, 1, 5)
+    with pytest.raises(BadInput, match='a batch has 8 of 5 classes'):
+        gan_learner(drawn_faces(60, 1), gan_recipe('matched', nf=8, bs=8), classifier=net, device='cpu')

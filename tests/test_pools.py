@@ -4,14 +4,15 @@ import copy, shutil
 import pytest, torch
 from torch import nn
 from fastai.callback.core import Callback
-from synthrob.cnn.learner import Recipe, cnn_learner
+from synthrob.cnn.learner import Recipe, cnn_learner, recipe
 from synthrob.cnn.uses import soft_labels
+from conftest import drawn_faces
 from synthrob.core.basics import BadInput, hash_array, hash_of
 from synthrob.data.core import prepare
 from synthrob.data.dataset import Dataset
-from synthrob.data.faces import draw_faces, emotions
+from synthrob.data.faces import emotions
 from synthrob.data.loaders import device_dls
-from synthrob.gan.learner import class_noise, synthesize
+from synthrob.gan.learner import class_noise, load_gan, save_gan, synthesize
 from synthrob.gan.nets import GAN
 from synthrob.gan.pools import (_block, RefreshSynthetic, acceptance, confidence_thresholds, label_confidence,
                                 pool_from_folder, sample_pool)
@@ -24,7 +25,7 @@ class Net(nn.Sequential):
 
 class Stripes(nn.Module):
     "A generator whose images tell their class and noise: a grey for the class, off by 0, 1 or 2 classes as the noise says"
-    params, shape = dict(size=32, channels=1, n_classes=5, nz=4, nf=16), (1, 32, 32)
+    params, shape, vocab = dict(size=32, channels=1, n_classes=5, nz=4, nf=16), (1, 32, 32), None
     def __init__(self):
         super().__init__()
         self.ema = nn.Linear(1, 1)
@@ -43,10 +44,6 @@ class Reader(nn.Module):
 class Corner(Reader):
     "The same, but it believes in nothing where the first pixel is not white"
     def forward(self, x): return super().forward(x)*(x[:, :1, 0, 0] > .99)
-
-def drawn(n, seed):
-    y = torch.arange(n) % 5
-    return Dataset(draw_faces(y, size=32, seed=seed, progress=False), y, emotions)
 
 @pytest.fixture(scope='module')
 def gan(): return GAN(size=32, nf=16, nz=8, seed=3)
@@ -99,7 +96,7 @@ def test_nothing_global_is_touched(gan, judge):
     before = {k: v.clone() for k, v in net.state_dict().items()}
     gan.train()
     sample_pool(gan, 4, net, 0., progress=False)
-    label_confidence(net, drawn(50, 1))
+    label_confidence(net, drawn_faces(50, 1))
     assert torch.equal(state, torch.get_rng_state()) and net.training and gan.training
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items()), 'a judge in train mode would move its batch statistics'
     gan.eval()
@@ -138,7 +135,7 @@ def test_hopeless_classes_are_given_up_soon_and_hard_ones_are_not():
 @pytest.mark.parametrize('share', [.1, .25, .5, .9, 1.])
 def test_thresholds_pass_the_share(judge, share):
     "At least `share` of the real images of each class, and no more than ties demand"
-    valid = drawn(203, 2)
+    valid = drawn_faces(203, 2)
     conf, t = label_confidence(judge, valid), confidence_thresholds(judge, valid, share)
     for c in range(5):
         own = conf[valid.y == c]
@@ -147,7 +144,7 @@ def test_thresholds_pass_the_share(judge, share):
 def test_pool_on_disk_goes_into_a_mixture(gan, judge, t, tmp_path):
     pool = sample_pool(gan, 30, judge, t, vocab=emotions, progress=False)
     pool.save(tmp_path/'pool')
-    real, back = drawn(100, 3), Dataset.load(tmp_path/'pool')
+    real, back = drawn_faces(100, 3), Dataset.load(tmp_path/'pool')
     assert torch.equal(mix(real, back, .4).x, mix(real, pool, .4).x) and back.about == pool.about and back.hash == pool.hash
 
 # refreshed during training
@@ -169,7 +166,7 @@ class Dense(nn.Sequential):
     def __init__(self, size, channels, n_classes): super().__init__(nn.Flatten(), nn.Linear(channels*size**2, n_classes))
 
 def train(mixed, refresh, path=None, more=(), dls=None, epochs=7):
-    hashes, dls = Hashes(), dls or device_dls(mixed, drawn(10, 8), bs=20, device='cpu')
+    hashes, dls = Hashes(), dls or device_dls(mixed, drawn_faces(10, 8), bs=20, device='cpu')
     learn = cnn_learner(dls, arch=Recipe(Dense, lr=1e-3, epochs=epochs, min_steps=0), cbs=[refresh, hashes, *more])
     with learn.no_bar(), learn.no_logging():
         try: learn.fit_recipe(path=path, every=0)
@@ -177,7 +174,7 @@ def train(mixed, refresh, path=None, more=(), dls=None, epochs=7):
     return {k: v.clone() for k, v in learn.model.state_dict().items()}, hashes.found
 
 @pytest.fixture(scope='module')
-def mixed(gan): return mix(drawn(60, 4), sample_pool(gan, 20, vocab=emotions, progress=False), .5)
+def mixed(gan): return mix(drawn_faces(60, 4), sample_pool(gan, 20, vocab=emotions, progress=False), .5)
 
 @pytest.mark.parametrize('stop', range(6))
 def test_refresh_resumes_exactly(gan, mixed, tmp_path, stop):
@@ -191,7 +188,7 @@ def test_refresh_resumes_exactly(gan, mixed, tmp_path, stop):
 
 def test_refresh_restores_the_training_set(gan, mixed):
     "After a training, and after one that was interrupted and restarted with the same loaders"
-    before, dls = mixed.x.clone(), device_dls(mixed, drawn(10, 8), bs=20, device='cpu')
+    before, dls = mixed.x.clone(), device_dls(mixed, drawn_faces(10, 8), bs=20, device='cpu')
     whole, found = train(mixed, RefreshSynthetic(gan), dls=dls)
     assert torch.equal(dls.train.dataset.x, before) and torch.equal(mixed.x, before)
     train(mixed, RefreshSynthetic(gan), more=[Stop(3)], dls=dls)
@@ -208,7 +205,7 @@ def test_refresh_changes_synthetic_items_only(gan, mixed):
     for c in range(5): assert torch.equal(one[new & (mixed.y == c)], again.x[again.y == c])
 
 def test_refresh_refuses(gan, mixed, judge):
-    with pytest.raises(BadInput, match='No training item is synthetic'): train(drawn(60, 4), RefreshSynthetic(gan))
+    with pytest.raises(BadInput, match='No training item is synthetic'): train(drawn_faces(60, 4), RefreshSynthetic(gan))
     with pytest.raises(BadInput, match='give both or neither'): RefreshSynthetic(gan, model=judge)
     learn = cnn_learner(device_dls(mixed, bs=20, device='cpu'), arch=Recipe(Dense, lr=1e-3, epochs=1))
     with pytest.raises(BadInput, match='no soft labels'): train(soft_labels(mixed, learn.model), RefreshSynthetic(gan))
@@ -242,3 +239,18 @@ def test_a_number_of_any_kind():
     import numpy as np
     from synthrob.gan.learner import per_class
     assert per_class(np.int64(5), 3) == per_class(5, 3) == [5, 5, 5]
+
+def test_a_gan_keeps_the_names_of_its_classes(toy_gan, toy_cnn, tmp_path):
+    "Without them, a mixture with a set whose classes have another order would go through, with wrong labels"
+    save_gan(toy_gan.model, tmp_path/'gan.safetensors')
+    gan = load_gan(tmp_path/'gan.safetensors')
+    assert sample_pool(gan, 1, progress=False).vocab == synthesize(gan, 1, progress=False).vocab == emotions
+    turned, differ = drawn_faces(50, 3).select(sorted(emotions)), pytest.raises(BadInput, match='in one order')
+    with differ: mix(turned, sample_pool(gan, 10, progress=False), .5)
+    named = sample_pool(gan, 10, vocab=turned.vocab, progress=False)                   # the caller insists
+    learn = cnn_learner(mix(turned, named, .5), turned, arch=recipe('poster', epochs=1, bs=16), device='cpu')
+    with differ, learn.no_bar(), learn.no_logging(): learn.fit_recipe(1, cbs=[RefreshSynthetic(gan)])
+    other = cnn_learner(turned, turned, arch=recipe('poster', epochs=1, bs=16), device='cpu')
+    with differ: sample_pool(gan, 1, other, 0., progress=False)
+    with differ: RefreshSynthetic(gan, model=other, threshold=0.)
+    assert len(sample_pool(gan, 1, toy_cnn, 0., progress=False)) == 5

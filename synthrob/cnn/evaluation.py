@@ -17,7 +17,11 @@ class Confusion:
     "A confusion matrix: images counted by true class (rows) and predicted class (columns)"
     def __init__(self, counts,    # (k,k) whole numbers: an array, nested lists or a DataFrame
                        vocab=None): # names of the k classes; None: those of a DataFrame, or 0 to k-1
-        if vocab is None: vocab = counts.index if isinstance(counts, pd.DataFrame) else range(len(counts))
+        if isinstance(counts, pd.DataFrame):
+            if list(counts.index) != list(counts.columns):
+                raise BadInput("The rows and columns of counts have different names or another order: `reindex` both.")
+            vocab = counts.index if vocab is None else vocab
+        vocab = range(len(counts)) if vocab is None else vocab
         m, vocab = np.asarray(counts), [str(o) for o in vocab]
         k = len(vocab)
         if m.shape != (k, k): raise BadInput(f"counts has shape {m.shape}: {k} classes need {(k, k)}.")

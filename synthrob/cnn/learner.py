@@ -267,11 +267,13 @@ def cnn_learner(data,              # training `Dataset`, or `DataLoaders`
     "Return a `Learner` with the net, loss and optimizer of a recipe; raises `BadInput` for data that do not fit"
     r = recipe(arch)
     bs = lambda: batch_size(r.bs, data.epoch_len or len(data))
-    dls = data if isinstance(data, DataLoaders) else device_dls(data, valid, bs=bs(), seed=seed, device=device)
+    if isinstance(data, DataLoaders):                                         # a loader of its own: others train, too
+        train = data.train.new(augment=r.augment or data.train.augment, seed=seed)
+        dls = DataLoaders(train, data.valid, device=data.device)
+    else: dls = device_dls(data, valid, bs=bs(), augment=r.augment, seed=seed, device=device)
     shape = dls.one_batch()[0].shape[1:]
     if r.mix == 'cutmix' and len(shape) < 3: raise BadInput("mix='cutmix' needs images: vectors have no rectangles.")
     with seeded('cnn', seed): net = r.build(shape, dls.c).to(memory_format=torch.channels_last)
-    dls.train.seed, dls.train.augment = seed, r.augment or dls.train.own_augment
     if (rows := dls.train.dataset.targets) is not None: dls.train.targets = rows.to(dls.device)
     opt = dict(adamw=torch.optim.AdamW, muon=Muon)[r.opt]
     opt_func = lambda params, lr: OptimWrapper(params, opt, lr=lr, weight_decay=r.wd, fused=True)
@@ -325,7 +327,7 @@ def predict(model:nn.Module,  # from images in [0,1] or vectors to logits
             device=None,      # where to compute; None: the model's device
             bs:int=512        # items at a time
            ) -> Tensor:       # probabilities (n,k), float32, on the CPU
-    "Return the class probabilities of `model` in eval mode"
+    "Return the class probabilities of `model` in eval mode; the net computes in bfloat16 where the chip has it"
     model.eval()
     device = next(model.parameters()).device if device is None else device
     dl = DeviceDL(Dataset(x, torch.zeros(len(x), dtype=torch.int64)), bs=bs, device=device)
@@ -341,10 +343,13 @@ class Evaluation(Confusion):
     "The evaluation of a classifier's probabilities `probs` (n,k) for items of true classes `y` (n,)"
     def __init__(self, probs, # probability of each class (n,k), 0 to 1
                        y,     # true classes (n,), 0 to k-1
-                       vocab): # names of the k classes
+                       vocab): # names of the k classes; raises `BadInput` for another number of items or classes
         self.probs, self.y = torch.as_tensor(probs, dtype=torch.float32), torch.as_tensor(y)
-        self.pred = self.probs.argmax(1)
         k = len(vocab)
+        if self.probs.shape != (len(self.y), k):
+            raise BadInput(f"probs has shape {tuple(self.probs.shape)}: {len(self.y)} items of {k} classes need "
+                           f"{(len(self.y), k)}.")
+        self.pred = self.probs.argmax(1)
         counts = (self.y.long()*k + self.pred).bincount(minlength=k*k).view(k, k).numpy()
         super().__init__(counts*self.probs.isfinite().all().item(), vocab)      # nothing counts for a net that diverged
 
@@ -387,10 +392,12 @@ def learning_problem(learn,        # a trained `Learner` from `cnn_learner`
     if not ev.probs.isfinite().all(): return f"The classifier diverged: its probabilities are not finite; {fix}."
     if len(named := ev.pred.unique()) == 1:
         return f"The classifier calls every training item {ev.vocab[named[0]]!r}, so it did not learn: {fix}."
-    w = torch.tensor(some.items.weight.to_numpy()/some.items.weight.sum()) # class weights give up accuracy for recall
+    w, own = torch.tensor(some.items.weight.to_numpy()), getattr(getattr(learn.loss_func, 'func', None), 'weight', None)
+    if own is not None and ds.class_weights is None: w = w*own.cpu()[ev.y]      # they give up accuracy for recall
+    w = w/w.sum()
     right, (share, at) = float(w[ev.pred == ev.y].sum()), ev.y.bincount(w).max(0)
     if right < share + .1*(1 - share):
-        weighed = ' weighed as in the loss,'*('weight' in some.cols)
+        weighed = ' weighed as in the loss,'*(own is not None or 'weight' in some.cols)
         return (f"The classifier is right for {right:.1%} of its training items,{weighed} and naming always "
                 f"{ev.vocab[at]!r} is right for {share:.1%}: {fix}.")
     by_loss = by_loss and 'soft' not in ds.cols                                 # whose loss cannot come near 0

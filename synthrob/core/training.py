@@ -76,8 +76,8 @@ class Checkpoint(Callback):
     order, run_valid, name = 70, False, 'checkpoint'           # after everything that an epoch's end changes
     def __init__(self, path,       # a safetensors file
                        every=20.,  # seconds between two checkpoints at least; the last epoch is always saved
-                       tag=''): # of the training: a checkpoint with another, or of another length, seed or training
-                                # set, raises `BadInput`
+                       tag=''): # of the training: a checkpoint with another, or of another length, seed, authentic
+                                # items, labels or weights, raises `BadInput`; callbacks are not compared
         self.path, self.every, self.given = Path(path), every, tag
 
     def before_fit(self):

@@ -146,7 +146,6 @@ class DeviceDL(DataLoader):
         kwargs.pop('num_workers', None)                  # nothing is left for a worker to do
         super().__init__(dataset, bs=bs, shuffle=shuffle, drop_last=drop_last, num_workers=0, **kwargs)
         self.augment, self.balanced, self.n_steps, self.seed, self.epoch = augment, balanced, n_steps, seed, 0
-        self.own_augment = augment                            # `cnn_learner` sets that of its recipe
         self.targets = self.order = None                 # rows in place of classes; indices of one epoch
         self.to(default_device(device))
 
@@ -217,11 +216,12 @@ def device_dls(train:Dataset,     # training data
     if valid is not None and not len(valid): raise BadInput("There is no validation item: add some.")
     if valid is not None: check_classes(training=train, validation=valid)
     device = default_device(device)
-    if n_steps is None and train.epoch_len: n_steps = max(1, train.epoch_len//bs)      # not by the size of the mixture
-    if n_steps is None: bs = min(bs, len(train))          # else alike in all arms, also where few real images stay
+    if n_steps is None:                                   # not by the size of the mixture: alike in all arms
+        bs = min(bs, train.epoch_len or len(train))
+        if train.epoch_len: n_steps = train.epoch_len//bs
     tdl = DeviceDL(train, bs=bs, drop_last=True, shuffle=True, augment=augment, balanced=balanced, n_steps=n_steps,
                    seed=seed, device=device)
-    return DataLoaders(tdl, DeviceDL(train if valid is None else valid, bs=2*bs, device=device), device=device)
+    return DataLoaders(tdl, DeviceDL(tdl.dataset if valid is None else valid, bs=2*bs, device=device), device=device)
 
 # %% ../../nbs/data/06_loaders.ipynb #30d768bd
 @patch

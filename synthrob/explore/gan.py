@@ -72,7 +72,7 @@ class GANExplorer(Explorer):
                 self.warning, gan, vocab = f'This GAN is untrained. {e}', GAN(32, 1, len(emotions), nf=16), emotions
         self.gan, self.k = gan.eval(), gan.params['n_classes']
         if len(gan.shape) != 3: raise BadInput("This GAN makes vectors: give one that makes images.")
-        self.vocab = list(vocab or known or map(str, range(self.k)))
+        self.vocab = list(vocab or known or gan.vocab or map(str, range(self.k)))
         if len(self.vocab) != self.k:
             raise BadInput(f"The GAN has {self.k} classes, but vocab names {len(self.vocab)}: give one name per class.")
         super().__init__(**self._controls())

@@ -22,7 +22,7 @@ from fastprogress.fastprogress import progress_bar
 from IPython.display import display
 from ..core.distributed import DistributedLearner
 from ..core.training import Checkpoint, History, SeedEpochs, no_sync
-from ..data.dataset import Dataset
+from ..data.dataset import Dataset, check_classes
 from ..data.loaders import batch_size, device_dls, to_uint8
 from .losses import ClassMatching
 from .nets import GAN
@@ -43,9 +43,13 @@ def gan_learner(data,           # training `Dataset`, or `DataLoaders` of which 
                ) -> Learner:    # train it with `fit_gan`, sample from it with `sample_pool`
     "Return a `Learner` that trains a conditional GAN; raises `BadInput` for settings or a size that do not work"
     r = gan_recipe(arch, **changes)
-    dls, classifier = data, classifier.model if isinstance(classifier, Learner) else classifier
-    if not isinstance(data, DataLoaders):
-        dls = device_dls(data, bs=batch_size(r.bs, 4*len(data)), seed=seed, device=device)
+    if isinstance(classifier, Learner):
+        check_classes(training=getattr(data, 'train', data), classifier=classifier.dls)
+        classifier = classifier.model
+    if isinstance(data, DataLoaders):                                         # a loader of its own: others train, too
+        train = data.train.new(balanced=r.balanced, seed=seed)
+        dls = DataLoaders(train, data.valid, device=data.device)
+    else: dls = device_dls(data, bs=batch_size(r.bs, 4*len(data)), balanced=r.balanced, seed=seed, device=device)
     xb, yb = dls.one_batch()
     if xb.ndim == 4 and xb.shape[2] != xb.shape[3]:
         raise BadInput(f"Images of {xb.shape[2]}x{xb.shape[3]} pixels are not square: crop or pad them.")
@@ -53,10 +57,13 @@ def gan_learner(data,           # training `Dataset`, or `DataLoaders` of which 
     if 0 in n: raise BadInput(f"There is no training image of class {dls.vocab[n.index(0)]!r}: leave out the class.")
     shape = (xb.shape[-1], xb.shape[1]) if xb.ndim == 4 else (xb.shape[1], 0)
     model = GAN(*shape, dls.c, r.nz, r.nf, seed, net=r.net, attention=r.attention, per_class=r.per_class)
+    model.vocab = list(dls.vocab)
     if r.matching and classifier is None:
         raise BadInput(f"matching={r.matching} compares images by a classifier of real ones: give `classifier`.")
+    if r.matching and dls.train.bs < 2*dls.c:
+        raise BadInput(f"matching={r.matching} compares images of one class, but a batch has {dls.train.bs} of {dls.c} "
+                       f"classes: choose bs={2*dls.c} or more (the training images must suffice) or matching=0.")
     matching = ClassMatching(classifier, dls.train.dataset, device=dls.device) if r.matching else None
-    dls.train.balanced, dls.train.seed = r.balanced, seed
     adam = dict(betas=r.betas, fused=dls.device.type in ('cpu', 'cuda'))
     trainer = GANTrainer(r, lambda ps: torch.optim.Adam(ps, r.lr_d or r.lr, **adam), seed, matching)
     opt_func = lambda params, lr: OptimWrapper(params, torch.optim.Adam, lr=lr, **adam)
@@ -75,9 +82,10 @@ def fit_gan(self:Learner, n_images:int,      # real images shown to the discrimi
                           path=None,         # a safetensors file for exact resume; None: no checkpoint
                           every=20.,         # seconds between checkpoints
                           cbs=None):         # callbacks for this training only
-    "Train a GAN; raises `BadInput` for fewer than one image"
+    "Train a GAN, further if it was trained before; raises `BadInput` for fewer than one image"
     if n_images < 1: raise BadInput(f"n_images={n_images} is out of range: choose at least 1.")
-    dl = self.dls.train
+    dl, trainer = self.dls.train, self.gan_trainer
+    trainer.before = 0 if path else trainer.trained                        # a checkpoint continues its own training
     if dl.n_steps is None: dl.n_steps = max(20, -(-n_images//(dl.bs*30)))
     n_epoch = math.ceil(n_images/(len(dl)*dl.bs))
     sched = combine_scheds([.5, .5], [SchedNo(self.lr, self.lr), SchedCos(self.lr, self.lr/10)])
@@ -88,11 +96,13 @@ def fit_gan(self:Learner, n_images:int,      # real images shown to the discrimi
 def class_noise(n:int,     # images
                 nz:int,    # dimensions of the noise
                 c:int,     # class
-                seed:int=0 # of the noise: an integer or text
-               ) -> Tensor:# (n,nz)
-    "Return the noise of images 0 to `n` of class `c`; a longer result begins with the shorter one"
+                seed:int=0,# of the noise: an integer or text
+                start:int=0# images that are left out
+               ) -> Tensor:# (n-start,nz)
+    "Return the noise of images `start` to `n` of class `c`; a longer result begins with the shorter one"
     draw = lambda k: torch.randn(256, nz, generator=generator('noise', seed, c, k))     # part of the definition
-    return torch.cat([draw(k) for k in range(math.ceil(n/256))])[:n] if n else torch.empty(0, nz)
+    first = start//256
+    return torch.cat([torch.empty(0, nz), *map(draw, range(first, math.ceil(n/256)))])[start - 256*first:n - 256*first]
 
 # %% ../../nbs/01_gan.ipynb #ee580dc2
 def shape_noise(z:Tensor,     # standard normal noise, any shape
@@ -135,7 +145,7 @@ def synthesize(gan:GAN,       # a trained GAN
                progress=True, # show a progress bar?
                noise_std=1.,  # standard deviation of the noise: above 1 for more variety, below for more typical items
                truncate=None, # truncate the noise at ± this many standard deviations
-               vocab=None     # class names; None: numbers
+               vocab=None     # class names; None: those of the GAN
               ) -> Dataset:   # ordered by class, on the CPU
     "Sample `n` items of every class; raises `BadInput` if `n` does not fit the classes"
     k = gan.params['n_classes']
@@ -146,13 +156,12 @@ def synthesize(gan:GAN,       # a trained GAN
     y = torch.repeat_interleave(torch.arange(k), torch.tensor(n))
     x = torch.empty(len(y), *gan.shape, dtype=torch.uint8 if len(gan.shape) == 3 else torch.float32)
     for i in progress_bar(range(0, len(y), bs), display=progress): x[i:i+bs] = generate(gan, z[i:i+bs], y[i:i+bs]).cpu()
-    vocab = [str(c) for c in range(k)] if vocab is None else vocab
-    return Dataset(x, y, vocab, dict(origin=['synthetic']*len(y)))
+    return Dataset(x, y, vocab or gan.vocab or list(map(str, range(k))), dict(origin=['synthetic']*len(y)))
 
 # %% ../../nbs/01_gan.ipynb #a950f267
 def sample_sheet(gan:GAN,     # in training or trained
                  n:int=10,    # images of each class
-                 vocab=None,  # class names; None: numbers
+                 vocab=None,  # class names; None: those of the GAN
                  ax=None      # axes to draw on; None: new ones
                 ):            # the axes
     "Draw a sheet of synthetic images from fixed noise, one row per class"
@@ -219,8 +228,9 @@ class LiveFigure(Callback):
 # %% ../../nbs/01_gan.ipynb #00435522
 def save_gan(gan:GAN, # nets and moving average
              path):   # of the safetensors file
-    "Write the weights and arguments of `gan` to one safetensors file, replacing it as a whole"
-    write_tensors(path, gan.state_dict(), metadata={k: json.dumps(v) for k, v in gan.params.items()})
+    "Write the weights, arguments and class names of `gan` to one safetensors file, replacing it as a whole"
+    about = {k: json.dumps(v) for k, v in dict(gan.params, vocab=gan.vocab).items()}
+    write_tensors(path, gan.state_dict(), metadata=about)
 
 def load_gan(path,        # a file that `save_gan` wrote
              device='cpu' # of its nets
@@ -228,6 +238,9 @@ def load_gan(path,        # a file that `save_gan` wrote
     "Read the GAN that `save_gan` wrote, in eval mode"
     weights = read_tensors(path)
     with reading(path):
-        gan = GAN(**{k: json.loads(v) for k, v in read_metadata(path).items()})
+        own = {k: json.loads(v) for k, v in read_metadata(path).items()}
+        vocab = own.pop('vocab', None)                                          # files of earlier versions have none
+        gan = GAN(**own)
         gan.load_state_dict(weights)
+        gan.vocab = vocab
     return gan.to(device).eval()

@@ -102,7 +102,7 @@ def last_maps(net:nn.Module, # a classifier
 
 # %% ../../nbs/gan/02_losses.ipynb #5f38d416
 class ClassMatching(nn.Module):
-    "Distance of synthetic from real images: by the class means of a frozen classifier's maps, 0 at best"
+    "Distance of synthetic from real images: by the class means of a frozen classifier's maps, about 0 at best"
     def __init__(self, net,     # a trained classifier: images in [0,1] (n,c,h,w) to logits; copied, and never changed
                        images,  # the real images: anything with `x` uint8 (n,c,h,w), `y` (n,) and `vocab`
                        device=None): # where the copy computes; None: where `net` does

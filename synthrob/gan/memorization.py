@@ -60,7 +60,7 @@ class CopyReport:
 
     @property
     def memorises(self) -> bool:
-        "Are there significantly more near copies than by chance (p < .0001), by more than 4 % of the images?"
+        "Are near copies more than by chance (p < .0001), by over 4 points beyond the share of holdout images left out?"
         return self.p < 1e-4 and self.share > self.expected + .04 + self.left_out
 
     @property

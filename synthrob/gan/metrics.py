@@ -240,7 +240,7 @@ class SaveBestGAN(Callback):
         self.features = features(self.net, self.real.x)[0]
         reference = [hash_array(v) for v in (self.real.x, self.real.y, *self.net.state_dict().values())]
         self.tag = hash_of([p, self.metric, self.every, self.n, reference])
-        self.training = hash_of([self.learn.seed_epochs.seed, self.learn.recipe.params])
+        self.trained = hash_of([self.learn.seed_epochs.seed, self.learn.recipe.params])
 
 # %% ../../nbs/gan/05_metrics.ipynb #31b65178
 @patch
@@ -254,7 +254,7 @@ def before_epoch(self:SaveBestGAN):
         raise BadInput(f"{why}, so the best weights before the checkpoint are lost: delete the checkpoint to start "
                        "again.")
     state = json.loads(read_metadata(self.path)['state'])
-    if state['tag'] != self.tag or state.get('training', self.training) != self.training:
+    if state['tag'] != self.tag or state.get('training', self.trained) != self.trained:
         raise BadInput(f"{self.path} belongs to another training or other validation images: delete it to start again.")
     self.rows, self.best = [r for r in state['rows'] if r[0] <= self.start], state['best']
     self.weights = read_tensors(self.path)
@@ -271,7 +271,7 @@ def after_epoch(self:SaveBestGAN):
     if self.best is None or value < self.best[1]:
         self.best = [epoch, value]
         self.weights = {k: v.detach().cpu().clone() for k, v in self.model.ema.state_dict().items()}
-    state = json.dumps(dict(tag=self.tag, training=self.training, rows=self.rows, best=self.best))
+    state = json.dumps(dict(tag=self.tag, training=self.trained, rows=self.rows, best=self.best))
     if self.path: write_tensors(self.path, self.weights, dict(state=state))
 
 @patch

@@ -346,6 +346,7 @@ class GAN(nn.Module):
             self.generator = G(size, channels, n_classes, nz, nf, attention=attention)
             self.discriminator = D(size, channels, n_classes, nf, attention=attention)
         self.ema = copy.deepcopy(self.generator).requires_grad_(False).eval()
+        self.vocab = None                          # class names, which `gan_learner` sets
         self.to(memory_format=torch.channels_last)
 
     @property

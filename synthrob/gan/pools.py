@@ -6,6 +6,7 @@
 from __future__ import annotations
 import math
 from contextlib import contextmanager
+from types import SimpleNamespace
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastprogress.fastprogress import progress_bar
 from ..data.core import prepare
-from ..data.dataset import Dataset
+from ..data.dataset import Dataset, check_classes
 from ..data.duplicates import duplicate_groups
 from ..data.loaders import to_float
 from ..data.rows import DiskImages, take
@@ -103,9 +104,10 @@ _block = 256   # items generated and judged at a time: part of the definition of
 @torch.no_grad()
 def _blocks(gan, c, n, seed, noise_std):
     "At least `n` items of class `c` in full blocks of 256, on the device of `gan`"
-    z = shape_noise(class_noise(math.ceil(n/_block)*_block, gan.params['nz'], c, seed), noise_std)
     with _eval_mode(gan):
-        for zb in z.split(_block): yield generate(gan, zb, torch.full((_block,), c))
+        for k in range(math.ceil(n/_block)):
+            z = class_noise((k + 1)*_block, gan.params['nz'], c, seed, start=k*_block)
+            yield generate(gan, shape_noise(z, noise_std), torch.full((_block,), c))
 
 def _accepted(gan, c, n, judge, least, noise_std, seed, most):
     "The first `n` accepted items of class `c`, on the CPU, and the number of candidates"
@@ -125,12 +127,15 @@ def _fingerprint(net):
     return net and hash_of({k: hash_array(v) for k, v in net.state_dict().items()})
 
 def _check_sampling(gan, model, threshold, most, vocab):
-    "Class names and thresholds; raises `BadInput`"
+    "The net that filters, class names and thresholds; raises `BadInput`"
     k = gan.params['n_classes']
-    vocab = [str(c) for c in range(k)] if vocab is None else list(vocab)
+    vocab = list(vocab or gan.vocab or map(str, range(k)))
     if len(vocab) != k: raise BadInput(f"The GAN has {k} classes, but vocab names {len(vocab)}.")
     if (model is None) != (threshold is None):
         raise BadInput("A filter needs model and threshold: give both or neither.")
+    if isinstance(model, Learner):
+        check_classes(GAN=SimpleNamespace(vocab=vocab), classifier=model.dls)
+        model = model.model
     if model is not None:
         x = torch.zeros(2, *gan.shape, dtype=torch.uint8 if len(gan.shape) == 3 else torch.float32)
         try: judged = _probabilities(model, x).shape[1]
@@ -139,7 +144,7 @@ def _check_sampling(gan, model, threshold, most, vocab):
             raise BadInput(f"The classifier does not accept the GAN's {gan.shape}: {str(e)[:120]}") from e
         if judged != k: raise BadInput(f"The classifier has {judged} classes and the GAN {k}: train it on the same.")
     if most < 1: raise BadInput(f"most={most} is out of range: allow at least 1 candidate per image.")
-    return vocab, None if model is None else _limits(threshold, k)
+    return model, vocab, None if model is None else _limits(threshold, k)
 
 # %% ../../nbs/gan/04_pools.ipynb #d6f7106e
 def sample_pool(gan:GAN,        # a trained GAN; its averaged generator is used
@@ -149,12 +154,11 @@ def sample_pool(gan:GAN,        # a trained GAN; its averaged generator is used
                 noise_std=1.,   # standard deviation of the noise
                 seed=0,         # of the noise: an integer or text
                 most=50,        # candidates per wanted item, at most; never fewer than 2,560 a class
-                vocab=None,     # class names; None: numbers
+                vocab=None,     # class names; None: those of the GAN
                 progress=True   # show a progress bar?
                ) -> Dataset:    # ordered by class; `about` says how it was made
     "Sample until each class has `n` accepted items; raises `BadInput` for a class that cannot be filled"
-    if isinstance(model, Learner): model = model.model
-    vocab, t = _check_sampling(gan, model, threshold, most, vocab)
+    model, vocab, t = _check_sampling(gan, model, threshold, most, vocab)
     n, xs, candidates = per_class(n, len(vocab)), [], []
     for c in progress_bar(range(len(vocab)), display=progress):
         x, have, k = _accepted(gan, c, n[c], model, None if t is None else t[c].item(), noise_std, seed, most)
@@ -189,8 +193,7 @@ class RefreshSynthetic(Callback):
                        most=50):       # candidates per item, at most
         if not isinstance(every, int) or every < 1:
             raise BadInput(f"every={every} is out of range: choose a number of epochs from 1.")
-        if isinstance(model, Learner): model = model.model
-        _check_sampling(gan, model, threshold, most, None)
+        model = _check_sampling(gan, model, threshold, most, None)[0]
         self.gan, self.every, self.seed = gan, every, seed
         self.how = dict(model=model, threshold=threshold, noise_std=noise_std, most=most)
 
@@ -207,6 +210,7 @@ class RefreshSynthetic(Callback):
         if made != has:
             raise BadInput("The GAN makes items of {} in {} classes, the training set has {} in {}: use one that was "
                            "trained on such items.".format(*made, *has))
+        check_classes(GAN=self.gan, training=ds)
         self.rows = [(ds.is_synthetic & (ds.y.cpu() == c)).nonzero()[:, 0] for c in range(ds.c)]
         ds.original = getattr(ds, 'original', ds.x)     # a training that was stopped may have left other items in `x`
         self.round = None

@@ -14,6 +14,7 @@ from fastai.callback.core import Callback, CancelBatchException, CancelFitExcept
 from fastai.callback.schedule import SchedCos
 from fastai.learner import Metric
 from fastcore.basics import patch
+from ..data.loaders import Augment
 from .losses import (AdaptiveStrength, DiffAugment, LeCam, adversarial_losses, gradient_penalty,
                                  interpolated_penalty)
 from .nets import architectures
@@ -41,7 +42,7 @@ class GANRecipe:
     lr: float = 2e-3             # learning rate of the generator
     lr_d: float = None           # of the discriminator; None: the same
     betas: tuple = (0., .99)     # of both Adams
-    augment: object = 'ada'      # 'ada' (adaptive strength), 'diff', None, or a function of images and a generator
+    augment: object = 'ada'      # 'ada' (adaptive strength), 'diff', None, or f(images in [-1,1], torch.Generator)
     half_life: int = 5_000       # of the moving average, in images, at most an eighth of those seen; 0: no average
     balanced: bool = True        # draw every class equally often?
     bs: int = 64                 # batch size
@@ -64,6 +65,8 @@ def _check_recipe(r):
     check_name(r.loss, adversarial_losses, f"There is no adversarial loss {r.loss!r}")
     known('penalty', r.penalty, ['r1', 'r2', 'r1r2', 'gp', None])
     if not callable(r.augment): known('augment', r.augment, ['diff', 'ada', None])
+    if isinstance(r.augment, Augment):
+        raise BadInput("`Augment` is for images in [0,1], a GAN's are in [-1,1]: choose 'ada', 'diff' or `DiffAugment`.")
     if r.net == 'mlp' and (r.augment or r.attention or r.matching):
         raise BadInput("net='mlp' makes vectors: leave out augment, attention and matching.")
     for nm, low in dict(gamma=0, lecam=0, matching=0, half_life=0, lazy=1, n_critic=1, nf=1, nz=1, bs=2).items():
@@ -114,7 +117,7 @@ class GANTrainer(Callback):
                        seed=0,             # of the noise and the augmentation
                        matching=None):     # `ClassMatching`, for a recipe with that weight
         self.recipe, self.make_opt_d, self.seed, self.adversarial = recipe, opt_d, seed, adversarial_losses[recipe.loss]
-        self.matching = matching
+        self.matching, self.before, self.trained = matching, 0, 0      # epochs of earlier calls of `fit`
 
     def before_fit(self):
         r, device = self.recipe, self.dls.device
@@ -136,13 +139,14 @@ class GANTrainer(Callback):
 
     def before_train(self):
         own = [] if self.distributed is None else ['process', self.distributed.rank]   # the noise is drawn by all alike
-        stream = lambda keys: generator('gan', self.seed, self.epoch, *keys, device=self.dls.device)
+        epoch = self.dls.train.epoch = self.before + self.epoch
+        stream = lambda keys: generator('gan', self.seed, epoch, *keys, device=self.dls.device)
         self.rng, self.rng_noise = stream(own), stream([])
         if not own: self.rng_noise = self.rng
+    def after_fit(self): self.trained = self.before + self.epoch + 1
     def before_validate(self): raise CancelValidException()       # samples are judged by `synthrob.gan.metrics`
 
     def before_batch(self):
-        if not self.training: return
         real, y = self.x*2 - 1 if self.x.ndim == 4 else self.x, self.y     # images to [-1,1]; vectors as they are
         self._d_step(real, y)
         if self.step % self.recipe.n_critic == 0: self.learn.loss = self._g_step(real, y)
@@ -255,7 +259,7 @@ def _g_step(self:GANTrainer, real, y): # as of `_d_step`
 def _update_ema(self:GANTrainer):
     "Update the moving average of the generator"
     n, half_life = self.dls.train.bs, self.recipe.half_life
-    seen = (self.step + 1)*n
+    seen = (self.before*self.n_iter + self.step + 1)*n
     keep = .5**(n/min(half_life, max(seen/8, 1))) if half_life else 0.
     both = lambda m: [t for t in m.state_dict().values() if t.is_floating_point()]
     torch._foreach_lerp_(both(self.model.ema), both(self.model.generator), 1 - keep)

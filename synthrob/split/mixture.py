@@ -95,6 +95,7 @@ def mix(real:Dataset,             # real training items
     check_value('treatment', treatment)
     if lost := {'weight', 'soft'} & set(real.cols):
         raise BadInput(f"The mixture would lose the column {min(lost)!r}: set weights and soft labels after mixing.")
+    if real.is_synthetic.any(): raise BadInput("The real items hold synthetic ones: mix authentic items with one pool.")
     if treatment == 'synthetic' and pool is not None and not pool.is_synthetic.all():
         raise BadInput("The pool holds authentic items: take it from `sample_pool` or `as_pool`.")
     check_classes(real=real, pool=pool)
