@@ -2,13 +2,15 @@
 from __future__ import annotations
 import os
 os.environ.setdefault('OMP_NUM_THREADS', '1')     # before torch is imported: two files run at a time, and start processes of their own
-import gc, signal
+import gc, json, signal, subprocess, sys
 from functools import partial
 from pathlib import Path
 import pytest, torch
 from PIL import Image
 from synthrob.cnn.learner import cnn_learner, recipe
 from synthrob.cnn.models import StrongNet
+from synthrob.core.basics import BadInput
+from synthrob.data.core import fer2013_path
 from synthrob.data.faces import draw_faces, emotions
 from synthrob.data.dataset import Dataset
 from synthrob.data.loaders import device_dls
@@ -62,6 +64,21 @@ def toy_gan():
     with learn.no_bar(), learn.no_logging(): learn.fit_gan(640)
     return learn
 
+def refused(say, f, *args, **kw):
+    "`f` raises `BadInput` with one line that contains `say`; the line"
+    with pytest.raises(BadInput) as e: f(*args, **kw)
+    message = str(e.value)
+    assert say in message and '\n' not in message and len(message) < 500, message
+    return message
+
+def papermill(repo, to, cwd=None, nb=None, **params):
+    "Start papermill as the README does; the finished process"
+    args = [sys.executable, '-m', 'papermill', '--no-progress-bar', str(nb or repo/'nbs'/'03_split.ipynb'), str(to)]
+    for k, v in params.items(): args += ['-p', k, str(v)]
+    return subprocess.run(args, cwd=cwd or repo, capture_output=True, text=True, timeout=900)
+
+def records(out, kind='split'): return [json.loads(p.read_text()) for p in Path(out).glob(f'{kind}/*/record.json')]
+
 @pytest.fixture(scope='session')
 def repo() -> Path:
     "The root of the repository"
@@ -75,9 +92,6 @@ def prepared(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope='session')
 def fer2013_zip() -> Path:
-    "The zip of FER-2013: `$SYNTHROB_FER2013`, or the one beside the repository; skips the test if there is none"
-    named, beside = os.environ.get('SYNTHROB_FER2013'), ROOT.parent/'shared'/'data'/'fer2013.zip'
-    if named and not Path(named).is_file(): pytest.fail(f'SYNTHROB_FER2013={named} is no file: correct or unset it')
-    path = Path(named) if named else beside
-    if not path.is_file(): pytest.skip('FER-2013 is not here: set SYNTHROB_FER2013 to its zip to run this test')
-    return path.resolve()
+    "The zip of FER-2013, see `fer2013_path`; skips the test if there is none"
+    if not (path := fer2013_path()): pytest.skip('FER-2013 is not here: set SYNTHROB_FER2013 to its zip to run this test')
+    return Path(path).resolve()

@@ -3,6 +3,7 @@ import contextlib, gzip, io, os, shlex, shutil, struct, subprocess, sys, tarfile
 from pathlib import Path
 import lmdb, numpy as np, pyarrow as pa, pyarrow.parquet as pq, pytest, torch
 from PIL import Image
+from conftest import refused
 from synthrob.core.basics import BadInput
 from synthrob.data.core import content_key, data_stage, main, own_size, prepare
 from synthrob.data.dataset import Dataset
@@ -27,10 +28,6 @@ def fill(path, classes='ab', n=6, ext='png', make=photo):
     return path
 
 def read(path, data='folder', **kw): return prepare(data, path, root=path.parent/'runs', **kw)
-
-def refused(say, f, *args, **kw):
-    with pytest.raises(BadInput) as e: f(*args, **kw)
-    assert say in str(e.value) and '\n' not in str(e.value) and len(str(e.value)) < 500, str(e.value)
 
 def masks(p):
     fill(p)

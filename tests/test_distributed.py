@@ -12,8 +12,9 @@ pytest.importorskip('accelerate', reason="accelerate is not installed: pip insta
 
 # What each process runs: it is imported by them, from a file, as a library is.
 TASKS = '''
-import atexit, contextlib, os
+import atexit, os
 from synthrob.cnn.learner import cnn_learner, recipe
+from synthrob.core.distributed import distributed
 from synthrob.data.splits import splits
 from synthrob.data.core import prepare
 from synthrob.gan.learner import gan_learner
@@ -24,17 +25,15 @@ def _parts():
     s = splits(images)
     return images.subset(s.train), images.subset(s.valid)
 
-def _context(learn): return learn.distrib_ctx() if 'RANK' in os.environ else contextlib.nullcontext()
-
 def cnn(path, net, bs=64):
     train, valid = _parts()
     learn = cnn_learner(device_dls(train, valid, bs=bs, device='cpu'), arch=net, seed=0)
-    with _context(learn), learn.no_bar(): learn.fit_recipe(3, path=path)
+    with distributed(learn), learn.no_bar(): learn.fit_recipe(3, path=path)
 
 def gan(path, **changes):
     train, _ = _parts()
     learn = gan_learner(device_dls(train, bs=32, n_steps=8, device='cpu'), nf=8, nz=16, **changes)
-    with _context(learn), learn.no_bar(): learn.fit_gan(32*8*3, path)
+    with distributed(learn), learn.no_bar(): learn.fit_gan(32*8*3, path)
 
 def both(cnn_path, gan_path):
     "Then abort while the interpreter shuts down, as gloo's threads can make it"

@@ -1,10 +1,8 @@
 "Experiments on vectors from end to end: through papermill, found again, bad input refused, and beside experiments on images"
 from __future__ import annotations
-import json, subprocess, sys
-from pathlib import Path
 import nbformat, numpy as np, pytest, torch
 from torchvision import models
-from conftest import TOY
+from conftest import TOY, papermill, records
 from fastai.callback.core import Callback
 from synthrob.cnn.learner import evaluate
 from synthrob.core.basics import BadInput, write_tensors
@@ -21,13 +19,6 @@ TINY = dict(TOY, space='feature', gan_images=2560, head_epochs=3)
 
 @pytest.fixture(scope='module')
 def out(tmp_path_factory): return tmp_path_factory.mktemp('features')/'runs'
-
-def papermill(repo, nb, **params):
-    args = [sys.executable, '-W', 'ignore', '-m', 'papermill', '--no-progress-bar', str(repo/'nbs'/'03_split.ipynb'), str(nb)]
-    for k, v in params.items(): args += ['-p', k, str(v)]
-    return subprocess.run(args, cwd=repo, capture_output=True, text=True, timeout=900)
-
-def records(out, kind): return [json.loads(p.read_text()) for p in Path(out).glob(f'{kind}/*/record.json')]
 
 def test_vectors_of_nets_that_were_normalised_wrongly_are_made_again(tmp_path):
     (tmp_path/'w.pth').write_bytes(b'weights')

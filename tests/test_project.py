@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest, yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from synthrob.split.params import parameters_cell
 from synthrob.sweep.command import _read_spec
 from synthrob.sweep.grid import values
 
@@ -183,3 +184,8 @@ def test_version_is_one():
     assert f'__version__ = "{version}"' in (LIB/'__init__.py').read_text()
     assert f'version: {version}' in (ROOT/'CITATION.cff').read_text()
     assert f'## [{version}]' in (ROOT/'CHANGELOG.md').read_text()
+
+def test_the_parameters_cell_is_that_of_the_fields():
+    cells = json.loads((NBS/'03_split.ipynb').read_text(encoding='utf-8'))['cells']
+    own, = (''.join(c['source']) for c in cells if 'parameters' in c['metadata'].get('tags', []))
+    assert own == parameters_cell()

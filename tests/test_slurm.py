@@ -3,7 +3,7 @@ from __future__ import annotations
 import json, re, shlex, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import pytest, yaml
-from conftest import TOY
+from conftest import TOY, records
 from synthrob.sweep.grid import Sweep
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
@@ -20,8 +20,6 @@ def start(*args, **kwargs): return subprocess.Popen([*RUN, *args], text=True, st
 
 def flags(faces, out, **grid):
     return [o for k, v in {**TOY, 'path': faces, 'out': out, 'engine': 'slurm', 'jobs': 2, 'memory': 2, 'time': 10, **grid}.items() for o in (f'--{k}', str(v))]
-
-def records(out, kind): return [json.loads(p.read_text()) for p in Path(out).glob(f'{kind}/*/record.json')]
 
 def test_the_tutorials_command(faces, tmp_path):
     """The command of the tutorial on a small sweep.yaml, with one core a job: as many of its eight jobs run as fit on the node. The one

@@ -4,6 +4,7 @@ import hashlib, io, json, os, pickle, signal, struct, subprocess, sys, time
 from pathlib import Path
 import lmdb, numpy as np, pyarrow as pa, pyarrow.parquet as pq, pytest, torchvision
 from PIL import Image
+from conftest import papermill, records, refused
 import synthrob.data.files as files
 import synthrob.data.sources as sources
 from synthrob.core.basics import BadInput
@@ -22,19 +23,12 @@ def picture(i, kind, mode='RGB', fmt='WEBP', side=40):
     im.save(b, fmt, **(dict(lossless=True) if fmt == 'WEBP' else {}))
     return b.getvalue()
 
-def refused(say, f, *args, **kw):
-    "`f` raises `BadInput` with one line that contains `say`"
-    with pytest.raises(BadInput) as e: f(*args, **kw)
-    message = str(e.value)
-    assert say in message and '\n' not in message and len(message) < 500, message
-
-def papermill(repo, tmp_path, **params):
-    "Start papermill as a person does; the records it left"
-    args = [sys.executable, '-m', 'papermill', '--no-progress-bar', str(repo/'nbs'/'03_split.ipynb'), str(tmp_path/'out.ipynb')]
-    for k, v in dict(params, out=tmp_path/'pm').items(): args += ['-p', k, str(v)]
-    r = subprocess.run(args, cwd=repo, capture_output=True, text=True, timeout=900)
+def by_papermill(repo, tmp_path, **params):
+    "The record of a run that papermill made"
+    r = papermill(repo, tmp_path/'out.ipynb', out=tmp_path/'pm', **params)
     assert r.returncode == 0, r.stderr[-3000:]
-    return [json.loads(p.read_text()) for p in (tmp_path/'pm').glob('split/*/record.json')]
+    record, = records(tmp_path/'pm')
+    return record
 
 # --- LSUN
 
@@ -151,7 +145,7 @@ def test_killed_and_gone_on(lsun, tmp_path, monkeypatch, capsys):
 @pytest.mark.e2e
 def test_scenes_by_papermill(repo, lsun, tmp_path):
     "A scene GAN, a scene classifier and a split"
-    record, = papermill(repo, tmp_path, data='lsun', path=lsun, vocab='bedroom,kitchen', ratio=.3, **TOY)
+    record = by_papermill(repo, tmp_path, data='lsun', path=lsun, vocab='bedroom,kitchen', ratio=.3, **TOY)
     assert list(record['counts']) == ['bedroom', 'kitchen'] and record['splits']['valid'] == 40
     assert sum(o['added'] for o in record['counts'].values()) == round(.3*sum(map(sum, (o.values() for o in record['counts'].values()))))
     assert record['test']['n'] == record['splits']['test'] > 50
@@ -278,7 +272,7 @@ def test_colour_folder_by_papermill(repo, tmp_path):
     for i in range(240):
         f = tmp_path/'pets'/('test' if i >= 180 else 'train')/LABELS[i % 3]/f'{i}.jpg'; f.parent.mkdir(parents=True, exist_ok=True)
         f.write_bytes(picture(i, i % 3, fmt='JPEG'))
-    record, = papermill(repo, tmp_path, data='folder', path=tmp_path/'pets', ratio=.5, how='add', **TOY | dict(robustness='fast'))
+    record = by_papermill(repo, tmp_path, data='folder', path=tmp_path/'pets', ratio=.5, how='add', **TOY | dict(robustness='fast'))
     assert list(record['counts']) == LABELS and record['test']['n'] == 60
     robust, = (json.loads(p.read_text()) for p in (tmp_path/'pm').glob('robustness/*/record.json'))
     assert robust['summary']['mca'] > 0

@@ -6,59 +6,17 @@
 from __future__ import annotations
 import copy
 from dataclasses import dataclass
-import matplotlib.pyplot as plt, numpy as np, pandas as pd
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from fastcore.basics import patch
 from scipy.optimize import minimize_scalar
-from scipy.stats import binomtest
 from ..core.basics import BadInput
 from .learner import Evaluation
 
 # %% auto #0
-__all__ = ['reliability', 'plot_reliability', 'Temperature', 'fit_temperature']
-
-# %% ../../nbs/cnn/03_calibration.ipynb #0ee533ce
-@patch(as_prop=True)
-def confidence(self:Evaluation) -> Tensor: # (n,), from 0 to 1
-    "Return the probability of each predicted class"
-    return self.probs.amax(1)
-
-# %% ../../nbs/cnn/03_calibration.ipynb #0c846031
-def reliability(ev:Evaluation, # predictions on a set of images
-                n_bins:int=15  # bins of equal width from 0 to 1
-               ) -> pd.DataFrame: # a row per bin: low, high, n, mean confidence, accuracy (NaN without images)
-    "Return accuracy by confidence (Guo et al. 2017, arXiv 1706.04599, fig. 1)"
-    if n_bins < 1: raise BadInput(f"n_bins={n_bins} is out of range: choose at least 1.")
-    edges = torch.linspace(0, 1, n_bins + 1)
-    at = (torch.bucketize(ev.confidence, edges, right=True) - 1).clamp(0, n_bins - 1)
-    sums = lambda v: torch.zeros(n_bins, dtype=torch.float64).index_add_(0, at, v.double()).numpy()
-    n, right = sums(torch.ones(len(at))), sums(ev.pred == ev.y)
-    with np.errstate(invalid='ignore', divide='ignore'):
-        return pd.DataFrame(dict(low=edges[:-1].numpy(), high=edges[1:].numpy(), n=n.astype(int),
-                                 confidence=sums(ev.confidence)/n, accuracy=right/n))
-
-# %% ../../nbs/cnn/03_calibration.ipynb #f1e63fa1
-def plot_reliability(ev:Evaluation, # predictions on a set of images
-                     n_bins:int=10, # bins of equal width from 0 to 1
-                     ax=None,       # axes to draw on
-                     title=None     # None: n, accuracy and calibration error
-                    ):              # matplotlib axes
-    "Draw accuracy by confidence with Wilson's 95 % intervals; calibrated bars end at the dots"
-    if ax is None: ax = plt.subplots(figsize=(3.8, 3), dpi=80)[1]
-    t = reliability(ev, n_bins).query('n > 0')
-    width = (t.high - t.low).to_numpy()
-    ci = np.array([binomtest(round(a*n), n).proportion_ci(method='wilson')[:] for a, n in zip(t.accuracy, t.n)])
-    ax.bar(t.low, t.accuracy, width, align='edge', color='.75', edgecolor='.2', lw=.8)
-    gap = np.abs(ci.T - t.accuracy.to_numpy())
-    ax.errorbar(t.low + width/2, t.accuracy, gap, fmt='none', ecolor='.2', elinewidth=.9, capsize=2)
-    ax.plot([0, 1], [0, 1], 'k--', lw=1)
-    ax.plot(t.confidence, t.confidence, 'k.', ms=4)
-    for x, n in zip(t.low + width/2, t.n): ax.text(x, .015, n, ha='center', fontsize=7)
-    ax.set(xlim=(0, 1), ylim=(0, 1), xlabel='confidence', ylabel='accuracy')
-    ax.set_title(title or f'n = {len(ev.y)}, accuracy {ev.accuracy:.1%}, ECE {ev.ece:.3f}', fontsize=9)
-    return ax
+__all__ = ['Temperature', 'fit_temperature']
 
 # %% ../../nbs/cnn/03_calibration.ipynb #7c313572
 def _log_probs(p):

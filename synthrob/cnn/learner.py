@@ -324,19 +324,18 @@ def fit_recipe(self:Learner, epochs:int=None, # passes of the training loader; N
 def predict(model:nn.Module,  # from images in [0,1] or vectors to logits
             x:Tensor,         # images uint8 (n,c,h,w), or vectors float32 (n,d)
             flip=False,       # average over the image and its mirror image?
-            device=None,      # where to compute; None: the model's device
             bs:int=512        # items at a time
            ) -> Tensor:       # probabilities (n,k), float32, on the CPU
     "Return the class probabilities of `model` in eval mode; the net computes in bfloat16 where the chip has it"
     model.eval()
-    device = next(model.parameters()).device if device is None else device
+    device = next(model.parameters()).device
     dl = DeviceDL(Dataset(x, torch.zeros(len(x), dtype=torch.int64)), bs=bs, device=device)
     with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=has_bf16(device)):
         probs = lambda xb: model(xb).float().softmax(1)
         try: return torch.cat([(probs(xb) + probs(xb.flip(-1)))/2 if flip else probs(xb) for xb, _ in dl]).cpu()
         except torch.OutOfMemoryError:
             if bs == 1: raise
-    return predict(model, x, flip, device, bs//2)
+    return predict(model, x, flip, bs//2)
 
 # %% ../../nbs/02_cnn.ipynb #506f23ce
 class Evaluation(Confusion):

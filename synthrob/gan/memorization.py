@@ -93,7 +93,6 @@ def _some(images, n, even=False):
 def find_copies(pool,           # synthetic images: anything with `x` uint8 (n,c,h,w), `y` (n,) and `vocab`
                 train,          # the real images that the generator was trained on
                 holdout,        # other real images
-                level:float=.01,# share of holdout images that count as near by chance
                 n:int=1000,     # synthetic images to compare, and holdout images, at most; the cost grows with it
                 progress=None   # show progress bars? None: for many images
                ) -> CopyReport:
@@ -108,7 +107,7 @@ def find_copies(pool,           # synthetic images: anything with `x` uint8 (n,c
     new = found[m:] <= least                     # leave out holdout images that are in the training part as well
     if not new.any(): raise BadInput("All holdout images are copies of training images: split without leaks.")
     fake, real, y, y_real = found[:m], found[m:][new], pool.y.cpu()[rows], holdout.y.cpu()[others][new]
-    near, chance, p = _near_copies(1 - fake, 1 - real, y, y_real, level)
+    near, chance, p = _near_copies(1 - fake, 1 - real, y, y_real)
     tested = torch.isin(y, y_real)
     if not tested.any(): raise BadInput("No class of the pool has a new holdout image: give such images.")
     table, middle = {}, lambda v: v.median().item() if len(v) else math.nan

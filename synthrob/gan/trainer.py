@@ -66,7 +66,7 @@ def _check_recipe(r):
     known('penalty', r.penalty, ['r1', 'r2', 'r1r2', 'gp', None])
     if not callable(r.augment): known('augment', r.augment, ['diff', 'ada', None])
     if isinstance(r.augment, Augment):
-        raise BadInput("`Augment` is for images in [0,1], a GAN's are in [-1,1]: choose 'ada', 'diff' or `DiffAugment`.")
+        raise BadInput("`Augment` is for images in [0,1], a GAN's are in [-1,1]: choose 'ada' or 'diff'.")
     if r.net == 'mlp' and (r.augment or r.attention or r.matching):
         raise BadInput("net='mlp' makes vectors: leave out augment, attention and matching.")
     for nm, low in dict(gamma=0, lecam=0, matching=0, half_life=0, lazy=1, n_critic=1, nf=1, nz=1, bs=2).items():

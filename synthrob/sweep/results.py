@@ -600,7 +600,7 @@ def _correct(t, pairs, family, at, margin, alpha, metric):
     for i in at:
         q = pairs[i]
         v = verdict(q.diffs, margin, alpha, folds=q.folds > 1, nested=q.nested, metric=metric_name(metric))
-        if q.gan_seeds == [None]: v = replace(v, generators=0)                      # a control, or a pool from elsewhere
+        if q.gan_seeds == [None]: v = replace(v, generators=0)             # a control, or a pool from elsewhere
         if m > 1:
             own = (min(1, m*v.p), min(1, m*v.p_equivalence)) if q.folds > 1 else (0, 0)      # Bonferroni for the t-test
             v = corrected(v, max(p[family.index(i)], own[0]), max(pe[family.index(i)], own[1]), m)
