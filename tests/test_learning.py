@@ -94,6 +94,7 @@ def test_learners_leave_loaders_alone():
     with gan.no_bar(), gan.no_logging(): gan.fit_gan(64)
     assert {k: v for k, v in vars(dls.train).items() if k != 'rng'} == before
     own = gan.dls.train, cnn.dls.train, gan_learner(cnn.dls, nf=8, nz=8).dls.train
+    assert cnn.dls.train.augment and own[2].augment is None is cnn_learner(cnn.dls, arch='poster').dls.train.augment
     assert [(o.balanced, o.seed, len(o)) for o in own] == [(True, 0, 20), (False, 1, 4), (True, 0, 4)]
     assert gan.dls.train.dataset.x.data_ptr() == dls.train.dataset.x.data_ptr(), 'a second copy of the images'
 

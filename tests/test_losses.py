@@ -6,7 +6,7 @@ from conftest import drawn_faces
 from synthrob.cnn.models import PosterNet
 from synthrob.core.basics import BadInput, generator, seeded
 from synthrob.data.dataset import Dataset
-from synthrob.data.loaders import Augment
+from synthrob.data.loaders import Augment, device_dls
 from synthrob.gan.learner import gan_learner
 from synthrob.gan.losses import AdaptiveStrength, ClassMatching, DiffAugment, LeCam, adversarial_losses
 from synthrob.gan.trainer import GANTrainer, gan_recipe
@@ -144,5 +144,5 @@ def test_what_a_gan_cannot_use_is_refused():
     "An augmentation for images in [0,1] would cut off half of all greys; few images of a class have no mean to match"
     with pytest.raises(BadInput, match=r'images in \[0,1\]'): gan_recipe('default', augment=Augment())
     net = PosterNet(32, 1, 5)
-    with pytest.raises(BadInput, match='a batch has 8 of 5 classes'):
-        gan_learner(drawn_faces(60, 1), gan_recipe('matched', nf=8, bs=8), classifier=net, device='cpu')
+    with pytest.raises(BadInput, match='a batch has 5 of 5 classes'):
+        gan_learner(device_dls(drawn_faces(60, 1), bs=5, device='cpu'), gan_recipe('matched', nf=8), classifier=net)

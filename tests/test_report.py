@@ -395,6 +395,8 @@ def test_an_exchange_rate_is_not_that_of_longer_training(tmp_path):
     simulate_runs(tmp_path, grow, ratios=(0,), n=400, real_share=.3, cnn_epochs=60)
     o, = exchange_rate(results(tmp_path)).to_dict('records')
     assert (shares, o['shares']) == (2, 2), 'share .3 has two lengths'
+    simulate_runs(tmp_path, ratios=(0, .3), hows=('add',), n=200, space='feature', head='linear', head_epochs=10)
+    assert exchange_rate(results(tmp_path)).shares.tolist() == [2], 'runs on vectors in the same folder'
 
 def test_exchange_rates_say_whose_they_are(tmp_path):
     for share, arch in product((.25, .5, 1.), ('default', 'sngan')):
@@ -488,6 +490,7 @@ def test_resumed_stages_have_no_time(few):
     write_json(gan, json.loads(gan.read_text()) | dict(resumed=True, seconds=1.))
     f = results(few)
     assert total - costs(f).total.iloc[-1] == 100 and 'interrupted and resumed: 1.' in report(f, progress=False).html
+    assert costs(f[~f.metric.str.contains('seconds')]).made.isna().all(), 'all of them were'
 
 def test_commands_for_missing_controls(tmp_path):
     import shlex

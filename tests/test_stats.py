@@ -310,6 +310,11 @@ def test_few_independent_images_have_few_degrees_of_freedom():
         few, many = (decide(d, image_se=.02, image_df=k, n_boot=99).iloc[0] for k in (1, math.inf))
         for o, df in (few, 1), (many, math.inf): assert o.high - o.low == pytest.approx(2*stats.t.ppf(.975, min(df, 1e6))*.02, rel=.05)
 
+def test_constant_differences_still_need_independent_images():
+    same = np.full((1, 6), .01)
+    one, many = (decide(same, image_se=.02, image_df=k, n_boot=99).iloc[0] for k in (1, 1000))
+    assert (one.df, many.df) == (1, 5)
+
 def test_a_control_has_no_generator():
     v = verdict(np.linspace(.01, .02, 6))
     assert 'for this one generator' in str(v) and ' for ' not in str(replace(v, generators=0)).partition(':')[2].partition('(')[0]

@@ -26,7 +26,7 @@ from .models import PosterNet, StrongNet, Torchvision, check_net
 from ..core.distributed import DistributedLearner
 from ..core.training import Autocast, Checkpoint, History, SeedEpochs, no_sync
 from ..data.dataset import Dataset, check_classes
-from ..data.loaders import Augment, DeviceDL, batch_size, device_dls, to_float
+from ..data.loaders import Augment, DeviceDL, batch_size, device_dls, own_dls, to_float
 
 # %% auto #0
 __all__ = ['recipes', 'Recipe', 'LinearHead', 'MLPHead', 'recipe', 'Muon', 'cnn_learner', 'predict', 'Evaluation', 'evaluate',
@@ -267,10 +267,9 @@ def cnn_learner(data,              # training `Dataset`, or `DataLoaders`
     "Return a `Learner` with the net, loss and optimizer of a recipe; raises `BadInput` for data that do not fit"
     r = recipe(arch)
     bs = lambda: batch_size(r.bs, data.epoch_len or len(data))
-    if isinstance(data, DataLoaders):                                         # a loader of its own: others train, too
-        train = data.train.new(augment=r.augment or data.train.augment, seed=seed)
-        dls = DataLoaders(train, data.valid, device=data.device)
-    else: dls = device_dls(data, valid, bs=bs(), augment=r.augment, seed=seed, device=device)
+    if isinstance(data, DataLoaders): dls = own_dls(data, seed=seed)
+    else: dls = device_dls(data, valid, bs=bs(), seed=seed, device=device)
+    dls.train.augment = r.augment or dls.train.own_augment
     shape = dls.one_batch()[0].shape[1:]
     if r.mix == 'cutmix' and len(shape) < 3: raise BadInput("mix='cutmix' needs images: vectors have no rectangles.")
     with seeded('cnn', seed): net = r.build(shape, dls.c).to(memory_format=torch.channels_last)

@@ -18,7 +18,8 @@ from fastai.torch_core import show_image
 from fastcore.basics import patch
 
 # %% auto #0
-__all__ = ['to_float', 'to_uint8', 'stream', 'Augment', 'affine_grid', 'relight', 'DeviceDL', 'batch_size', 'device_dls']
+__all__ = ['to_float', 'to_uint8', 'stream', 'Augment', 'affine_grid', 'relight', 'DeviceDL', 'batch_size', 'device_dls',
+           'own_dls']
 
 # %% ../../nbs/data/06_loaders.ipynb #bce69845
 def to_float(x:Tensor # images, uint8, (n,c,h,w)
@@ -146,6 +147,7 @@ class DeviceDL(DataLoader):
         kwargs.pop('num_workers', None)                  # nothing is left for a worker to do
         super().__init__(dataset, bs=bs, shuffle=shuffle, drop_last=drop_last, num_workers=0, **kwargs)
         self.augment, self.balanced, self.n_steps, self.seed, self.epoch = augment, balanced, n_steps, seed, 0
+        self.own_augment = augment                       # `cnn_learner` sets that of its recipe
         self.targets = self.order = None                 # rows in place of classes; indices of one epoch
         self.to(default_device(device))
 
@@ -222,6 +224,13 @@ def device_dls(train:Dataset,     # training data
     tdl = DeviceDL(train, bs=bs, drop_last=True, shuffle=True, augment=augment, balanced=balanced, n_steps=n_steps,
                    seed=seed, device=device)
     return DataLoaders(tdl, DeviceDL(tdl.dataset if valid is None else valid, bs=2*bs, device=device), device=device)
+
+def own_dls(dls:DataLoaders, # from `device_dls`
+            **settings       # of the training loader to change, as for `DeviceDL`
+           ) -> DataLoaders:
+    "Return `dls` with a training loader of its own, so that its settings reach no other learner; the data are shared"
+    train = dls.train.new(augment=dls.train.own_augment, **settings)
+    return DataLoaders(train, *dls.loaders[1:], path=dls.path, device=dls.device)
 
 # %% ../../nbs/data/06_loaders.ipynb #30d768bd
 @patch

@@ -23,7 +23,7 @@ from IPython.display import display
 from ..core.distributed import DistributedLearner
 from ..core.training import Checkpoint, History, SeedEpochs, no_sync
 from ..data.dataset import Dataset, check_classes
-from ..data.loaders import batch_size, device_dls, to_uint8
+from ..data.loaders import batch_size, device_dls, own_dls, to_uint8
 from .losses import ClassMatching
 from .nets import GAN
 from .trainer import GANTrainer, StopOnCollapse, TrainStat, gan_recipe
@@ -46,9 +46,7 @@ def gan_learner(data,           # training `Dataset`, or `DataLoaders` of which 
     if isinstance(classifier, Learner):
         check_classes(training=getattr(data, 'train', data), classifier=classifier.dls)
         classifier = classifier.model
-    if isinstance(data, DataLoaders):                                         # a loader of its own: others train, too
-        train = data.train.new(balanced=r.balanced, seed=seed)
-        dls = DataLoaders(train, data.valid, device=data.device)
+    if isinstance(data, DataLoaders): dls = own_dls(data, balanced=r.balanced, seed=seed)
     else: dls = device_dls(data, bs=batch_size(r.bs, 4*len(data)), balanced=r.balanced, seed=seed, device=device)
     xb, yb = dls.one_batch()
     if xb.ndim == 4 and xb.shape[2] != xb.shape[3]:
@@ -60,9 +58,9 @@ def gan_learner(data,           # training `Dataset`, or `DataLoaders` of which 
     model.vocab = list(dls.vocab)
     if r.matching and classifier is None:
         raise BadInput(f"matching={r.matching} compares images by a classifier of real ones: give `classifier`.")
-    if r.matching and dls.train.bs < 2*dls.c:
+    if r.matching and dls.train.bs <= dls.c:
         raise BadInput(f"matching={r.matching} compares images of one class, but a batch has {dls.train.bs} of {dls.c} "
-                       f"classes: choose bs={2*dls.c} or more (the training images must suffice) or matching=0.")
+                       "classes: choose more (bs, gan_bs; the training images must suffice) or matching=0.")
     matching = ClassMatching(classifier, dls.train.dataset, device=dls.device) if r.matching else None
     adam = dict(betas=r.betas, fused=dls.device.type in ('cpu', 'cuda'))
     trainer = GANTrainer(r, lambda ps: torch.optim.Adam(ps, r.lr_d or r.lr, **adam), seed, matching)

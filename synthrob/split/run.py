@@ -389,7 +389,7 @@ def _fit_classifier(run, folder):
 # %% ../../nbs/split/04_run.ipynb #22a9d5e4
 def _given(p, folds):
     "The parameters for the record: `fold` only if there are several, of paths the name only"
-    name = lambda k, v: Path(v).name if k in ('path', 'pool', 'out', 'weights') and v else v
+    name = lambda k, v: Path(v).name if k in ('path', 'pool', 'out') and v else v
     return {k: name(k, v) for k, v in asdict(p).items() if k != 'fold' or folds > 1}
 
 def _train_classifier(run, stage):

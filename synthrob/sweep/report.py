@@ -307,7 +307,8 @@ def costs(frame            # from `results`
               'pool of synthetic images': made['pool_seconds'],
               **{k: g.value for k, g in nets.groupby('net')}, 'robustness': at('robustness_seconds').value}
     rows = [dict(stage=k, made=len(v), mean=v.mean(), sd=v.std(), total=v.sum()) for k, v in stages.items() if len(v)]
-    return pd.DataFrame(rows + [dict(stage='all, summed', total=sum(r['total'] for r in rows))])
+    rows.append(dict(stage='all, summed', total=sum(r['total'] for r in rows)))
+    return pd.DataFrame(rows, columns=['stage', 'made', 'mean', 'sd', 'total'])
 
 def duration(seconds # NaN: an empty text
             ) -> str:
@@ -541,7 +542,8 @@ def _cost_table(frame, settings=1):
     rows = [{'stage': r.stage, 'made': '' if pd.isna(r.made) else f'{r.made:.0f}', 'mean': duration(r['mean']),
              'SD': duration(r.sd), 'total': duration(r.total)} for _, r in costs(frame).iterrows()]
     caption = 'Time of each stage on the hardware named above, summed; a GAN or pool counts once for all its runs.'
-    if n := frame.attrs.get('resumed'): caption += f' Not counted, as they were interrupted and resumed: {n}.'
+    if n := frame.attrs.get('resumed'):
+        caption += f" Not counted{', of all settings'*(settings > 1)}, as they were interrupted and resumed: {n}."
     if wall := frame.attrs.get('wall'):
         whose = 'the runs of all settings' if settings > 1 else 'these runs'
         caption += f' By the clock, stages of {whose} took {duration(wall)}.'

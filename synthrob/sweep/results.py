@@ -186,8 +186,10 @@ def _stage_seconds(runs, made):
     of, rows = lambda h: made.get(h, {}).get('seconds', 0.), []
     for r in runs.to_dict('records'):
         for k in ('features', 'gan', 'pool'):
-            if (h := r[f'{k}_hash']) in made and not made[h].get('resumed'):
-                rows.append((r['run'], f'{k}_seconds', of(h) + of(made[h]['inputs'].get('extractor'))))
+            if (h := r[f'{k}_hash']) in made:
+                both = h, made[h]['inputs'].get('extractor')
+                if any(made.get(o, {}).get('resumed') for o in both): continue
+                rows.append((r['run'], f'{k}_seconds', sum(map(of, both))))
     return pd.DataFrame(rows, columns=['run', 'metric', 'value'])
 
 # %% ../../nbs/sweep/06_results.ipynb #72e4245c
@@ -647,7 +649,7 @@ def exchange_rate(frame,       # from `results`, with several values of `real_sh
         zero = own[own.ratio == 0]
         for _, g in own[own.ratio > 0].groupby(list(SYNTHESIS), dropna=False):
             both = pd.concat([zero, g])
-            long = both[['cnn_epochs', 'head_epochs', 'min_steps']].apply(tuple, axis=1)   # of one share, one length
+            long = both[['cnn_epochs', 'head_epochs', 'min_steps']].fillna(-1).apply(tuple, axis=1) # of a share, one
             arms = long[both.ratio > 0].groupby(both.real_share).agg(set)
             keep = [o in arms.get(k, [o]) for o, k in zip(long, both.real_share)]
             both, long = both[keep], long[keep]

@@ -43,12 +43,15 @@ def _mean(D, image_se=0., image_df=math.inf):
     k = D.shape[-1]
     v = D.var(-1, ddof=1)/k
     se2 = v + image_se**2
-    return D.mean(-1), np.sqrt(se2), np.where(v > 0, _df((v, k-1), (image_se**2, image_df)), k-1)
+    return D.mean(-1), np.sqrt(se2), _df((v, k-1), (image_se**2, image_df))
 
 def _df(*parts):
     "Degrees of freedom of a sum of variances, from (variance, df) of each (Satterthwaite 1946)"
-    with np.errstate(all='ignore'): df = sum(v for v, _ in parts)**2/sum(v**2/df for v, df in parts)
-    return df.clip(max=1e6)
+    every = np.broadcast_arrays(*(o for part in parts for o in part))
+    v, df = np.stack(every[::2]), np.stack(every[1::2])
+    with np.errstate(all='ignore'): total = v.sum(0)**2/(v**2/df).sum(0)
+    least = np.where(v > 0, df, df[0]).min(0)                          # a variance of 0 says nothing of its own df
+    return np.where(v[0] > 1e-24, total, least).clip(max=1e6)
 
 def _half(level, *parts):
     "The widest half-width of intervals from (standard error, df): one more source of variance never narrows one"
@@ -159,7 +162,7 @@ def decide(
     elif D.ndim == 3 and D.shape[1] >= least:
         m, *own = _crossed(D)
         se = np.hypot(own[0], image_se)
-        df = np.where(own[0] > 1e-12, _df((own[0]**2, own[1]), (image_se**2, image_df)), own[1])
+        df = _df((own[0]**2, own[1]), (image_se**2, image_df))
         half = _half(1-alpha, own, (se, df))
         low, high = m - half, m + half
         p = np.maximum(_sign_flip(D.mean(1), seed, n_boot), _sign_flip(D.mean(2), seed, n_boot))
