@@ -679,7 +679,7 @@ def test_cells_of_a_sweep(few):
     write_json(few/'sweep'/'abc'/'sweep.json', said)
     rep = report(few, cells='abc', progress=False)
     assert rep.frame.run.nunique() == 6, 'the margin of the sweep overrides that of older runs'
-    assert 'Equivalence margin: 5 points of accuracy, declared on 2026-02-03 by the sweep abc, when 0 cells were done' in rep.html
+    assert 'Equivalence margin: 5 points of accuracy, declared on 2026-02-03 by the sweep abc, when 0 of its runs were done' in rep.html
     with pytest.raises(BadInput, match="There is no sweep 'xyz' in .*: choose one of abc."): results(few, cells='xyz')
     assert main([str(few), '--sweep', 'abc', '--out', str(few/'page')]) == 0
 
