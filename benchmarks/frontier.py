@@ -1,6 +1,6 @@
 """Accuracy against processor time of classifiers on FER-2013: `python benchmarks/frontier.py OUT.parquet strong:10 poster:25`.
 
-A trial is a recipe, its epochs and a seed: trained on the whole training part without exact and near copies (five classes), then
+A trial is a recipe, its epochs and a seed: trained on the whole training part without exact and near copies (five classes, or `--vocab`), then
 evaluated on validation and test part. Recipes are chosen by validation; the test figures are there to be reported. Trials that OUT
 already holds are skipped. nbs/results/07_frontier.ipynb reads nbs/results/records/frontier.parquet.
 """

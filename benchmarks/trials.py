@@ -1,4 +1,4 @@
-"Trials on FER-2013 (five classes, without exact and near copies), a row each in a parquet file: shared by frontier.py and generators.py"
+"Trials on FER-2013 (without exact and near copies), a row each in a parquet file: shared by frontier.py and generators.py"
 from __future__ import annotations
 import argparse
 from pathlib import Path
@@ -18,11 +18,12 @@ def run_trials(about, keys, trial, args=None):
     p.add_argument('out', type=Path, help='a parquet file, written after each trial; trials that it holds are skipped')
     p.add_argument('trials', nargs='+', metavar=':'.join(keys[:2]).upper())
     p.add_argument('--seeds', type=int, nargs='*', default=[1, 2, 3])
+    p.add_argument('--vocab', help='class names, comma separated; the five of the study if left out')
     p.add_argument('--path', default=fer2013_path(), help='of FER-2013')
     p.add_argument('--root', default='runs', help='where the prepared images are kept')
     p.add_argument('--device', help="'cpu' or 'cuda'; if left out, CUDA if there is one")
     a = p.parse_args(args)
-    run = SplitRun(check_params(dict(data='fer2013', path=a.path, out=a.root, ratio=0)))
+    run = SplitRun(check_params(dict(data='fer2013', path=a.path, vocab=a.vocab, out=a.root, ratio=0)))
     for stage in ('data', 'copies', 'parts'): run.make(stage)
     parts = {k: run.part(k) for k in ('train', 'valid', 'test')}
     read = lambda: pd.read_parquet(a.out).to_dict('records') if a.out.exists() else []
