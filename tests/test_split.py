@@ -2,15 +2,17 @@
 from __future__ import annotations
 import json, shutil, signal, subprocess, sys, time
 from pathlib import Path
+from dataclasses import replace
 import nbformat, numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from conftest import papermill, records
 from synthrob.core.basics import BadInput
 from synthrob.data.duplicates import duplicate_groups, near_duplicates
 from synthrob.data.faces import draw_faces, emotions
+from synthrob.gan.learner import gan_learner
 from synthrob.split.core import run_split
 from synthrob.split.params import check_params
-from synthrob.split.run import SplitRun
+from synthrob.split.run import SplitRun, _gan_recipe
 
 SMALL = dict(data='folder', size=32, gan_images=1280, gan_width=16, cnn_epochs=3, robustness='none', copies='exact')
 
@@ -198,3 +200,18 @@ def test_class_weights_take_as_many_steps_as_the_mixture(face_folder, tmp_path):
     given = SMALL | dict(path=str(face_folder), out=str(tmp_path), ratio=.5, how='add', equal='epochs')
     steps = {o: run_split(**given, treatment=o).record['steps'] for o in ('class_weights', 'oversample')}
     assert steps['class_weights'] == steps['oversample'] > run_split(**given | dict(ratio=0, equal='steps')).record['steps']
+
+def test_letters_are_never_mirrored(tmp_path):
+    "Mirrored, a b is a d: neither classifier nor GAN may see that, nor a prediction average over it; other hashes stay"
+    x = torch.zeros(400, 1, 32, 32, dtype=torch.uint8)
+    x[:, :, 4:28, 10:13], x[0::2, :, 18:28, 10:20], x[1::2, :, 18:28, 3:13] = 255, 255, 255
+    for i, o in enumerate(x): place(tmp_path/'letters', (o*torch.rand(o.shape)).byte(), 'bd'[i % 2], f'{i}')
+    given = SMALL | dict(path=str(tmp_path/'letters'), out=str(tmp_path), cnn='strong', min_steps=40, ratio=.5, folds=1)
+    run, other = (SplitRun(check_params(given | more)) for more in (dict(mirror='never'), {}))
+    assert other.recipe.flip and other.recipe.augment.flip and not (run.recipe.flip or run.recipe.augment.flip)
+    differ = {k for k in run.stages if run.stages[k].hash != other.stages[k].hash}
+    assert differ == {'gan', 'pool', 'split'} and run.guide.p.mirror == 'never'
+    learn = gan_learner(run.part('train') if run.make('parts') else None, replace(_gan_recipe(run.p), bs=16), device='cpu')
+    with learn.no_bar(): learn.fit_gan(32)
+    assert learn.gan_trainer.augment.flip is False
+    assert run_split(**given | dict(ratio=0), mirror='never').evaluation().accuracy > .95

@@ -43,6 +43,7 @@ class GANRecipe:
     lr_d: float = None           # of the discriminator; None: the same
     betas: tuple = (0., .99)     # of both Adams
     augment: object = 'ada'      # 'ada' (adaptive strength), 'diff', None, or f(images in [-1,1], torch.Generator)
+    mirror: bool = True          # may 'ada' and 'diff' mirror images? False for letters, digits, signs
     half_life: int = 5_000       # of the moving average, in images, at most an eighth of those seen; 0: no average
     balanced: bool = True        # draw every class equally often?
     bs: int = 64                 # batch size
@@ -53,7 +54,8 @@ class GANRecipe:
     def params(self) -> dict:
         "The fields as JSON can hold them, for the hash of a stage"
         own = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
-        if not self.matching: del own['matching']             # so that GANs made before this field keep their hashes
+        for k in 'matching', 'mirror':                        # so that GANs made before these fields keep their hashes
+            if own[k] == getattr(GANRecipe, k): del own[k]
         name = lambda a: getattr(a, '__qualname__', type(a).__name__) if callable(a) else a     # its address changes
         return own | dict(augment=getattr(self.augment, 'params', name(self.augment)))
 
@@ -134,8 +136,8 @@ class GANTrainer(Callback):
         self.bf16 = has_bf16(device) and self.model.params['nf'] % 16 == 0
         self.apart = any(isinstance(m, _BatchNorm) for m in self.model.discriminator.modules())
         a = r.augment
-        if a == 'ada': a = DiffAugment(strength=self.more['strength'].p)
-        self.augment = DiffAugment() if a == 'diff' else a or (lambda x, g: x)
+        if a == 'ada': a = DiffAugment(r.mirror, strength=self.more['strength'].p)
+        self.augment = DiffAugment(r.mirror) if a == 'diff' else a or (lambda x, g: x)
 
     def before_train(self):
         own = [] if self.distributed is None else ['process', self.distributed.rank]   # the noise is drawn by all alike

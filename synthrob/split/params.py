@@ -51,6 +51,8 @@ class DataParams:
     split_seed: int = _spec(42, "seed of the validation part and of the order in which real images leave", 0, 2**31)
     copies: str = _spec('near', "copies kept in one part: 'near' (cropped, mirrored, ...), 'exact'; 'none': they leak, "
                         "as a demonstration", options=('none', 'exact', 'near'))
+    mirror: str = _spec('allowed', "may nets see mirror images? 'allowed', or 'never', for letters, digits and signs",
+                        options=('allowed', 'never'))
     groups: str = _spec(None, "subjects that stay in one part: pattern on file names '(p[0-9]+)_', 'folder', "
                         "'column:NAME'")
     folds: int = _spec(None, "folds of a cross-validation; 1: one test part; None: 5 if a class has under 250 images",

@@ -25,6 +25,7 @@ from ..cnn.uses import AdversarialTraining, SyntheticFirst, soft_labels
 from ..data.core import content_key, data_stage, near_stage
 from ..data.dataset import Dataset
 from ..data.duplicates import near_duplicates
+from ..data.loaders import Augment
 from ..data.rows import take
 from ..data.splits import (Splits, check_held_out, check_metric, check_no_leak,
                                    splits as split_data, subjects)
@@ -87,14 +88,17 @@ class SplitRun:
 
 # %% ../../nbs/split/04_run.ipynb #77e9d135
 def _gan_recipe(p):
-    return gan_recipe(p.gan_arch, **{k: v for k, v in dict(nf=p.gan_width, bs=p.gan_bs).items() if v is not None})
+    own = dict(nf=p.gan_width, bs=p.gan_bs, mirror=p.mirror == 'allowed')
+    return gan_recipe(p.gan_arch, **{k: v for k, v in own.items() if v is not None})
 
 @patch(as_prop=True)
 def recipe(self:SplitRun):
     "The recipe of the classifier, or of the head"
     p, on_vectors = self.p, self.cond['feature']
     name, epochs = (p.head, p.head_epochs) if on_vectors else (p.cnn, p.cnn_epochs)
-    return cnn_recipe(name, epochs=epochs, min_steps=p.min_steps)
+    r = cnn_recipe(name, epochs=epochs, min_steps=p.min_steps)
+    if p.mirror == 'allowed': return r
+    return replace(r, flip=False, augment=r.augment and Augment(**r.augment.params | dict(flip=False)))
 
 @patch(as_prop=True)
 def stages(self:SplitRun) -> dict: # kind -> `Stage`, in the order in which they are made
@@ -133,6 +137,7 @@ def _graph(run):
         if p.pool: own['copies'] = p.copies
         add('pool', own, _make_pool, train=train, gan=s.get('gan'), judge=judge if p.reject else None)
     own = params_of(p, MixParams) | dict(recipe=run.recipe.params, cnn_seed=p.cnn_seed)
+    if p.mirror == 'never': own['mirror'] = p.mirror               # whether or not the recipe mirrors
     own |= {f.name: v for f in fields(UseParams) if (v := getattr(p, f.name)) != f.default}
     teacher = run.teacher.stages['split'] if c['soft'] else None
     smoothed = p.treatment == 'class_weights' and run.recipe.smooth > 0         # version 1 smoothed by class weights
