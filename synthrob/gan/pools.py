@@ -278,16 +278,22 @@ def _refuse_copies(pool, real):
 # %% ../../nbs/gan/04_pools.ipynb #ae87bf87
 def pool_problem(pool:Dataset, # synthetic items
                  real:Dataset  # real training items of the same classes
-                ) -> str:      # a sentence with the remedy; '' if the classes vary enough
-    "Return whether items are not finite, or those of a class differ less than a twentieth as much as real ones"
+                ) -> str:      # a sentence with the remedy; '' if there is none
+    "Return whether items are not finite, differ less than a twentieth as much as real ones in a class, or are noise"
     def some(ds, c): return take(ds.x, (ds.y == c).nonzero()[:64, 0]).clone().float()     # `clone` reads the disk
     def spread(x): return x.std(0).mean().item()
+    def rough(x):           # half the mean square of steps between neighbours over the variance: 1 for white noise
+        return ((x[..., 1:] - x[..., :-1]).square().mean()/(2*x.flatten(1).var(1).mean()).clamp_min(1e-6)).item()
     for c, name in enumerate(pool.vocab):
         x, y = some(pool, c), some(real, c)
         if not x.isfinite().all(): return f"Synthetic items of class {name!r} are not finite: train the GAN again."
         if min(len(x), len(y)) > 1 and (share := spread(x)/max(spread(y), 1e-6)) < .05:
             return (f"The synthetic items of class {name!r} hardly differ from each other ({share:.1%} of the spread "
                     "of real ones): the GAN collapsed or the pool is flat; try another gan_seed, more gan_images or "
+                    "another pool.")
+        if pool.is_images and len(x) and len(y) and rough(x) > .65 + rough(y)/2:
+            return (f"The synthetic images of class {name!r} are noise (neighbouring pixels differ by {rough(x):.0%} of "
+                    f"what noise has, in real images by {rough(y):.0%}): try another gan_seed, more gan_images or "
                     "another pool.")
     return ''
 
