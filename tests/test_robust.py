@@ -84,7 +84,7 @@ def test_three_channels(toy_cnn):
     pd.testing.assert_frame_equal(one.attacks, three.attacks)
 
 def test_compare_over_seeds(toy_cnn):
-    "A classifier compared with itself has no differences and mCE 1; the interval over seeds is that of a t-test"
+    "A classifier compared with itself has mCE 1; the interval over seeds is that of a t-test"
     from scipy.stats import ttest_1samp
     images, level = faces(300, 5), RobustnessLevel(('fog', 'contrast'), (3,), 100, 20, (('fgsm', 'inf', 1, (1/255,)),))
     rob = evaluate_robustness(toy_cnn, images, level, seed=0, progress=False)
@@ -97,11 +97,7 @@ def test_compare_over_seeds(toy_cnn):
     row = c.table.query("run == 'many' and measure == 'accuracy'").iloc[0]
     ci = ttest_1samp([ev.accuracy for ev, _ in runs], 0).confidence_interval()
     assert row.low == pytest.approx(ci.low) and row.high == pytest.approx(ci.high) and row.seeds == 4
-    assert (c.differences('many').to_numpy() == 0).all()
     assert c.table.query("measure == 'mce'").value.tolist() == pytest.approx([1, 1])
-    t = c.corruption_errors('many')                           # by corruption; extra ones are no part of mCE
-    assert list(t.index) == ['fog', 'contrast'] and t.ce.mean() == pytest.approx(1)
-    with pytest.raises(BadInput, match='no robustness'): Comparison(dict(one=runs[0], bare=[(o[0], None) for o in runs])).corruption_errors('bare')
     other = evaluate_robustness(toy_cnn, images, RobustnessLevel(('fog',), (3,), 100), seed=0, progress=False)
     with pytest.raises(BadInput, match='differ in images, level'):     # of two others, though the reference has none
         Comparison(dict(bare=(runs[0][0], None), one=runs[0], other=(runs[0][0], other)))

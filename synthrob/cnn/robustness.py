@@ -20,7 +20,6 @@ from .attacks import Predictor, _check, _wilson, attack, plot_attack_curves
 from .calibration import Temperature, fit_temperature
 from .learner import Evaluation, evaluate, predict
 from .corruptions import common, corrupt, extra
-from .evaluation import Confusion
 from ..data.dataset import check_classes
 
 # %% auto #0
@@ -287,23 +286,6 @@ def plot_corruptions(self:Robustness, ax=None # axes to draw on
     ax.set_title(f"n = {self.clean['n']}, clean {self.clean['accuracy']:.1%}", fontsize=10)
     return ax
 
-# %% ../../nbs/cnn/06_robustness.ipynb #6c002c48
-@patch
-def plot_worst(self:Robustness, ax=None # axes to draw on
-              ):                        # the axes
-    "Plot accuracy by corruption, worst first, with Wilson's 95 % interval for so many images; dashed: clean accuracy"
-    t, n = self.by_corruption.sort_values('accuracy', kind='stable'), self.clean['n']
-    if ax is None: ax = plt.subplots(figsize=(4, .8 + .18*len(t)), dpi=60)[1]
-    low, high = np.array([_wilson(p, n) for p in t.accuracy]).T        # of one severity: wide enough for their mean
-    ax.barh(t.index, t.accuracy, color=['.55' if g == 'common' else '.8' for g in t.group],
-            xerr=[(t.accuracy - low).clip(0), (high - t.accuracy).clip(0)], error_kw=dict(lw=.9))
-    ax.axvline(self.clean['accuracy'], color='k', ls='--', lw=1)
-    ax.invert_yaxis()
-    ax.set(xlim=(0, 1), xlabel='accuracy, mean over severities')
-    ax.tick_params(labelsize=8)
-    ax.set_title(f"n = {n}; dashed: clean; mean {self.summary['mca']:.1%}", fontsize=10)
-    return ax
-
 # %% ../../nbs/cnn/06_robustness.ipynb #a6a07417
 @patch
 def plot_calibration(self:Robustness, ax=None # axes to draw on
@@ -492,60 +474,6 @@ def plot_headline(self:Comparison, ax=None # axes to draw on
     ax.legend(frameon=False, fontsize=8)
     ax.set_title('dotted: chance', fontsize=9, loc='right')
     return ax
-
-# %% ../../nbs/cnn/06_robustness.ipynb #08e8a923
-@patch
-def plot_confusions(self:Comparison):
-    "Draw the confusion matrices side by side, summed over seeds; return the axes"
-    k, size = len(self.evaluations), len(self.vocab)
-    fig, (axs,) = plt.subplots(1, k, figsize=((.6*size + 1.3)*k, .44*size + 1), dpi=50, squeeze=False)
-    for ax, (name, evs) in zip(axs, self.evaluations.items()):
-        m = Confusion(sum(ev.confusion for ev in evs), self.vocab)
-        m.plot_confusion(ax, f'{name}: n = {m.n:,}, accuracy {m.accuracy:.1%}')
-    fig.tight_layout()
-    return axs
-
-# %% ../../nbs/cnn/06_robustness.ipynb #b52602b7
-@patch
-def _accuracies(self:Comparison, name):
-    "Return accuracy by corruption ('clean' first) and severity, means over seeds"
-    if name not in self.robustness: raise BadInput(f"{name} has no robustness: evaluate it with `evaluate_robustness`.")
-    robs = self.robustness[name]
-    t = sum(r.corruptions.pivot(index='corruption', columns='severity', values='accuracy') for r in robs)/len(robs)
-    t.loc['clean'] = np.mean([r.clean['accuracy'] for r in robs])
-    return t.loc[['clean', *robs[0].by_corruption.index]]
-
-@patch
-def corruption_errors(self:Comparison, name # of a run
-                     ) -> pd.DataFrame:     # rows: common corruptions; columns: error, reference, ce, relative_ce
-    "Return a run's errors beside the reference's; mCE is the mean of `ce`; raise `BadInput` if one has no robustness"
-    t, ref = (1 - self._accuracies(k).mean(axis=1) for k in (name, self.reference))
-    t = pd.DataFrame(dict(error=t, reference=ref, ce=(t/ref).where(ref > 1e-9),
-                          relative_ce=((t - t['clean'])/(ref - ref['clean'])).where(ref > ref['clean'] + 1e-9)))
-    return t.loc[[c for c in t.index if c in common]]
-
-@patch
-def differences(self:Comparison, name # of a run
-               ) -> pd.DataFrame:     # rows: corruptions, 'clean' first; columns: severities
-    "Return a run's accuracy minus the reference's, means over seeds; raise `BadInput` if either has no robustness"
-    return self._accuracies(name) - self._accuracies(self.reference)
-
-@patch
-def plot_differences(self:Comparison):
-    "Draw heat maps of `differences`, in points, and return the axes"
-    import seaborn as sns
-    d = {k: 100*self.differences(k) for k in self.robustness if k != self.reference}
-    if not d: raise BadInput("There are no differences to plot: give robustness for the reference and another run.")
-    most, (rows, cols) = max(5, *(t.abs().to_numpy().max() for t in d.values())), next(iter(d.values())).shape
-    size = 1.5 + (.6 + .5*cols)*len(d), .9 + .22*rows
-    axs = plt.subplots(1, len(d), figsize=size, dpi=60, squeeze=False, sharey=True)[1][0]
-    for ax, (k, t) in zip(axs, d.items()):
-        sns.heatmap(t, vmin=-most, vmax=most, cmap='RdBu', annot=t.round() + 0., fmt='+.0f', annot_kws=dict(size=8),
-                    linewidths=.5, ax=ax, cbar=ax is axs[-1], cbar_kws=dict(label='points'))
-        ax.set(ylabel='', xlabel=f"severity (n = {self.robustness[k][0].clean['n']})")
-        ax.tick_params(labelsize=8)
-        ax.set_title(f'{k} − {self.reference}', fontsize=9)
-    return axs
 
 # %% ../../nbs/cnn/06_robustness.ipynb #7819d534
 @patch

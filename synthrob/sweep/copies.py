@@ -5,7 +5,7 @@
 # %% ../../nbs/sweep/08_copies.ipynb #cw000003
 from __future__ import annotations
 import numpy as np, pandas as pd, torch
-from ..cnn.learner import cnn_learner, evaluate, recipe
+from ..cnn.learner import cnn_learner, evaluate
 from ..core.basics import BadInput, generator, write_parquet
 from ..core.stages import CHECKPOINT, Stage
 from ..split.run import SplitRun, evaluation_from, predictions_frame
@@ -40,7 +40,7 @@ def _arms(run):
 
 def _trained(run, arm, idx, seed):
     "The finished stage of a net trained on the images at `idx`"
-    r = recipe(run.p.cnn, epochs=run.p.cnn_epochs, min_steps=run.p.min_steps)
+    r = run.judge.recipe                                           # of images, whatever the space
     def work(stage):
         data, test = run.images.subset(torch.from_numpy(idx)), run.part('test')
         learn = cnn_learner(data, run.part('valid'), r, seed=seed, device=run.p.device)
