@@ -29,6 +29,7 @@ class Wide(StrongNet):
 strong = recipe('strong')
 earlier = dict(opt='adamw', lr=3e-3, augment=Augment(erase=.25))
 RECIPES = dict(strong=strong, wide=replace(strong, net=Wide), mixup=replace(strong, mix='mixup'),
+               wide_mixup=replace(strong, net=Wide, mix='mixup'),
                adamw=replace(strong, opt='adamw', bs=128), poster=recipe('poster'), previous=replace(strong, net=Previous, bs=128, **earlier))
 
 def trial(name, epochs, seed, parts, device=None):

@@ -83,9 +83,8 @@ def to_dict(self:Confusion) -> dict: # plain numbers, ready for JSON
 
 # %% ../../nbs/cnn/02_evaluation.ipynb #28a3f187
 @patch
-def plot_confusion(self:Confusion, ax=None,      # axes to draw on
-                                   title=None    # None: n and accuracy
-                  ):                             # matplotlib axes
+def plot_confusion(self:Confusion, ax=None # axes to draw on
+                  ):                       # matplotlib axes
     "Draw the confusion matrix as a heat map: share of the true class, and the count in brackets"
     import seaborn as sns
     m = self.confusion
@@ -94,7 +93,7 @@ def plot_confusion(self:Confusion, ax=None,      # axes to draw on
     if ax is None: ax = plt.subplots(figsize=(.62*len(m) + 2, .48*len(m) + 1.1), dpi=72)[1]
     sns.heatmap(share, vmin=0, vmax=1, cmap='Blues', annot=text, fmt='', linewidths=.5, ax=ax, annot_kws=dict(size=8),
                 cbar_kws=dict(label='share of the true class', format=lambda v, _: f'{v:.0%}'))
-    ax.set_title(title or f'n = {self.n:,}, accuracy {self.accuracy:.1%}', fontsize=10)
+    ax.set_title(f'n = {self.n:,}, accuracy {self.accuracy:.1%}', fontsize=10)
     ax.tick_params(axis='x', labelrotation=0 if max(map(len, self.vocab)) < 9 else 30)
     ax.tick_params(axis='y', labelrotation=0)
     return ax
