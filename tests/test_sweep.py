@@ -214,7 +214,7 @@ def test_the_price(faces, tmp_path, capsys):
     main(args)
     said = capsys.readouterr().out
     assert '12 cells: 0 done' in said and "(12 of 'split', 1 of 'gan', 1 of 'pool')" in said and 'for others of their kind, no number of seeds shows less than' in said, said
-    assert 'first run one cell: --ratio 0.5 --cnn_seed 1 in place of --dry_run.' in said, said
+    assert 'first run one cell: --ratio 0.5 --seeds 1 in place of --dry_run.' in said, said
     for s in Sweep({**TOY, 'path': faces, 'ratio': [0, .5]}, out=tmp_path).cells[1].stage.upstream():
         if not s.done: write_json(s.file('record.json'), dict(kind=s.kind, hash=s.hash, **s.spec, resumed=False, device='cpu', seconds=50))
     main([*args, '--sd', '.005', '--slots', '2'])

@@ -431,10 +431,10 @@ def detectable(
     parts = '; '.join(f"{part} {', '.join(f'{v:,} {c}' for c,v in zip(images.vocab, o))}" for part,o in n.items())
     out = [f"{each}{parts}.",
            f"Tested {'in all folds' if k > 1 else 'images'}: {sum(tested):,}, of which one is up to {points(one)} of "
-           f"{name}. {'A verdict takes six runs. '*(given != seeds)}With {seeds} seed{'s'*(seeds != 1)} a difference "
-           f"of {points(found)} on images of this kind can be found (probability 80 %, level 5 %) or equivalence "
-           f"within {points(equal)} shown, if two arms disagree on one image in ten (or on as many as they differ by) "
-           f"and runs scatter by {points(sd)}; more seeds alone reach {points(_reach(inverse, k)[0])} at best."]
+           f"{name}. {'A verdict takes six runs. '*(given != seeds)}On images of this kind, {seeds} seed{'s'*(seeds != 1)} "
+           f"can show a difference of {points(found)}, or equivalence within {points(equal)}; any number of seeds, "
+           f"{points(_reach(inverse, k)[0])}. (Power 80 %, level 5 %; assumed: two arms disagree on one image in ten, or "
+           f"on as many as they differ by, and runs scatter by {points(sd)}.)"]
     if found > margin:
         if k > 1: *_, image, runs, factor = _reach(inverse, sd=sd)             # so many need no folds
         room = (margin/factor)**2
@@ -445,7 +445,7 @@ def detectable(
         if k > 1 or (images.part == 'test').any(): few = ''
         out.append(f"To find {points(margin)} takes {cure} {need:,.0f} test images of these class shares{few}; enough "
                    "training steps make runs scatter less.")
-    if found > .2: out.append("Synthetic images hardly ever change so much: collect images first, a sweep would end "
+    if found > .1: out.append("Synthetic images hardly ever change so much: collect images first, a sweep would end "
                               "undecided.")
     if 'subject' in splits.table:
         out.append(f"Subjects: {splits.report['subjects']:,}, each in one part. Images of one subject are alike, but "

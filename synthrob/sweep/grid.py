@@ -305,7 +305,8 @@ def _one_cell(self:Sweep, costs) -> str:
     p = max((c for c in self.cells if c.state == 'open'), key=unknown).p
     seed = lambda v: f'{v}..{v}' if v else 1                                 # 1: how many seeds; 3..3: which
     flags = {k: seed(v) if k in _trained else v for k in names if (v := getattr(p, k)) is not None}
-    return ' '.join(f'--{k} {shlex.quote(str(v))}' for k, v in flags.items())
+    named = lambda k: 'seeds' if k == 'cnn_seed' else k
+    return ' '.join(f'--{named(k)} {shlex.quote(str(v))}' for k, v in flags.items())
 
 @patch
 def price(self:Sweep,
@@ -374,11 +375,12 @@ def _enough(self:Sweep, effect, sd, power, alpha, limit=0, folds=1, metric='accu
                 f"{enough}")
     try: need, most = (seeds_needed(effect, sd, power, alpha, comparisons=n) for n in (1, max(1, len(arms))))
     except BadInput as e: return f"{e} The remedies are more test images, folds and longer trainings, not seeds."
-    any_ = f" ({most} if it may be any of {len(arms)} arms)"*(len(arms) > 1)
+    any_ = f'; any of {len(arms)} arms takes {most}'*(most > max(need, have))
     new = (f" That is for these test images; for others of their kind, no number of seeds shows less than "
            f"{points(limit, False)}.")*(limit > effect)
-    return (f"{_n(need, 'classifier seed')}{any_} will show {about.format(f'{power:.0%}')} The sweep has {have}, "
-            + ('which is enough.' if have >= need else f'which is too few: --seeds {need}.') + new)
+    enough = 'enough' + ' for the arm that validation chooses'*bool(any_)
+    return (f"{_n(need, 'classifier seed')} will show {about.format(f'{power:.0%}')} The sweep has {have}: "
+            f"{enough if have >= need else f'too few, take --seeds {need}'}{any_}.{new}")
 
 # %% ../../nbs/sweep/01_grid.ipynb #270be2b8
 @patch
