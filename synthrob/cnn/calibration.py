@@ -4,60 +4,35 @@
 
 # %% ../../nbs/cnn/03_calibration.ipynb #c0c7a178
 from __future__ import annotations
-import copy
-from dataclasses import dataclass
-import numpy as np
+import copy, math
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 from fastcore.basics import patch
 from scipy.optimize import minimize_scalar
 from ..core.basics import BadInput
 from .learner import Evaluation
 
 # %% auto #0
-__all__ = ['Temperature', 'fit_temperature']
+__all__ = ['fit_temperature']
 
 # %% ../../nbs/cnn/03_calibration.ipynb #7c313572
-def _log_probs(p):
-    "Return log-probabilities (n,k), float64, of probabilities or logits"
-    p = torch.as_tensor(p).detach().cpu().double()
-    if p.ndim != 2 or not p.isfinite().all():
-        raise BadInput(f"Predictions of shape {tuple(p.shape)} do not fit: give finite numbers of shape (n,k).")
-    is_p = (p >= 0).all() and ((p.sum(1) - 1).abs() < 1e-3).all()
-    return p.clamp_min(torch.finfo(torch.float32).tiny).log() if is_p else p.log_softmax(1)
+def _tempered(p, T):
+    "Log-probabilities (n,k), float64, of probabilities `p` at temperature `T`"
+    return (p.double().clamp_min(torch.finfo(torch.float32).tiny).log()/T).log_softmax(1)
 
-@dataclass(frozen=True)
-class Temperature:
-    "A temperature and its fit; call it with probabilities or logits to calibrate them"
-    T: float           # above 1: the classifier was overconfident
-    n: int             # validation images it was fitted to
-    nll_before: float  # their mean negative log-likelihood, in nats
-    nll_after: float   # the same at temperature `T`
-
-    def __call__(self, p) -> Tensor: # calibrated probabilities (n,k), float32
-        "Calibrate probabilities or logits (n,k)"
-        return (_log_probs(p)/self.T).softmax(1).float()
-
-def fit_temperature(p,             # probabilities or logits of validation images (n,k)
-                    y              # their true classes (n,)
-                   ) -> Temperature:
+def fit_temperature(ev:Evaluation # of validation images
+                   ) -> float:    # above 1: the classifier was overconfident
     "Minimise the negative log-likelihood over T from .05 to 20, by Brent's method on log T; keep 1 unless T is better"
-    y = torch.as_tensor(y).cpu()
-    if not 0 < len(y) == len(p):
-        raise BadInput(f"{len(p)} predictions and {len(y)} labels do not match: give one of each per image.")
-    z = _log_probs(p).log_softmax(1)
-    nll = lambda log_T: F.nll_loss((z/float(np.exp(log_T))).log_softmax(1), y).item()
-    best = minimize_scalar(nll, bounds=np.log([.05, 20.]), method='bounded', options=dict(xatol=1e-5))
-    before = nll(0.)
-    T, after = (float(np.exp(best.x)), best.fun) if best.fun < before else (1., before)
-    return Temperature(T, len(y), before, float(after))
+    if not ev.probs.isfinite().all(): raise BadInput("The predictions are not finite: the training diverged.")
+    nll = lambda log_T: F.nll_loss(_tempered(ev.probs, math.exp(log_T)), ev.y).item()
+    best = minimize_scalar(nll, bounds=(math.log(.05), math.log(20)), method='bounded', options=dict(xatol=1e-5))
+    return math.exp(best.x) if best.fun < nll(0.) else 1.
 
 # %% ../../nbs/cnn/03_calibration.ipynb #01ae4570
 @patch
-def calibrated(self:Evaluation, temperature:Temperature # from `fit_temperature` on validation images
-              ) -> Evaluation:                          # the same predictions with calibrated probabilities
+def calibrated(self:Evaluation, T # from `fit_temperature` on validation images
+              ) -> Evaluation:    # the same predictions with calibrated probabilities
     "Return a copy with calibrated probabilities; predictions and accuracy stay the same"
     ev = copy.copy(self)                                      # keeps the predictions: rounding could make a tie
-    ev.probs = temperature(self.probs)
+    ev.probs = _tempered(self.probs, T).exp().float()
     return ev

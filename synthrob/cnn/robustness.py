@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from fastprogress.fastprogress import progress_bar
 from scipy.stats import t as student_t
 from .attacks import Predictor, _check, _wilson, attack, plot_attack_curves
-from .calibration import Temperature, fit_temperature
+from .calibration import fit_temperature
 from .learner import Evaluation, evaluate, predict
 from .corruptions import common, corrupt, extra
 from ..data.dataset import check_classes
@@ -191,13 +191,12 @@ def _steps_of(model, images, lv, valid, seed, done):
     (x, y), (x_attack, y_attack) = pick(index), pick(_stratified(y, lv.n_attack, seed))
 
     def temperature():
-        ev = evaluate(model.net, valid, model.flip)
-        return asdict(fit_temperature(ev.probs, ev.y)), torch.zeros(0)
+        return dict(T=fit_temperature(evaluate(model.net, valid, model.flip))), torch.zeros(0)
 
     def classify(corruption=None):
         xb = corrupt(x, *corruption, seed, index.to(device)) if corruption else x
         ev = Evaluation(predict(model.net, xb, model.flip), y, list(images.vocab))
-        calibrated = ev.calibrated(Temperature(**done.rows['temperature'])).ece if valid is not None else None
+        calibrated = ev.calibrated(done.rows['temperature']['T']).ece if valid is not None else None
         t = ev.per_class
         recall = {f'recall_{c}': float(v) for c, v in t.recall.where(t.support > 0).items()}
         row = dict(n=len(y), accuracy=ev.accuracy, ece=ev.ece, ece_calibrated=calibrated, **recall)
