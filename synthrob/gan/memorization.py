@@ -6,9 +6,8 @@
 from __future__ import annotations
 import math
 from dataclasses import dataclass
-import matplotlib.pyplot as plt, numpy as np, pandas as pd
+import numpy as np, pandas as pd
 import torch
-from fastcore.basics import patch
 from scipy.stats import hypergeom, rankdata
 from ..core.basics import BadInput, generator
 from ..data.dataset import Dataset, check_classes
@@ -200,25 +199,3 @@ def evaluate_pool(pool,          # synthetic images: anything with `x` uint8 (n,
                                   gan_test=test.by_class, accuracy_real=real.by_class)
     if trained: table['cas'] = trained.by_class
     return PoolReport(summary, table, found, (pool, train))
-
-# %% ../../nbs/gan/06_memorization.ipynb #9d7b8c3b
-@patch
-def plot(self:PoolReport, axs=None # three axes; None: new ones
-        ):                         # the axes
-    "Plot distance, accuracy and near copies by class, beside those of real images"
-    if axs is None: axs = plt.subplots(1, 3, figsize=(9.6, 2.6), dpi=80, sharey=True)[1]
-    t = self.by_class.iloc[::-1]
-    looks = dict(fid=('synthetic', '#c65b4e'), fid_real=('real', '.75'), gan_test=('GAN-test', '#c65b4e'),
-                 cas=('GAN-train (CAS)', '#e8a33d'), accuracy_real=('real', '.75'), near_copies=('', '#c65b4e'))
-    panels = {'FID within the class': ['fid', 'fid_real'], 'accuracy': ['gan_test', 'cas', 'accuracy_real'],
-              'share of near copies': ['near_copies']}
-    for ax, (title, cols) in zip(axs, panels.items()):
-        cols = [c for c in cols if c in t][::-1]
-        names, colours = zip(*(looks[c] for c in cols))
-        t[cols].set_axis(names, axis=1).plot.barh(ax=ax, color=colours, width=.8, legend=False)
-        ax.set_title(title, fontsize=9); ax.spines[['top', 'right']].set_visible(False)
-        if len(cols) > 1: ax.legend(*(o[::-1] for o in ax.get_legend_handles_labels()), fontsize=7, frameon=False)
-    axs[2].axvline(self.copies.expected, color='.5', lw=.8, ls='--')
-    axs[2].set_xlim(0, max(.05, 1.1*t.near_copies.max()))
-    axs[0].figure.tight_layout()
-    return axs
