@@ -7,13 +7,15 @@ trained on synthetic ones alone; the test part is not read. Trials that OUT alre
 nbs/results/02_gans.ipynb reads nbs/results/records/gan_faces.parquet: these recipes, sizes and seeds, about an hour on one core.
 """
 from __future__ import annotations
-import argparse, math, time
+import argparse, copy, math, time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
+import torch
 from fastprogress.fastprogress import progress_bar
+from torch.utils.flop_counter import FlopCounterMode
 
 from synthrob.cnn.learner import cnn_learner, recipe
 from synthrob.core.basics import replacing
@@ -23,7 +25,6 @@ from synthrob.data.loaders import device_dls
 from synthrob.data.splits import splits
 from synthrob.gan.learner import gan_learner, synthesize
 from synthrob.gan.memorization import evaluate_pool
-from synthrob.gan.nets import summary
 from synthrob.gan.trainer import gan_recipe
 
 def recipes(width=16, bs=32):
@@ -49,6 +50,17 @@ def fit_classifier(images, a, n_real, seed=0):
     with learn.no_bar(), learn.no_logging(): learn.fit_recipe()
     return learn
 
+@torch.no_grad()
+def cost_of(gan):
+    "Parameters of both nets, and their multiply-adds for one sample"
+    device, rows = next(gan.parameters()).device, {}
+    y = torch.zeros(1, dtype=torch.long, device=device)
+    for name, net, shape in (('G', gan.generator, (gan.params['nz'],)), ('D', gan.discriminator, gan.shape)):
+        x = torch.zeros(1, *shape, device=device)
+        with FlopCounterMode(display=False) as count: copy.deepcopy(net).eval()(x, y)
+        rows[name] = dict(parameters=sum(p.numel() for p in net.parameters()), flops=count.get_total_flops()//2)
+    return pd.DataFrame(rows).T
+
 def trial(r, seed, a, real, valid, net):
     "Train a GAN by the recipe `r` and judge it with the classifier `net`: a row of plain values"
     start, cpu = time.perf_counter(), time.process_time()
@@ -60,7 +72,7 @@ def trial(r, seed, a, real, valid, net):
     pool = synthesize(learn.model, counts.tolist(), seed, progress=False, vocab=real.vocab)
     fit = partial(fit_classifier, a=a, n_real=len(real), seed=seed)
     judged = evaluate_pool(pool, real, valid, net, fit=fit, progress=False).summary
-    nets = summary(learn.model)
+    nets = cost_of(learn.model)
     sizes = {f'{what}_{part.lower()}': int(nets.loc[part, what]) for part in nets.index for what in nets}
     own = {k: v if isinstance(v, (int, float, str, type(None))) else str(v) for k, v in r.params.items()}
     return dict(own, **{k: v for k, v in judged.items() if isinstance(v, (int, float, type(None)))}, **cost, **sizes,

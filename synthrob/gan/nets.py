@@ -6,7 +6,6 @@
 from __future__ import annotations
 import copy, math
 from functools import partial
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -15,7 +14,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from ..core.basics import BadInput, check_name, seeded
 
 # %% auto #0
-__all__ = ['architectures', 'resolutions', 'GAN', 'summary']
+__all__ = ['architectures', 'resolutions', 'GAN']
 
 # %% ../../nbs/gan/01_nets.ipynb #00fcb46d
 def resolutions(size:int, # side of the image in pixels
@@ -361,17 +360,3 @@ class GAN(nn.Module):
         return self
 
     def forward(self, z, y): return self.ema(z, y)
-
-# %% ../../nbs/gan/01_nets.ipynb #659bbd0f
-@torch.no_grad()
-def summary(gan:GAN            # a pair
-           ) -> pd.DataFrame:  # rows G and D; columns parameters, flops (multiply-adds of convolutions and products)
-    "Count the parameters of both nets of `gan`, and their multiply-adds for one sample"
-    from torch.utils.flop_counter import FlopCounterMode
-    device, rows = next(gan.parameters()).device, {}
-    y = torch.zeros(1, dtype=torch.long, device=device)
-    for name, net, shape in (('G', gan.generator, (gan.params['nz'],)), ('D', gan.discriminator, gan.shape)):
-        x = torch.zeros(1, *shape, device=device)
-        with FlopCounterMode(display=False) as count: copy.deepcopy(net).eval()(x, y)
-        rows[name] = dict(parameters=sum(p.numel() for p in net.parameters()), flops=count.get_total_flops()//2)
-    return pd.DataFrame(rows).T
