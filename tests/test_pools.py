@@ -14,7 +14,7 @@ from synthrob.data.faces import emotions
 from synthrob.data.loaders import device_dls
 from synthrob.gan.learner import class_noise, load_gan, save_gan, synthesize
 from synthrob.gan.nets import GAN
-from synthrob.gan.pools import (_block, RefreshSynthetic, acceptance, confidence_thresholds, label_confidence,
+from synthrob.gan.pools import (_block, RefreshSynthetic, confidence_thresholds, label_confidence,
                                 pool_from_folder, sample_pool)
 from synthrob.split.mixture import mix
 
@@ -67,8 +67,8 @@ def test_rejection_takes_exactly_what_it_should():
         right = (z[:, 0].abs() <= .7).nonzero()[:n[c], 0]            # what shows its class, in the order of the candidates
         want = ((Stripes()(z[right], torch.full((len(right),), c)) + 1)*127.5).round().to(torch.uint8)
         assert torch.equal(pool.x[pool.y == c], want)
-        assert acceptance(pool).candidates.iloc[c] == (int(right[-1]) + 1 if n[c] else 0)
-    assert acceptance(pool).kept.tolist() == n
+        assert pool.about['filters'][-1]['candidates'][c] == (int(right[-1]) + 1 if n[c] else 0)
+    assert pool.about['filters'][-1]['kept'] == n
 
 @pytest.fixture(scope='module')
 def t(gan, judge): return confidence_thresholds(judge, sample_pool(gan, 200, seed=99, progress=False), .8)       # what four in five reach

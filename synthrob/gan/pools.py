@@ -7,7 +7,6 @@ from __future__ import annotations
 import math
 from contextlib import contextmanager
 from types import SimpleNamespace
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from ..core.basics import BadInput, hash_array, hash_of
@@ -23,7 +22,7 @@ from .learner import class_noise, generate, per_class, shape_noise
 from .nets import GAN
 
 # %% auto #0
-__all__ = ['label_confidence', 'confidence_thresholds', 'filter_pool', 'acceptance', 'sample_pool', 'RefreshSynthetic', 'as_pool',
+__all__ = ['label_confidence', 'confidence_thresholds', 'filter_pool', 'sample_pool', 'RefreshSynthetic', 'as_pool',
            'pool_from_folder', 'pool_problem']
 
 # %% ../../nbs/gan/04_pools.ipynb #f65f5b87
@@ -87,16 +86,6 @@ def filter_pool(pool:Dataset, # synthetic images of any origin
     count = lambda y: y.bincount(minlength=pool.c).tolist()
     step = dict(threshold=t.tolist(), candidates=count(pool.y), kept=count(pool.y[ok]))
     return pool.subset(ok, filters=[*pool.about.get('filters', []), step])
-
-def acceptance(pool:Dataset # from `filter_pool` or `sample_pool`
-              ) -> pd.DataFrame: # a row per class: candidates, kept, share, threshold
-    "Return what the last filter of `pool` accepted; raises `BadInput` if there was none"
-    if not pool.about.get('filters'):
-        raise BadInput("This pool was never filtered: see `filter_pool` and `sample_pool`.")
-    f = pool.about['filters'][-1]
-    columns = {k: f[k] for k in ('candidates', 'kept', 'threshold')}
-    table = pd.DataFrame(columns, index=pd.Index(pool.vocab, name='class'))
-    return table.assign(share=table.kept/table.candidates.clip(lower=1))
 
 # %% ../../nbs/gan/04_pools.ipynb #f1406774
 _block = 256   # items generated and judged at a time: part of the definition of a pool
