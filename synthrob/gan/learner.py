@@ -205,7 +205,9 @@ def plot_training(learn:Learner # from `gan_learner`, during or after training
         ax.set(xlabel='images seen', title=title)
         ax.legend(frameon=False)
     sample_sheet(learn.model, 6, learn.dls.vocab, ax=axs[2])
-    if len(axs) > 3: learn.save_best_gan.plot_curve(axs[3])
+    if len(axs) > 3:
+        best = learn.save_best_gan
+        best.curve.plot('images', best.metric, style='.-', ax=axs[3], legend=False, xlabel='images seen', ylabel=best.metric)
     learn.model.train(was)
     return axs
 

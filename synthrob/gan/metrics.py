@@ -277,13 +277,3 @@ def after_epoch(self:SaveBestGAN):
 @patch
 def after_fit(self:SaveBestGAN):
     if self.weights: self.model.ema.load_state_dict(self.weights)
-
-@patch
-def plot_curve(self:SaveBestGAN, ax=None # axes to draw on; None: new ones
-              ):                         # the axes
-    "Plot the metric against images seen, with its best point"
-    how = dict(x='images', y=self.metric, legend=False)
-    ax = self.curve.plot(style='.-', lw=1, figsize=(4, 2.4), ax=ax, **how)
-    self.curve.nsmallest(1, self.metric).plot(style='o', color='#c65b4e', mfc='none', ms=9, ax=ax, **how)
-    ax.set(xlabel='images seen', ylabel=self.metric)
-    return ax
