@@ -97,17 +97,3 @@ def plot_confusion(self:Confusion, ax=None # axes to draw on
     ax.tick_params(axis='x', labelrotation=0 if max(map(len, self.vocab)) < 9 else 30)
     ax.tick_params(axis='y', labelrotation=0)
     return ax
-
-# %% ../../nbs/cnn/02_evaluation.ipynb #1b7d0503
-@patch
-def plot_classes(self:Confusion, ax=None  # axes to draw on
-                ):                        # matplotlib axes
-    "Draw precision and recall by class as bars"
-    import seaborn as sns
-    t = self.per_class.reset_index().melt('class', ['precision', 'recall'], var_name='measure')
-    if ax is None: ax = plt.subplots(figsize=(max(3.5, .8*len(self.vocab) + 1.5), 2.6), dpi=80)[1]
-    sns.barplot(t, x='class', y='value', hue='measure', palette='colorblind', ax=ax)
-    ax.set(ylim=(0, 1), xlabel='', ylabel='share')
-    ax.legend(title='', frameon=False, ncols=2, loc='lower right', bbox_to_anchor=(1, 1), borderaxespad=0, fontsize=8)
-    ax.set_title(f'n = {self.n:,}', fontsize=10, loc='left')
-    return ax
