@@ -23,8 +23,9 @@ from synthrob.core.stages import device_name, versions
 from synthrob.data.core import prepare
 from synthrob.data.loaders import device_dls
 from synthrob.data.splits import splits
-from synthrob.gan.learner import gan_learner, synthesize
+from synthrob.gan.learner import gan_learner
 from synthrob.gan.memorization import evaluate_pool
+from synthrob.gan.pools import sample_pool
 from synthrob.gan.trainer import gan_recipe
 
 def recipes(width=16, bs=32):
@@ -69,7 +70,7 @@ def trial(r, seed, a, real, valid, net):
     with learn.no_bar(), learn.no_logging(): learn.fit_gan(a.images)
     cost = dict(seconds=time.perf_counter() - start, cpu_seconds=time.process_time() - cpu)
     counts = (real.y.bincount(minlength=len(real.vocab))*a.pool/len(real)).round().long()     # classes as in the real images
-    pool = synthesize(learn.model, counts.tolist(), seed, progress=False, vocab=real.vocab)
+    pool = sample_pool(learn.model, counts.tolist(), seed=seed, progress=False, vocab=real.vocab)
     fit = partial(fit_classifier, a=a, n_real=len(real), seed=seed)
     judged = evaluate_pool(pool, real, valid, net, fit=fit, progress=False).summary
     nets = cost_of(learn.model)

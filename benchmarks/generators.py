@@ -13,8 +13,9 @@ from ast import literal_eval
 import torch
 
 from synthrob.cnn.learner import cnn_learner, evaluate, recipe
-from synthrob.gan.learner import gan_learner, synthesize
+from synthrob.gan.learner import gan_learner
 from synthrob.gan.memorization import evaluate_pool
+from synthrob.gan.pools import sample_pool
 from synthrob.gan.trainer import gan_recipe
 from trials import run_trials
 
@@ -57,7 +58,7 @@ def trial(name, minutes, seed, parts, device=None):
         name, *changes = name.split(',')
         r = gan_recipe(name, **{k: literal_eval(v) for k, v in (o.split('=') for o in changes)})
         learn, row = train_gan(r, minutes, seed, train, device)
-        pool = synthesize(learn.model, train.y.bincount(minlength=train.c).tolist(), seed, progress=False, vocab=train.vocab)
+        pool = sample_pool(learn.model, train.y.bincount(minlength=train.c).tolist(), seed=seed, progress=False, vocab=train.vocab)
         summary = evaluate_pool(pool, train, valid, judge(train, device), progress=False).summary
         row |= {k: summary[k] for k in measures} | dict(failure=str(learn.failure and learn.failure['kind']))
     cas = {f'cas_{o}': evaluate(classifier(o, pool, CAS + seed, device), valid).accuracy for o in EPOCHS}

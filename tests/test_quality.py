@@ -14,11 +14,12 @@ from conftest import drawn_faces
 from synthrob.cnn.models import PosterNet, StrongNet, Torchvision
 from synthrob.core.basics import BadInput, seeded, write_tensors
 from synthrob.data.faces import draw_faces, emotions
-from synthrob.gan.learner import gan_learner, synthesize
+from synthrob.gan.learner import gan_learner
 from synthrob.data.dataset import Dataset
 from synthrob.data.loaders import device_dls
 from synthrob.gan.memorization import CopyReport, _some, evaluate_pool, find_copies
 from synthrob.gan.metrics import (SaveBestGAN, cas, features, fid, gan_test, intra_class, kid, prdc, score)
+from synthrob.gan.pools import sample_pool
 from synthrob.split.features import pretrained
 
 def faces(n, seed, size=32, channels=1):
@@ -227,7 +228,7 @@ def test_it_does_not_disturb(net):
     assert keep.curve.images.tolist() == [40, 80, 120, 160] and keep.best[1] == keep.curve.intra_fid.min()
     model, keep = gan(net, real, 4, every=3)
     assert keep.curve.epoch.tolist() == [3, 4]
-    made = synthesize(model, 10, progress=False)
+    made = sample_pool(model, 10, progress=False)
     x, y = made.x, made.y
     assert intra_class(fid, features(net, real.x)[0], real.y, features(net, x)[0], y)[0] == pytest.approx(keep.best[1], rel=1e-4)
 

@@ -1,5 +1,5 @@
 "Stage 1: synthesise"
-from .learner import (LiveFigure, SampleSheet, gan_learner, load_gan, plot_training, sample_sheet, save_gan, synthesize,
+from .learner import (LiveFigure, SampleSheet, gan_learner, load_gan, plot_training, sample_sheet, save_gan,
                       training_curve)
 from .memorization import PoolReport, evaluate_pool, find_copies
 from .metrics import SaveBestGAN, cas, fid, gan_test, intra_class, kid, prdc

@@ -18,7 +18,6 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 from fastcore.basics import patch
-from fastprogress.fastprogress import progress_bar
 from IPython.display import display
 from ..core.distributed import DistributedLearner
 from ..core.training import Checkpoint, History, SeedEpochs, no_sync
@@ -29,8 +28,8 @@ from .nets import GAN
 from .trainer import GANTrainer, StopOnCollapse, TrainStat, gan_recipe
 
 # %% auto #0
-__all__ = ['gan_learner', 'class_noise', 'shape_noise', 'per_class', 'generate', 'synthesize', 'sample_sheet', 'SampleSheet',
-           'training_curve', 'plot_training', 'LiveFigure', 'save_gan', 'load_gan']
+__all__ = ['gan_learner', 'class_noise', 'shape_noise', 'per_class', 'generate', 'sample_sheet', 'SampleSheet', 'training_curve',
+           'plot_training', 'LiveFigure', 'save_gan', 'load_gan']
 
 # %% ../../nbs/01_gan.ipynb #45adf61b
 def gan_learner(data,           # training `Dataset`, or `DataLoaders` of which only `train` is used
@@ -136,26 +135,6 @@ def generate(gan:GAN,  # a trained GAN
     if not x.isfinite().all(): raise BadInput("The GAN's output is not finite: its training diverged, train it again.")
     return to_uint8((x + 1)/2) if x.ndim == 4 else x.float()
 
-def synthesize(gan:GAN,       # a trained GAN
-               n,             # items of each class: an int, or one number per class
-               seed:int=0,    # of the noise
-               bs:int=512,    # items at a time
-               progress=True, # show a progress bar?
-               noise_std=1.,  # standard deviation of the noise: above 1 for more variety, below for more typical items
-               truncate=None, # truncate the noise at ± this many standard deviations
-               vocab=None     # class names; None: those of the GAN
-              ) -> Dataset:   # ordered by class, on the CPU
-    "Sample `n` items of every class; raises `BadInput` if `n` does not fit the classes"
-    k = gan.params['n_classes']
-    n = per_class(n, k)
-    gan.eval()
-    z = torch.cat([class_noise(m, gan.params['nz'], c, seed) for c, m in enumerate(n)])
-    z = shape_noise(z, noise_std, truncate)
-    y = torch.repeat_interleave(torch.arange(k), torch.tensor(n))
-    x = torch.empty(len(y), *gan.shape, dtype=torch.uint8 if len(gan.shape) == 3 else torch.float32)
-    for i in progress_bar(range(0, len(y), bs), display=progress): x[i:i+bs] = generate(gan, z[i:i+bs], y[i:i+bs]).cpu()
-    return Dataset(x, y, vocab or gan.vocab or list(map(str, range(k))), dict(origin=['synthetic']*len(y)))
-
 # %% ../../nbs/01_gan.ipynb #a950f267
 def sample_sheet(gan:GAN,     # in training or trained
                  n:int=10,    # images of each class
@@ -163,7 +142,9 @@ def sample_sheet(gan:GAN,     # in training or trained
                  ax=None      # axes to draw on; None: new ones
                 ):            # the axes
     "Draw a sheet of synthetic images from fixed noise, one row per class"
-    return synthesize(gan, n, progress=False, vocab=vocab).show(n, ax=ax)
+    k = gan.params['n_classes']
+    z, y = torch.cat([class_noise(n, gan.params['nz'], c) for c in range(k)]), torch.arange(k).repeat_interleave(n)
+    return Dataset(generate(gan, z, y).cpu(), y, vocab or gan.vocab or list(map(str, range(k)))).show(n, ax=ax)
 
 class SampleSheet(Callback):
     "Save a sample sheet to `folder` after every `every`-th epoch and the last"
@@ -180,7 +161,6 @@ class SampleSheet(Callback):
         with replacing(self.folder/f'epoch_{self.epoch+1:04d}.png') as t:
             fig.savefig(t, format='png', bbox_inches='tight')
         plt.close(fig)
-        self.model.train()
 
 # %% ../../nbs/01_gan.ipynb #3cd0b70a
 def training_curve(learn:Learner # from `gan_learner`, during or after training
@@ -195,7 +175,7 @@ def training_curve(learn:Learner # from `gan_learner`, during or after training
 def plot_training(learn:Learner # from `gan_learner`, during or after training
                  ):             # the axes: losses, logits, sample sheet, quality
     "Plot losses, the discriminator's logits, a sample sheet and, if `SaveBestGAN` measures it, the quality"
-    df, was = training_curve(learn), learn.model.training
+    df = training_curve(learn)
     wide = [1, 1, 1.2, 1] if hasattr(learn, 'save_best_gan') and len(learn.save_best_gan.curve) else [1, 1, 1.2]
     size = 3.4*sum(wide), 2.8
     _, axs = plt.subplots(1, len(wide), figsize=size, dpi=80, width_ratios=wide, layout='constrained')
@@ -205,10 +185,8 @@ def plot_training(learn:Learner # from `gan_learner`, during or after training
         ax.set(xlabel='images seen', title=title)
         ax.legend(frameon=False)
     sample_sheet(learn.model, 6, learn.dls.vocab, ax=axs[2])
-    if len(axs) > 3:
-        best = learn.save_best_gan
-        best.curve.plot('images', best.metric, style='.-', ax=axs[3], legend=False, xlabel='images seen', ylabel=best.metric)
-    learn.model.train(was)
+    if len(axs) > 3: (b := learn.save_best_gan).curve.plot('images', b.metric, style='.-', legend=False, ax=axs[3],
+                                                           xlabel='images seen', ylabel=b.metric)
     return axs
 
 # %% ../../nbs/01_gan.ipynb #72ad9b47

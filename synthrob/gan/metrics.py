@@ -15,9 +15,9 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastcore.basics import patch
 from fastprogress.fastprogress import progress_bar
-from .learner import synthesize
 from ..data.dataset import Dataset, check_classes
 from ..data.loaders import to_float
+from .pools import sample_pool
 
 # %% auto #0
 __all__ = ['pool_metrics', 'features', 'Score', 'score', 'gan_test', 'fid', 'kid', 'prdc', 'intra_class', 'check_alike', 'cas',
@@ -264,8 +264,7 @@ def after_epoch(self:SaveBestGAN):
     "Measure the averaged generator, and keep its weights if they are the best so far"
     epoch = self.epoch + 1
     if epoch <= self.start or (epoch % self.every and epoch < self.n_epoch): return
-    made = synthesize(self.model, self.n, progress=False)
-    self.model.train()                          # `synthesize` has set it to eval mode
+    made = sample_pool(self.model, self.n, progress=False)
     value = pool_metrics[self.metric](self.features, self.real.y, features(self.net, made.x)[0], made.y)
     self.rows.append([epoch, epoch*self.n_iter*self.dls.train.bs, value])
     if self.best is None or value < self.best[1]:
