@@ -234,8 +234,7 @@ class SaveBestGAN(Callback):
             raise BadInput(f"The GAN makes images of {self.model.shape}, validation has {shape}: prepare them alike.")
         if len(n) != p['n_classes'] or n.min() < 2:
             raise BadInput(f"The GAN has {p['n_classes']} classes, validation {n.tolist()} images: give two of each.")
-        if (ours := list(self.dls.vocab)) != (theirs := list(self.real.vocab)):
-            raise BadInput(f"The GAN's classes are {ours}, those of validation {theirs}: give the same, in one order.")
+        check_classes(GAN=self.dls, validation=self.real)
         self.rows, self.best, self.weights, self.start = [], None, None, None
         self.features = features(self.net, self.real.x)[0]
         reference = [hash_array(v) for v in (self.real.x, self.real.y, *self.net.state_dict().values())]
