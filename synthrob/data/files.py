@@ -719,13 +719,10 @@ def read_fer_csv(
 # %% ../../nbs/data/03_files.ipynb #4fb61b8b
 def torchvision_sets() -> dict: # name -> class
     "Return torchvision's data sets that have a training and a test part and no other required choice"
-    def fits(c):
-        if not inspect.isclass(c): return False
-        ps = inspect.signature(c).parameters
-        must = {k for k,p in ps.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
-        return {'root', 'train', 'download'} <= set(ps) and must == {'root'}
     from torchvision import datasets
-    return {k: c for k,c in vars(datasets).items() if fits(c)}
+    known = {'root', 'train', 'download', 'name'}                                      # PhotoTour requires a name
+    return {k: c for k, c in vars(datasets).items()
+            if inspect.isclass(c) and known & {*inspect.signature(c).parameters} == known - {'name'}}
 
 # %% ../../nbs/data/03_files.ipynb #faf0d53d
 def torchvision_images(
