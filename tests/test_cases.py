@@ -291,7 +291,7 @@ def test_a_pool_is_read_before_the_first_cell(tmp_path):
     from synthrob.sweep.command import sweep
     plan = lambda pool: sweep(data='folder', path=str(fill(tmp_path/'d')), pool=str(pool), ratio='0,.5', folds='1', cnn_seed='1',
                               copies='exact', out=tmp_path/'runs', dry_run=True)
-    with pytest.raises(BadInput, match="there is no class 'a': choose from c"): plan(fill(tmp_path/'other', 'cd'))
+    with pytest.raises(BadInput, match="the pool has no class 'a'"): plan(fill(tmp_path/'other', 'cd'))
     with pytest.raises(BadInput, match='of the pool are copies of real ones'): plan(tmp_path/'d')
 
 @pytest.mark.parametrize('command, args, gone', [('sweep.command', '--ratios 0 --data {p} --dry_run', 'there is no data'), ('sweep.report', '{p}', 'holds no'),

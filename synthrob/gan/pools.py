@@ -228,6 +228,9 @@ def as_pool(images:Dataset, # from `prepare`
     "Turn images made elsewhere into a pool; raises `BadInput` for a missing class and for copies of real images"
     if not isinstance(made_by, str) or not made_by.strip():
         raise BadInput("made_by is missing: say who or what made these images, as in made_by='Stable Diffusion 1.5'.")
+    if lack := [c for c in vocab if c not in images.vocab]:
+        raise BadInput(f"the pool has no class {lack[0]!r}, which the real images have: it has "
+                       f"{', '.join(images.vocab)}.")
     left_out = {c: int((images.y == i).sum()) for i, c in enumerate(images.vocab) if c not in vocab}
     about = dict(made_by=made_by.strip(), data=images.about.get('hash'), broken=len(images.about.get('broken', [])))
     pool = images.select(list(vocab))
