@@ -280,8 +280,8 @@ def pool_problem(pool:Dataset, # synthetic items
                     "of real ones): the GAN collapsed or the pool is flat; try another gan_seed, more gan_images or "
                     "another pool.")
         if pool.is_images and len(x) and len(y) and rough(x) > .65 + rough(y)/2:
-            return (f"The synthetic images of class {name!r} are noise (neighbouring pixels differ by {rough(x):.0%} of "
-                    f"what noise has, in real images by {rough(y):.0%}): try another gan_seed, more gan_images or "
+            return (f"The synthetic images of class {name!r} are noise (neighbouring pixels differ by {rough(x):.0%} "
+                    f"of what noise has, in real images by {rough(y):.0%}): try another gan_seed, more gan_images or "
                     "another pool.")
     return ''
 
