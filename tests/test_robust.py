@@ -1,4 +1,4 @@
-"Robustness: falls with severity, resumes after a kill, does not depend on channels; comparison over seeds"
+"Robustness: falls with severity, resumes after a kill, does not depend on channels; comparison of classifiers"
 from __future__ import annotations
 import json, signal, subprocess, sys, time
 from functools import partial
@@ -9,10 +9,9 @@ from synthrob.cnn.learner import Evaluation, cnn_learner, evaluate, recipe
 from synthrob.core.basics import BadInput, seeded, write_tensors
 from synthrob.cnn.models import StrongNet
 from synthrob.data.faces import emotions
-from synthrob.data.dataset import Dataset
 from synthrob.data.loaders import device_dls
 from synthrob.cnn.corruptions import common, extra
-from synthrob.cnn.robustness import Comparison, Robustness, RobustnessLevel, evaluate_robustness, robustness_level
+from synthrob.cnn.robustness import Robustness, RobustnessLevel, compare, evaluate_robustness, robustness_level
 
 @pytest.fixture(scope='module')
 def learn():
@@ -83,33 +82,26 @@ def test_three_channels(toy_cnn):
     pd.testing.assert_frame_equal(one.predictions, three.predictions)
     pd.testing.assert_frame_equal(one.attacks, three.attacks)
 
-def test_compare_over_seeds(toy_cnn):
-    "A classifier compared with itself has mCE 1; the interval over seeds is that of a t-test"
-    from scipy.stats import ttest_1samp
+def test_compare(toy_cnn):
+    "A classifier compared with itself has mCE 1; robustness at another level is refused"
     images, level = faces(300, 5), RobustnessLevel(('fog', 'contrast'), (3,), 100, 20, (('fgsm', 'inf', 1, (1/255,)),))
-    rob = evaluate_robustness(toy_cnn, images, level, seed=0, progress=False)
-    runs = [(evaluate(toy_cnn, images), rob)]
-    for k in range(3):                                       # stand in for other trainings
-        noisy = Dataset((images.x.float() + 12*k*torch.randn(images.x.shape, generator=torch.Generator().manual_seed(k)))
-                         .clamp(0, 255).to(torch.uint8), images.y, emotions)
-        runs.append((evaluate(toy_cnn, noisy), rob))
-    c = Comparison(dict(one=runs[0], many=runs))
-    row = c.table.query("run == 'many' and measure == 'accuracy'").iloc[0]
-    ci = ttest_1samp([ev.accuracy for ev, _ in runs], 0).confidence_interval()
-    assert row.low == pytest.approx(ci.low) and row.high == pytest.approx(ci.high) and row.seeds == 4
-    assert c.table.query("measure == 'mce'").value.tolist() == pytest.approx([1, 1])
+    ev, rob = evaluate(toy_cnn, images), evaluate_robustness(toy_cnn, images, level, seed=0, progress=False)
+    t = compare(dict(one=(ev, rob), bare=(ev, None), same=(ev, rob)))
+    assert list(t.index) == ['one', 'bare', 'same'] and t.loc['bare', ['mca', 'mce', 'fgsm inf 1/255']].isna().all()
+    assert t.mce.dropna().tolist() == pytest.approx([1, 1])
+    assert (t.low < t.accuracy).all() and (t.accuracy < t.high).all() and (t.n == 300).all()
     other = evaluate_robustness(toy_cnn, images, RobustnessLevel(('fog',), (3,), 100), seed=0, progress=False)
-    with pytest.raises(BadInput, match='differ in images, level'):     # of two others, though the reference has none
-        Comparison(dict(bare=(runs[0][0], None), one=runs[0], other=(runs[0][0], other)))
+    with pytest.raises(BadInput, match='other was evaluated on other images or at another level'):
+        compare(dict(bare=(ev, None), one=(ev, rob), other=(ev, other)))      # of two others, though the reference has none
 
 def test_compare_what_cannot_be_compared(toy_cnn):
-    "A net that diverged has no accuracy; a class without an image counts as 0 in value and interval of macro F1"
+    "A net that diverged has no accuracy; a class without an image counts as 0 in macro F1"
     images = faces(100, 5)
     ev = evaluate(toy_cnn, images.subset(images.y < 4))
-    row = Comparison(dict(one=(ev, None))).table.set_index('measure').loc['macro_f1']
-    assert row.low < row.value < row.high < .81
-    ev = Evaluation(torch.full((100, 5), torch.nan), images.y, emotions)
-    with pytest.raises(BadInput, match='its training diverged'): Comparison(dict(one=(evaluate(toy_cnn, images), None), gone=(ev, None)))
+    assert compare(dict(one=(ev, None))).macro_f1.item() == pytest.approx(ev.per_class.f1[:4].sum()/5)
+    diverged = Evaluation(torch.full((100, 5), torch.nan), images.y, emotions)
+    with pytest.raises(BadInput, match='gone has .* its training diverged'):
+        compare(dict(one=(evaluate(toy_cnn, images), None), gone=(diverged, None)))
 
 def test_the_norm_of_an_attack_is_text():
     with pytest.raises(BadInput, match="norm 2: give 'inf' or '2', as text"):

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/cnn/06_robustness.ipynb #4e042a7d
 from __future__ import annotations
-import html, json, math, time
+import json, math, time
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
@@ -15,15 +15,14 @@ from ..core.basics import (BadInput, generator, hash_array, hash_of, read_json, 
                                   write_json, write_parquet, write_tensors)
 from fastcore.basics import patch
 from fastprogress.fastprogress import progress_bar
-from scipy.stats import t as student_t
-from .attacks import Predictor, _check, _wilson, attack, plot_attack_curves
+from .attacks import Predictor, _check, _wilson, attack
 from .calibration import fit_temperature
 from .learner import Evaluation, evaluate, predict
 from .corruptions import common, corrupt, extra
 from ..data.dataset import check_classes
 
 # %% auto #0
-__all__ = ['robustness_levels', 'RobustnessLevel', 'robustness_level', 'Robustness', 'evaluate_robustness', 'Comparison']
+__all__ = ['robustness_levels', 'RobustnessLevel', 'robustness_level', 'Robustness', 'evaluate_robustness', 'compare']
 
 # %% ../../nbs/cnn/06_robustness.ipynb #412270fd
 _grey = lambda *levels: tuple(o/255 for o in levels)
@@ -301,189 +300,25 @@ def plot_calibration(self:Robustness, ax=None # axes to draw on
     ax.set_title(f"n = {self.clean['n']}, mean of the common corruptions", fontsize=10)
     return ax
 
-# %% ../../nbs/cnn/06_robustness.ipynb #b20fee72
-def _clean_figures(ev):
-    "Return one-hot cells of the confusion matrix by image (n,k²), and a function from their sums to figures"
-    k, n = len(ev.vocab), len(ev.y)
-    absent = ~np.isin(np.arange(k), ev.y)                                     # from the images themselves
-    def figures(s): # (...,k²) -> (measure, class) -> values (...)
-        m = s.reshape(*s.shape[:-1], k, k)
-        correct, predicted, true = np.einsum('...ii->...i', m), m.sum(-2), m.sum(-1)
-        with np.errstate(invalid='ignore'):   # 0/0 counts as 0, in a resample without the class as NaN
-            known = lambda v: np.where((true > 0) | absent, np.nan_to_num(v), np.nan)
-            p, r, f1 = map(known, (correct/predicted, correct/true, 2*correct/(predicted + true)))
-        out = {('accuracy', ''): correct.sum(-1)/n, ('macro_f1', ''): np.nanmean(f1, -1)}
-        for i, c in enumerate(ev.vocab): out |= {('precision', c): p[..., i], ('recall', c): r[..., i]}
-        return out
-    return torch.nn.functional.one_hot(ev.y*k + ev.pred, k*k).double().numpy(), figures
-
-def _errors(r):
-    "Return the errors by image, clean and by corruption, means over severities (n,1+k)"
-    wrong = {k: (v != r.predictions.true).to_numpy(float) for k, v in r.predictions.items()}
-    severities = sorted(r.corruptions.severity.unique())
-    mean = lambda c: np.mean([wrong[f'{c} {s}'] for s in severities], axis=0)
-    return np.stack([wrong['clean'], *map(mean, r.by_corruption.index)], 1)
-
-def _corruption_figures(rob, references):
-    "Return errors by image beside the mean errors of the references, and a function from their sums to figures"
-    group, n = rob.by_corruption.group, len(rob.predictions)
-    is_common = (group == 'common').to_numpy()
-    def figures(s): # (...,2+2k) -> (measure, corruption or '') -> values (...)
-        (e0, e), (ref0, ref) = (np.split(o, [1], axis=-1) for o in np.split(s, 2, axis=-1))
-        out = {('mca', ''): 1 - e[..., is_common].mean(-1)/n}
-        if not is_common.all(): out['mca_extra', ''] = 1 - e[..., ~is_common].mean(-1)/n
-        wrong, hurts = (ref > 1e-9) & is_common, (ref > ref0 + 1e-9) & is_common
-        with np.errstate(divide='ignore', invalid='ignore'):
-            out['mce', ''] = np.where(wrong, e/ref, 0).sum(-1)/wrong.sum(-1)
-            out['relative_mce', ''] = np.where(hurts, (e - e0)/(ref - ref0), 0).sum(-1)/hurts.sum(-1)
-        return out | {('corruption', c): 1 - e[..., i]/n for i, c in enumerate(group.index)}
-    return np.concatenate([_errors(rob), np.mean([_errors(r) for r in references], axis=0)], 1), figures
-
-# %% ../../nbs/cnn/06_robustness.ipynb #fa53be89
-def _bootstrap(sums, figures, level=.95):
-    "Return (measure, of) -> (value, low, high), with percentiles of 1,000 resamples of the images"
-    n, rng = len(sums), np.random.default_rng(0)
-    times = np.stack([np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(1000)])
-    resampled = figures(times @ sums)
-    ends = {k: np.nanpercentile(v, [50*(1 - level), 50*(1 + level)]).tolist() for k, v in resampled.items()}
-    return {k: (float(v), *ends[k]) for k, v in figures(sums.sum(0)).items()}
-
-def _over_seeds(runs, level):
-    "Return means of figures over runs, with Student's interval: (measure, of, n) -> (value, low, high)"
-    out = {}
-    for k in runs[0]:
-        v = np.array([r[k] for r in runs])
-        half = student_t.ppf((1 + level)/2, len(v) - 1)*v.std(ddof=1)/math.sqrt(len(v))
-        low, high = dict(mce=(0, math.inf), relative_mce=(-math.inf, math.inf)).get(k[0], (0., 1.))
-        out[k] = v.mean(), max(v.mean() - half, low), min(v.mean() + half, high)
-    return out
-
-def _figures(ev, rob, references, level, many):
-    "Return (measure, of, n) -> (value, low, high) of one classifier; without intervals if it has `many` seeds"
-    value = lambda v, interval=(np.nan, np.nan): v if many else (v, *interval)
-    out = {('ece', '', len(ev.y)): value(ev.ece)}
-    for sums, figures in [_clean_figures(ev)] + ([_corruption_figures(rob, references or [rob])] if rob else []):
-        found = figures(sums.sum(0)) if many else _bootstrap(sums, figures, level)
-        out |= {(*k, len(sums)): v for k, v in found.items() if references or 'mce' not in k[0]}
-    if rob:
-        out['ece_corrupted', '', rob.clean['n']] = value(rob.summary['ece_corrupted'])
-        for a in rob.attacks[rob.attacks.eps > 0].itertuples():
-            key = 'attack', _attack_key(a.attack, a.norm, a.eps), a.n
-            out[key] = value(a.accuracy, _wilson(a.accuracy, a.n, level))
-    return out
-
-# %% ../../nbs/cnn/06_robustness.ipynb #d6fe033e
-class Comparison:
-    "Several classifiers on the same test images: see `table`, `headline`, `per_class` and the plots"
-    def __init__(self, runs:dict,  # name -> split run or (evaluation, robustness or None), or a list, one per seed
-                       level=.95): # confidence level of the intervals
-        "Compare classifiers with the first of them; raise `BadInput` unless all were evaluated on the same images"
-        if not runs: raise BadInput("runs is empty: give classifiers by name, e.g. dict(real=a, mixed=b).")
-        runs = {k: [_evaluated(k, o) for o in (v if isinstance(v, list) else [v])] for k, v in runs.items()}
-        self.reference, self.level = next(iter(runs)), level
-        first = next((rob for v in runs.values() for _, rob in v if rob), None)
-        for k, v in runs.items(): _check_runs(k, v, self.reference, runs[self.reference][0][0], first)
-        self.evaluations = {k: [ev for ev, _ in v] for k, v in runs.items()}
-        self.robustness = {k: [rob for _, rob in v] for k, v in runs.items() if v[0][1]}
-        self.vocab = self.evaluations[self.reference][0].vocab
-        references, rows = self.robustness.get(self.reference, []), []
-        for name, v in runs.items():
-            many = len(v) > 1
-            found = [_figures(*o, references, level, many) for o in v]
-            for (m, of, n), (value, low, high) in (_over_seeds(found, level) if many else found[0]).items():
-                rows.append(dict(run=name, measure=m, of=of, value=value, low=low, high=high, n=n, seeds=len(v),
-                                 interval='seeds' if many else 'images'))
-        self.table = pd.DataFrame(rows)
-
-def _evaluated(name, run):
-    "Return the evaluation and the robustness (or None) of a run"
-    ev, rob = run if isinstance(run, tuple) else (getattr(run, 'evaluation', None), getattr(run, 'robustness', None))
-    ev = ev() if callable(ev) else ev                             # a method of a split run
-    if isinstance(ev, Evaluation) and not ev.n:
-        raise BadInput(f"{name} has predictions that are not finite: its training diverged, leave it out.")
-    if isinstance(ev, Evaluation): return ev, rob
-    raise BadInput(f"{name} has no evaluation: give (evaluation, robustness or None), or a split run.")
-
-def _check_runs(name, runs, reference, first, base_rob):
-    "Raise `BadInput` unless `runs` were evaluated as `first`, of the reference, and as the first robustness"
-    if not runs: raise BadInput(f"{name} is empty: give at least one run.")
-    settings = lambda rob: {k: rob.about[k] for k in ('images', 'level', 'seed')}
-    for ev, rob in runs:
-        index = [o.index for o in (ev, first) if hasattr(o, 'index')]                  # of experiments
-        other = not torch.equal(ev.y, first.y) or len(index) == 2 and not np.array_equal(*index)
-        if list(ev.vocab) != list(first.vocab) or other:
-            raise BadInput(f"{name} was evaluated on other images than {reference}: use the same test part.")
-        if (rob is None) != (runs[0][1] is None):
-            raise BadInput(f"{name} has robustness for only some of its runs: evaluate it for all or none.")
-        if rob and base_rob and settings(rob) != settings(base_rob):
-            raise BadInput(f"{name} and others differ in images, level or seed of robustness: use the same.")
-
-# %% ../../nbs/cnn/06_robustness.ipynb #3f13bb46
-@patch
-def _texts(self:Comparison, table, columns, digits):
-    "Return figures with intervals as text, a row a run"
-    f = lambda x: f'{x:.{digits}f}'.replace('0.', '.', 1) if abs(x) < 1 else f'{x:.{digits}f}'
-    cell = lambda v, low, high: f(v) if math.isnan(low) or low == high else f'{f(v)} [{f(low)}, {f(high)}]'
-    t = table.assign(text=[cell(*o) for o in zip(table.value, table.low, table.high)])
-    return t.pivot(index='run', columns=columns, values='text').loc[list(self.evaluations)]
-
-@patch
-def per_class(self:Comparison, measure='recall'  # 'precision' or 'recall'
-             ) -> pd.DataFrame:                  # rows: runs; columns: classes; text
-    "Return precision or recall by run and class, with intervals"
-    return self._texts(self.table[self.table.measure == measure], 'of', 2)[self.vocab].rename_axis(columns=measure)
-
-@patch
-def headline(self:Comparison) -> pd.DataFrame: # rows: runs; columns: measures; text
-    "Return clean and robust accuracy and calibration, with intervals"
-    t = self._texts(self.table[self.table.of == ''], 'measure', 3)
-    order = ['accuracy', 'macro_f1', 'ece', 'mca', 'mca_extra', 'mce', 'relative_mce', 'ece_corrupted']
-    return t[[o for o in order if o in t]].fillna('').rename_axis(columns=None)
-
-@patch
-def __repr__(self:Comparison): return f'{self.headline()}'
-
-@patch
-def _repr_html_(self:Comparison):
-    kinds = self.table.groupby('interval', sort=False).run.unique().map(', '.join)
-    note = '; '.join(f"over {k}: {names}" for k, names in kinds.items())
-    n = len(self.evaluations[self.reference][0].y)
-    note = f'n = {n} test images, {self.level:.0%} intervals ({note}); mCE against {self.reference}.'
-    tables = self.headline(), self.per_class('precision'), self.per_class('recall')
-    return f'<p>{html.escape(note)}</p>' + ''.join(t.to_html() for t in tables)
-
-# %% ../../nbs/cnn/06_robustness.ipynb #1f3faef5
-@patch
-def plot_headline(self:Comparison, ax=None # axes to draw on
-                 ):                        # the axes
-    "Plot clean, corrupted and attacked accuracy with intervals"
-    label = lambda name, norm, eps: f"{name}\n{'' if norm == 'inf' else 'ℓ2 '}ε = {eps}"
-    t = self.table.set_index(['measure', 'of'])
-    ticks = {('accuracy', ''): 'clean', ('mca', ''): 'corrupted'}
-    ticks |= {(m, of): label(*of.split()) for m, of in t.index.unique() if m == 'attack' and not of.startswith('fgsm')}
-    ticks = {k: v for k, v in ticks.items() if k in t.index}
-    if ax is None: ax = plt.subplots(figsize=(1.6 + .95*len(ticks), 2.8), dpi=68)[1]
-    for i, (name, mark) in enumerate(zip(self.evaluations, 'os^Dvx*P'*9)):
-        v, low, high = t[t.run == name][['value', 'low', 'high']].reindex(list(ticks)).to_numpy().T
-        at = np.arange(len(ticks)) + .16*(i - (len(self.evaluations) - 1)/2)
-        ax.errorbar(at, v, [(v - low).clip(0), (high - v).clip(0)], fmt=mark, ms=5, lw=1.2, capsize=2, label=name)
-    ax.axhline(1/len(self.vocab), color='.6', lw=.8, ls=':')
-    ax.set(ylim=(0, 1), ylabel='accuracy', xticks=range(len(ticks)), xticklabels=ticks.values())
-    ax.tick_params(labelsize=8)
-    ax.legend(frameon=False, fontsize=8)
-    ax.set_title('dotted: chance', fontsize=9, loc='right')
-    return ax
-
-# %% ../../nbs/cnn/06_robustness.ipynb #7819d534
-@patch
-def plot_attacks(self:Comparison, attack='pgd', # its name
-                                  norm='inf',   # 'inf' or '2'
-                                  ax=None       # axes to draw on
-                ):                              # the axes
-    "Plot robust accuracy against eps; the band is Wilson's 95 % interval of one run, or the range of several seeds"
-    pick = lambda t: t[(t.attack == attack) & (t.norm == str(norm))]
-    curves = {k: [pick(r.attacks) for r in rs] for k, rs in self.robustness.items()}
-    if not curves or any(t.empty for ts in curves.values() for t in ts):
-        raise BadInput(f"attack={attack!r}, norm={norm!r} was not run for all: choose one from their `attacks`.")
-    t = curves[next(iter(curves))][0].iloc[0]
-    return plot_attack_curves(curves, ax, f'{attack}, {t.steps} steps, n = {t.n}')
+# %% ../../nbs/cnn/06_robustness.ipynb #c0a4b1e7
+def compare(runs:dict # name -> (evaluation, robustness or None), on the same test images; the first is the reference
+           ) -> pd.DataFrame: # a row a run: n, accuracy, its 95 % interval, macro_f1, ece; if robust mca, attacks, mce…
+    "Tabulate classifiers; raise `BadInput` unless all were evaluated on the same images, at the same level"
+    if not runs: raise BadInput("runs is empty: give classifiers by name, e.g. dict(real=(evaluation, robustness)).")
+    rows, ((ev0, ref), *_), some = {}, runs.values(), next((r for _, r in runs.values() if r), None)
+    settings = lambda r: [r.about[k] for k in ('images', 'level', 'seed')]
+    errors = lambda r: 1 - r.by_corruption.accuracy[r.by_corruption.group == 'common']
+    for name, (ev, r) in runs.items():
+        index = [o.index for o in (ev, ev0) if hasattr(o, 'index')]                    # of split runs
+        same = torch.equal(ev.y, ev0.y) and (len(index) < 2 or np.array_equal(*index)) and ev.vocab == ev0.vocab
+        if not same or r and settings(r) != settings(some):
+            raise BadInput(f"{name} was evaluated on other images or at another level than those before: use the same.")
+        if not ev.n:
+            raise BadInput(f"{name} has predictions that are not finite: its training diverged, leave it out.")
+        low, high = _wilson(ev.accuracy, ev.n)
+        rows[name] = dict(n=ev.n, accuracy=ev.accuracy, low=low, high=high, macro_f1=ev.per_class.f1.mean(), ece=ev.ece)
+        if r: rows[name] |= {k: r.summary[k] for k in ('mca', 'ece_corrupted')} | r.summary['attacks']
+        if r and ref:
+            e, b, e0, b0 = errors(r), errors(ref), 1 - r.clean['accuracy'], 1 - ref.clean['accuracy']
+            rows[name] |= dict(mce=(e/b)[b > 1e-9].mean(), relative_mce=((e - e0)/(b - b0))[b > b0 + 1e-9].mean())
+    return pd.DataFrame.from_dict(rows, orient='index')
