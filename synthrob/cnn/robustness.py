@@ -284,22 +284,6 @@ def plot_corruptions(self:Robustness, ax=None # axes to draw on
     ax.set_title(f"n = {self.clean['n']}, clean {self.clean['accuracy']:.1%}", fontsize=10)
     return ax
 
-# %% ../../nbs/cnn/06_robustness.ipynb #a6a07417
-@patch
-def plot_calibration(self:Robustness, ax=None # axes to draw on
-                    ):                        # the axes
-    "Plot the expected calibration error by severity (0: clean), without and with the temperature"
-    if ax is None: ax = plt.subplots(figsize=(4, 2.6), dpi=68)[1]
-    t = self.corruptions[self.corruptions.group == 'common'].groupby('severity')[['ece', 'ece_calibrated']].mean()
-    labels = dict(ece='uncalibrated', ece_calibrated=f"at T = {self.clean['temperature'] or 1:.2f}")
-    for (name, label), style in zip(labels.items(), ('ko-', 'ks--')):
-        if self.clean[name] is None: continue
-        ax.plot([0, *t.index], [self.clean[name], *t[name]], style, ms=4, lw=1.2, label=label)
-    ax.set(ylim=(0, None), xlabel='severity', ylabel='ECE', xticks=[0, *t.index])
-    ax.legend(frameon=False, fontsize=8)
-    ax.set_title(f"n = {self.clean['n']}, mean of the common corruptions", fontsize=10)
-    return ax
-
 # %% ../../nbs/cnn/06_robustness.ipynb #c0a4b1e7
 def compare(runs:dict # name -> (evaluation, robustness or None), on the same test images; the first is the reference
            ) -> pd.DataFrame: # a row a run: n, accuracy, its 95 % interval, macro_f1, ece; if robust mca, attacks, mce…
