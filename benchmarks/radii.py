@@ -1,7 +1,7 @@
 """Accuracy under attack at further radii: `python benchmarks/radii.py RUNS OUT.parquet --eps .0039 .0078`.
 
 The classifiers of a sweep that were trained adversarially, attacked on all test images by as many steps of PGD as for their robust
-accuracy. A row a run and radius, as `attack_curve` returns them; runs that OUT already holds are skipped.
+accuracy, and at each radius only those that survived the smaller ones. A row a run and radius; runs that OUT already holds are skipped.
 nbs/results/09_attacks.ipynb reads nbs/results/records/fer2013_radii.parquet.
 """
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 from fastprogress.fastprogress import progress_bar
 
-from synthrob.cnn.attacks import Predictor, attack_curve
+from synthrob.cnn.attacks import Predictor, attack
 from synthrob.core.basics import read_json, replacing
 from synthrob.split.params import check_params
 from synthrob.split.run import PGD_STEPS, SplitRun
@@ -30,8 +30,12 @@ def main(args=None):
         if r['given'].get('training') != 'adversarial' or r['hash'] in set(done.run): continue
         moved = dict(out=str(a.runs)) | (dict(path=a.path) if a.path else {})
         run = SplitRun(check_params(r['given'] | moved))
-        t = attack_curve(Predictor(run.classifier(), run.recipe.flip), run.part('test'), a.eps, ('pgd',), steps=PGD_STEPS, progress=False)
-        done = pd.concat([done, t[t.eps > 0].assign(run=r['hash'])], ignore_index=True)
+        model, part, kept, rows = Predictor(run.classifier(), run.recipe.flip).eval(), run.part('test'), None, []
+        for e in sorted({*a.eps} - {0}):
+            o = attack(model, part.x, part.y, 'pgd', e, steps=PGD_STEPS, mask=kept)
+            kept = o.correct
+            rows.append(dict(attack='pgd', norm='inf', eps=e, steps=PGD_STEPS, n=len(part), accuracy=o.accuracy, run=r['hash']))
+        done = pd.concat([done, pd.DataFrame(rows)], ignore_index=True)
         with replacing(a.out) as f: done.to_parquet(f)
     return done
 

@@ -5,20 +5,17 @@
 # %% ../../nbs/cnn/05_attacks.ipynb #89226970
 from __future__ import annotations
 import contextlib, math, numbers, warnings
-from itertools import product
 from typing import NamedTuple
-import matplotlib.pyplot as plt, numpy as np, pandas as pd
+import numpy as np
 import torch
 from torch import Tensor, nn
 from ..core.basics import BadInput, check_name, generator, seeded
 from fastai.learner import Learner
-from fastprogress.fastprogress import progress_bar
 from scipy.stats import binomtest
 from ..data.loaders import to_float
 
 # %% auto #0
-__all__ = ['default_steps', 'Predictor', 'project', 'AttackResult', 'attack', 'attack_curve', 'plot_attack_curves',
-           'check_gradient_masking']
+__all__ = ['default_steps', 'Predictor', 'project', 'AttackResult', 'attack']
 
 # %% ../../nbs/cnn/05_attacks.ipynb #343b702c
 class Predictor(nn.Module):
@@ -164,67 +161,5 @@ def attack(model,             # a classifier in eval mode: see `Predictor`
         for p in weights: p.requires_grad_(True)
     return AttackResult(out, correct)
 
-# %% ../../nbs/cnn/05_attacks.ipynb #4a124d1f
-def attack_curve(learn,               # a classifier: see `Predictor`
-                 images,              # anything with `x` uint8 (n,c,h,w) and `y` (n,)
-                 eps,                 # radii of the balls, for images in [0,1]
-                 attacks=('fgsm', 'pgd'), # names, as in `attack`
-                 norm='inf',          # 'inf' or '2'
-                 steps:dict|int=None, # steps, or steps by name; None: `default_steps`
-                 seed:int=0,          # of random starts and searches
-                 progress=True        # show a progress bar?
-                ) -> pd.DataFrame:    # columns attack, norm, eps, steps, n, accuracy; eps 0: no attack
-    "Return robust accuracy by attack and radius; raise `BadInput` as `attack` does"
-    model, x, y = Predictor(learn).eval(), images.x, torch.as_tensor(images.y).cpu()
-    n_steps = {k: (steps.get(k) if isinstance(steps, dict) else steps) or default_steps.get(k) for k in attacks}
-    for name, e in product(attacks, eps): _check(model, x, y, name, e, norm, n_steps[name])
-    clean = correct = attack(model, x, y, 'fgsm', 0.).correct
-    rows, todo = [], list(product(attacks, [0., *sorted(set(eps) - {0})]))
-    for name, e in progress_bar(todo) if progress else todo:
-        correct = clean if e == 0 else attack(model, x, y, name, e, norm, n_steps[name], seed, correct).correct
-        rows.append((name, str(norm), float(e), n_steps[name], len(y), correct.double().mean().item()))
-    return pd.DataFrame(rows, columns=['attack', 'norm', 'eps', 'steps', 'n', 'accuracy'])
-
 # %% ../../nbs/cnn/05_attacks.ipynb #f5b49fb7
 def _wilson(p, n, level=.95): return binomtest(round(p*n), n).proportion_ci(level, 'wilson')   # low, high
-
-def plot_attack_curves(curves,    # table from `attack_curve` of one norm, or label -> list of such tables, one per seed
-                       ax=None,   # axes to draw on
-                       title=None # None: n
-                      ):          # the axes
-    "Plot robust accuracy against eps; the band is Wilson's 95 % interval, or the range of several seeds"
-    if isinstance(curves, pd.DataFrame):
-        label = lambda name, steps: name if steps == 1 else f'{name}, {steps} steps'
-        curves = {label(*k): [t] for k, t in curves.groupby(['attack', 'steps'], sort=False)}
-    (first, *_), *_ = curves.values()
-    if ax is None: ax = plt.subplots(figsize=(4.6, 2.8), dpi=68)[1]
-    n, norm = first.n.iloc[0], first.norm.iloc[0]
-    for (name, tables), mark, style in zip(curves.items(), 'os^Dvx*P'*9, ['-', '--', ':', '-.']*18):
-        eps, v = first.eps*(255 if norm == 'inf' else 1), np.array([t.accuracy for t in tables])
-        low, high = (v.min(0), v.max(0)) if len(v) > 1 else zip(*[_wilson(p, n) for p in v[0]])
-        line, = ax.plot(eps, v.mean(0), style, marker=mark, ms=4, lw=1.3, label=name)
-        ax.fill_between(eps, low, high, color=line.get_color(), alpha=.15, lw=0)
-    ax.set(ylim=(0, 1), ylabel='robust accuracy', xlabel='ε (grey levels, of 255)' if norm == 'inf' else 'ε (ℓ2)')
-    ax.legend(frameon=False, fontsize=8)
-    ax.set_title(title or f'n = {n}', fontsize=10)
-    return ax
-
-# %% ../../nbs/cnn/05_attacks.ipynb #9c72d9a1
-def check_gradient_masking(model,         # a classifier in eval mode: see `Predictor`
-                           x:Tensor,      # images (n,c,h,w)
-                           y:Tensor,      # labels (n,)
-                           eps:float,     # a radius at which some images survive
-                           norm='inf'     # 'inf' or '2'
-                          ) -> pd.DataFrame: # by check: weaker and stronger attack, the accuracies under both, passed
-    "Compare attacks, to tell a masked gradient from a robust model"
-    most = 1. if str(norm) == 'inf' else math.sqrt(x[0].numel())
-    run = lambda name, e, n=None: attack(model, x, y, name, e, norm, n).accuracy
-    pgd = 'pgd 10', run('pgd', eps, 10)
-    rows = [('more steps are stronger', *pgd, 'pgd 40', run('pgd', eps, 40)),
-            ('many steps beat one', 'fgsm', run('fgsm', eps), *pgd),
-            ('the gradient beats random search', 'square 50', run('square', eps, 50), *pgd),
-            ('the gradient beats noise', 'noise 50', run('noise', eps, 50), *pgd),
-            ('a larger ball is stronger', *pgd, f'eps {2*eps:.3g}', run('pgd', min(2*eps, most), 10)),
-            ('an unlimited ball breaks every image', 'none', 0., f'eps {most:.3g}', run('pgd', most, 40))]
-    t = pd.DataFrame(rows, columns=['check', 'weaker', 'weaker_accuracy', 'stronger', 'stronger_accuracy'])
-    return t.assign(passed=t.stronger_accuracy <= t.weaker_accuracy + .03)     # three points may be chance
