@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from ..core.basics import BadInput, check_name, generator, seeded
+from ..core.basics import BadInput, check_name, seeded
 from fastai.learner import Learner
 from scipy.stats import binomtest
 from ..data.loaders import to_float
@@ -36,7 +36,7 @@ class Predictor(nn.Module):
         return p
 
 # %% ../../nbs/cnn/05_attacks.ipynb #a6274b04
-default_steps = dict(noise=50, fgsm=1, pgd=20, apgd=100, dlr=100, deepfool=50, square=5000, autoattack=100)
+default_steps = dict(fgsm=1, pgd=20, apgd=100, dlr=100, deepfool=50, square=5000, autoattack=100)
 _BATCH = 256  # images attacked together; changing it changes results, because random starts are drawn per batch
 
 def _art_attack(name, model, shape, k, eps, norm, steps, device):
@@ -85,26 +85,12 @@ def _check(model, x, y, name, eps, norm, steps):
         raise BadInput(f"steps={steps!r} is out of range: choose a whole number from 1.")
 
 # %% ../../nbs/cnn/05_attacks.ipynb #eda527f3
-def _noise(model, x, y, eps, norm, steps, seed, index):
-    "Return the first of `steps` draws of noise that breaks each image; the draws depend on its position `index` only"
-    out, left = x.clone(), list(range(len(x)))
-    draw = torch.randn if norm == '2' else torch.rand
-    for step in range(steps):
-        d = torch.stack([draw(x.shape[1:], generator=generator('noise attack', seed, index[i], step)) for i in left])
-        d = d/d.flatten(1).norm(dim=1)[:, None, None, None] if norm == '2' else 2*d - 1
-        out[left] = project(x[left] + eps*d.to(x.device), x[left], eps, norm)
-        correct = model(out[left]).argmax(1) == y[left]
-        left = [i for i, c in zip(left, correct.tolist()) if c]
-        if not left: break
-    return out
-
-def _perturb(name, model, x, y, eps, norm, steps, seed, index):
-    "Return the images `x` at positions `index`, changed by the attack `name`"
-    if name == 'noise': return _noise(model, x, y, eps, norm, steps, seed, index)
+def _perturb(name, model, x, y, eps, norm, steps, seed, batch):
+    "Return the images `x`, of the batch number `batch`, changed by the attack `name`"
     k = model(x[:1]).shape[1]
     if name == 'dlr' and k < 3: return x                       # its denominator needs a third class
     context = torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
-    with context, seeded('attack', name, seed, index[0]//_BATCH), np.errstate(divide='ignore', invalid='ignore'), \
+    with context, seeded('attack', name, seed, batch), np.errstate(divide='ignore', invalid='ignore'), \
          warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter('ignore')
         attacker = _art_attack(name, model, x.shape[1:], k, eps, norm, steps, x.device)
@@ -112,15 +98,15 @@ def _perturb(name, model, x, y, eps, norm, steps, seed, index):
     return torch.from_numpy(adv).to(x.device).nan_to_num(0)
 
 @torch.no_grad()
-def _attack_batch(model, x, y, name, eps, norm, steps, seed, index, mask):
+def _attack_batch(model, x, y, name, eps, norm, steps, seed, batch, mask):
     "Attack the images of one batch in `mask`; return images, and which are still classified correctly"
     out, correct, n = x.clone(), (model(x).argmax(1) == y) & mask, steps or default_steps[name]
     cascade = [('apgd', n), ('dlr', n), ('deepfool', min(n, 50)), ('square', 50*n)]
     for part, n in cascade if name == 'autoattack' else [(name, n)]:
         left = correct.nonzero()[:, 0]
         if not len(left) or eps == 0: break
-        xb, yb, at = x[left], y[left], [index[i] for i in left.tolist()]
-        adv = project(_perturb(part, model, xb, yb, eps, norm, n, seed, at), xb, eps, norm)
+        xb, yb = x[left], y[left]
+        adv = project(_perturb(part, model, xb, yb, eps, norm, n, seed, batch), xb, eps, norm)
         out[left], correct[left] = adv, model(adv).argmax(1) == yb
     return out, correct
 
@@ -137,10 +123,10 @@ class AttackResult(NamedTuple):
 def attack(model,             # a classifier in eval mode: see `Predictor`
            x:Tensor,          # images (n,c,h,w), uint8 or floats in [0,1]
            y:Tensor,          # labels (n,)
-           name:str,          # 'noise', 'fgsm', 'pgd', 'apgd', 'dlr', 'deepfool', 'square' or 'autoattack'
+           name:str,          # 'fgsm', 'pgd', 'apgd', 'dlr', 'deepfool', 'square' or 'autoattack'
            eps:float,         # radius of the ball, for images in [0,1], e.g. 8/255
            norm='inf',        # 'inf' or '2'
-           steps:int=None,    # steps, draws or queries; None: `default_steps[name]`
+           steps:int=None,    # steps or queries; None: `default_steps[name]`
            seed:int=0,        # of random starts and searches
            mask:Tensor=None   # images to attack (n,), bool; the others count as broken; None: all
           ) -> AttackResult:
@@ -155,8 +141,8 @@ def attack(model,             # a classifier in eval mode: see `Predictor`
         for i in range(0, len(x), _BATCH):
             s = slice(i, i + _BATCH)
             xb, yb, mb = (o[s].to(device) for o in (x, y, mask))
-            xb, index = to_float(xb) if xb.dtype == torch.uint8 else xb.float(), range(i, i + len(xb))
-            out[s], correct[s] = _attack_batch(model, xb, yb, name, float(eps), str(norm), steps, seed, index, mb)
+            xb = to_float(xb) if xb.dtype == torch.uint8 else xb.float()
+            out[s], correct[s] = _attack_batch(model, xb, yb, name, float(eps), str(norm), steps, seed, i//_BATCH, mb)
     finally:
         for p in weights: p.requires_grad_(True)
     return AttackResult(out, correct)
