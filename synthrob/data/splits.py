@@ -431,10 +431,10 @@ def detectable(
     parts = '; '.join(f"{part} {', '.join(f'{v:,} {c}' for c,v in zip(images.vocab, o))}" for part,o in n.items())
     out = [f"{each}{parts}.",
            f"Tested {'in all folds' if k > 1 else 'images'}: {sum(tested):,}, of which one is up to {points(one)} of "
-           f"{name}. {'A verdict takes six runs. '*(given != seeds)}On images of this kind, {seeds} seed{'s'*(seeds != 1)} "
-           f"can show a difference of {points(found)}, or equivalence within {points(equal)}; any number of seeds, "
-           f"{points(_reach(inverse, k)[0])}. (Power 80 %, level 5 %; assumed: two arms disagree on one image in ten, or "
-           f"on as many as they differ by, and runs scatter by {points(sd)}.)"]
+           f"{name}. {'A verdict takes six runs. '*(given != seeds)}On images of this kind, {seeds} "
+           f"seed{'s'*(seeds != 1)} can show a difference of {points(found)}, or equivalence within {points(equal)}; any number of seeds, "
+           f"{points(_reach(inverse, k)[0])}. (Power 80 %, level 5 %; assumed: two arms disagree on one image in ten, "
+           f"or on as many as they differ by, and runs scatter by {points(sd)}.)"]
     if found > margin:
         if k > 1: *_, image, runs, factor = _reach(inverse, sd=sd)             # so many need no folds
         room = (margin/factor)**2
