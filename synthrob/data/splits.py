@@ -433,8 +433,8 @@ def detectable(
            f"Tested {'in all folds' if k > 1 else 'images'}: {sum(tested):,}, of which one is up to {points(one)} of "
            f"{name}. {'A verdict takes six runs. '*(given != seeds)}On images of this kind, {seeds} "
            f"seed{'s'*(seeds != 1)} can show a difference of {points(found)}, or equivalence within {points(equal)}; "
-           f"any number of seeds, {points(_reach(inverse, k)[0])}. (Power 80 %, level 5 %; assumed: two arms disagree on "
-           f"one image in ten, or on as many as they differ by, and runs scatter by {points(sd)}.)"]
+           f"any number of seeds, {points(_reach(inverse, k)[0])}. (Power 80 %, level 5 %; assumed: two arms disagree "
+           f"on one image in ten, or on as many as they differ by, and runs scatter by {points(sd)}.)"]
     if found > margin:
         if k > 1: *_, image, runs, factor = _reach(inverse, sd=sd)             # so many need no folds
         room = (margin/factor)**2
