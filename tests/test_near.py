@@ -1,9 +1,11 @@
 "Near copies: found, kept in one part, and taken out of pools"
 import pandas as pd, pytest, torch
 from PIL import Image
-from synthrob.core.basics import BadInput
+from near_worth import main as near_worth
+from synthrob.core.basics import BadInput, read_json
 from synthrob.data.core import main
 from synthrob.data.duplicates import _Descriptors, _grey, _Register, _verify, near_duplicates
+from synthrob.data.faces import draw_faces, emotions
 from synthrob.data.splits import check_held_out
 from synthrob.split.params import check_params
 from synthrob.split.run import SplitRun
@@ -82,3 +84,22 @@ def test_the_command_writes_pairs(tmp_path, capsys):
     t = pd.read_csv(tmp_path/'pairs.csv')
     assert len(t) == 6 and t.mirror.all() and {'name_a', 'label_b', 'same_label'} <= set(t) and Image.open(tmp_path/'pairs.png').width > 100
     assert 'near copies: 6 groups' in capsys.readouterr().out
+
+@pytest.mark.slow
+def test_what_copies_are_worth(tmp_path):
+    "benchmarks/near_worth.py: equal sizes, an interval around each worth, finished trainings found again; mirror images of test images leak"
+    y = torch.arange(300) % 5
+    for i, (im, k) in enumerate(zip(draw_faces(y, size=32, seed=5, progress=False), y)):
+        def write(name, part, im, label):
+            f = tmp_path/'data'/part/emotions[label]/f'{name}.png'
+            f.parent.mkdir(parents=True, exist_ok=True); Image.fromarray(im).save(f)
+        write(i, 'test' if i >= 240 else 'train', im[0].numpy(), k)
+        if i >= 270: write(f'{i}c', 'train', im[0].flip(-1).numpy(), (k + 1) % 5)
+    words = [str(tmp_path/'worth.parquet'), *'--epochs 4 --seeds 2 --data folder --size 32'.split(), '--path', str(tmp_path/'data'), '--root', str(tmp_path/'runs')]
+    table = near_worth(words)
+    assert table.n['copied'] >= 20 and table.n['copied'] + table.n['not copied'] == table.n['all'] == 60
+    assert table.worth['copied, other label'] < .05 and (table.low <= table.worth).all() and (table.worth <= table.high).all()
+    assert table.worth['copied less not copied'] == pytest.approx(table.worth['copied'] - table.worth['not copied'])
+    records = sorted((tmp_path/'runs'/'copies_worth').glob('*/record.json'))
+    sizes, before = {read_json(f)['n_train'] for f in records}, [f.stat().st_mtime for f in records]
+    assert len(records) == 4 and len(sizes) == 1 and near_worth(words).equals(table) and [f.stat().st_mtime for f in records] == before
