@@ -4,9 +4,11 @@ from pathlib import Path
 import lmdb, numpy as np, pyarrow as pa, pyarrow.parquet as pq, pytest, torch
 from PIL import Image
 from conftest import refused
+from synthrob.cnn.learner import Evaluation
 from synthrob.core.basics import BadInput
 from synthrob.data.core import content_key, data_stage, main, own_size, prepare
 from synthrob.data.dataset import Dataset
+from synthrob.data.duplicates import near_duplicates
 from synthrob.data.files import torchvision_images
 from synthrob.data.rows import DiskImages
 from synthrob.data.splits import image_limits, splits
@@ -463,3 +465,20 @@ def test_noise_of_images_on_disk(tmp_path):
     disk = Dataset(DiskImages.open(next(tmp_path.glob('runs/data/*/images.npy'))), im.y, im.vocab)
     a, b = (mix(o, None, .5, 'add', treatment='noise') for o in (im, disk))
     assert not isinstance(disk.x, torch.Tensor) and len(b) == 2*len(im) and torch.equal(a.x, b.x.clone())
+
+def test_what_other_libraries_call_images_and_labels():
+    "Keras gives channels last and labels (n,1): both were taken, and a net trained on nonsense"
+    x, y = torch.randint(0, 256, (20, 32, 32, 3), dtype=torch.uint8), torch.arange(20) % 2
+    with pytest.raises(BadInput, match=r'one class number per item'): Dataset(x.permute(0, 3, 1, 2), y[:, None])
+    for f in (lambda: Dataset(x, y), lambda: near_duplicates(x)):
+        with pytest.raises(BadInput, match='channels last'): f()
+    p = torch.rand(20, 2, requires_grad=True).softmax(1)
+    assert Evaluation(p, y.to(torch.int8), ['a', 'b']).top_losses()[0].isfinite().all()
+
+@pytest.mark.parametrize('share', [.1, .2, .3, .4, .6, .7])
+def test_a_large_test_part_of_subjects(share):
+    "Shares from .4 up became a half"
+    y = torch.arange(500) % 2
+    d = Dataset(torch.randint(0, 256, (500, 1, 16, 16), dtype=torch.uint8), y, ['a', 'b'])
+    s = splits(d, test=share, valid=.1, subject=np.arange(500)//10)
+    assert abs(len(s.test)/500 - share) < .05

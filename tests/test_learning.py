@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 import numpy as np, pandas as pd, pytest, torch
 from conftest import drawn_faces
+from fastai.callback.core import Callback
 from PIL import Image
 from synthrob.cnn.evaluation import Confusion
 from synthrob.cnn.learner import cnn_learner, evaluate, learning_problem, recipe, recipes
@@ -150,3 +151,18 @@ def test_training_images_as_pool_are_not(tmp_path):
     with pytest.raises(BadInput, match='15 of the 15 images of the pool are copies of real ones'): verdicts(data, str(tmp_path/'exact'), out, **FEW)
     found = verdicts(data, str(tmp_path/'altered'), out, **FEW)
     assert len(train) == 15 and all(kind in ('equivalent', 'undecided') for kind, _ in found.values()), found
+
+def test_a_second_training_sees_other_batches():
+    "A second `fit_recipe` drew the order and the augmentation of the first again"
+    d = drawn_faces(100, 3)
+    class First(Callback):
+        run_valid = False
+        def before_fit(self): self.of = []
+        def before_batch(self): self.of.append(self.x.clone())
+    def fit(learn):
+        first = First()
+        with learn.no_bar(), learn.no_logging(): learn.fit_recipe(1, cbs=[first])
+        return first.of[0]
+    one, other = (cnn_learner(d, d, recipe('strong', epochs=1), seed=1, device='cpu') for _ in range(2))
+    before, after = fit(one), fit(one)
+    assert not torch.equal(before, after) and torch.equal(before, fit(other)) and torch.equal(after, fit(other))

@@ -342,13 +342,13 @@ class Evaluation(Confusion):
     def __init__(self, probs, # probability of each class (n,k), 0 to 1
                        y,     # true classes (n,), 0 to k-1
                        vocab): # names of the k classes; raises `BadInput` for another number of items or classes
-        self.probs, self.y = torch.as_tensor(probs, dtype=torch.float32), torch.as_tensor(y)
+        self.probs, self.y = torch.as_tensor(probs, dtype=torch.float32).detach().cpu(), torch.as_tensor(y).cpu().long()
         k = len(vocab)
         if self.probs.shape != (len(self.y), k):
             raise BadInput(f"probs has shape {tuple(self.probs.shape)}: {len(self.y)} items of {k} classes need "
                            f"{(len(self.y), k)}.")
         self.pred = self.probs.argmax(1)
-        counts = (self.y.long()*k + self.pred).bincount(minlength=k*k).view(k, k).numpy()
+        counts = (self.y*k + self.pred).bincount(minlength=k*k).view(k, k).numpy()
         super().__init__(counts*self.probs.isfinite().all().item(), vocab)      # nothing counts for a net that diverged
 
     @property

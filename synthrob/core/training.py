@@ -20,15 +20,18 @@ __all__ = ['SeedEpochs', 'History', 'Checkpoint', 'Autocast', 'no_sync']
 
 # %% ../../nbs/core/03_training.ipynb #14829779
 class SeedEpochs(Callback):
-    "Seed the order, augmentation and dropout of every epoch from (`seed`, epoch)"
+    "Seed the order, augmentation and dropout of every epoch from (`seed`, epoch); a second `fit` goes on counting"
     order = 5                                                  # after TrainEvalCallback, before anything that draws
     def __init__(self, seed=0): # of the run: an integer or text
-        self.seed = seed
-    def before_fit(self): self.states = torch.get_rng_state(), self._cuda()
+        self.seed, self.trained = seed, 0
+    def before_fit(self):
+        self.states = torch.get_rng_state(), self._cuda()
+        self.first = 0 if hasattr(self.learn, 'checkpoint') else self.trained     # a checkpoint counts from its start
     def before_train(self):
-        self.dls.train.epoch = self.epoch
-        torch.manual_seed(generator('epoch', self.seed, self.epoch).initial_seed())
+        epoch = self.dls.train.epoch = self.first + self.epoch
+        torch.manual_seed(generator('epoch', self.seed, epoch).initial_seed())
     def after_fit(self):
+        self.trained = self.first + self.n_epoch
         torch.set_rng_state(self.states[0])
         if self.states[1]: torch.cuda.set_rng_state_all(self.states[1])
     def _cuda(self): return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from ..core.basics import (BadInput, generator, hash_array, hash_of, read_array, read_json, reading, write_array,
                                   write_json, write_parquet)
-from .duplicates import duplicate_groups
+from .duplicates import _check_channels, duplicate_groups
 from .rows import DiskImages, hash_images, take
 
 # %% auto #0
@@ -63,6 +63,8 @@ def _check(self:Dataset):
     if (x.dtype, x.ndim) not in ((torch.uint8, 4), (torch.float32, 2)):
         raise BadInput(f"x is {x.dtype} of shape {tuple(x.shape)}: give images, uint8 (n,c,h,w), or vectors, "
                        "float32 (n,d).")
+    if x.ndim == 4: _check_channels(x)
+    if y.ndim != 1: raise BadInput(f"y has shape {tuple(y.shape)}: give one class number per item, (n,).")
     for k,v in dict(y=y, **self.cols).items():
         if len(v) != n: raise BadInput(f"{n} items and {len(v)} values of {k}: give one value per item.")
     if bad := set(self.cols) - set(_defaults):

@@ -25,6 +25,12 @@ def duplicate_groups(x # images, uint8 (n,c,h,w)
         a += len(b)
     return torch.from_numpy(pd.DataFrame(h).groupby([0, 1], sort=False).ngroup().to_numpy(copy=True))
 
+def _check_channels(x):
+    "Raise `BadInput` for images with their channels last"
+    if x.shape[1] > 4 and x.shape[-1] in (1, 3, 4):
+        raise BadInput(f"images of shape {tuple(x.shape)} have their channels last: give (n,c,h,w), as from "
+                       "x.transpose(0, 3, 1, 2).")
+
 def flat(x # images, uint8 (n,c,h,w)
         ) -> torch.Tensor: # bool (n,)
     "Return whether each image is nearly flat: its pixels deviate by less than 5 grey levels (SD) in every channel"
@@ -293,6 +299,7 @@ def near_duplicates(
     for o in (x, y):
         if o is not None and (o.ndim != 4 or o.dtype != torch.uint8):
             raise BadInput(f"images are {o.dtype} of shape {tuple(o.shape)}: give uint8 (n,c,h,w).")
+        if o is not None: _check_channels(o)
     (first, exact), grey = _exact(x, y), [_grey(o) for o in (x, y) if o is not None]
     ia, ib = first if y is not None else (first[0],)*2
     found = pd.DataFrame(columns=['a', 'b', 'score', 'scale', 'dy', 'dx', 'mirror'], dtype=float)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import re, warnings
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import combinations
 from pathlib import PurePosixPath
 import numpy as np, pandas as pd, pyarrow.parquet as pq, torch
 from fastcore.basics import patch
@@ -69,7 +70,7 @@ def _folds(y, whole, mask, k, *keys):
 # %% ../../nbs/data/08_splits.ipynb #e20d17db
 def _draw_groups(images, whole, mask, share, *keys):
     "A mask of about `share` of the images in `mask`: whole groups, all classes in both parts if that can be"
-    y, k = images.y.numpy(), max(2, round(1/share))
+    y, k = images.y.numpy(), 10 if share > .3 else max(2, round(1/share))      # a large part is several folds
     n = np.bincount(y[mask], minlength=images.c)
     k = max(2, min(k, n.max(), len(np.unique(whole[mask]))))
     def worst(m):
@@ -77,7 +78,8 @@ def _draw_groups(images, whole, mask, share, *keys):
         return abs(part/n.clip(1) - share).max() + ((part == 0) | (part == n))[n > 0].any()
     while True:
         fold = _folds(y, whole, mask, k, *keys)
-        best = min((fold == f for f in range(k)), key=worst)
+        of = combinations(range(k), min(k - 1, max(1, round(share*k))))
+        best = min((np.isin(fold, o) for o in of), key=worst)
         if worst(best) < 1 or k == 2: return best
         k -= 1                                                                 # larger parts, for a class of few groups
 

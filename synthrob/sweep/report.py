@@ -554,6 +554,7 @@ def by_setting(frame     # from `results`
               ) -> list: # of (distinguishing parameters in words, part of `frame`)
     "Split a table into the parts in which runs may be compared, each with its baselines and controls"
     runs, out = frame.drop_duplicates('run'), []
+    runs = runs.assign(**{k: None for k in (*SETTING, *SYNTHESIS) if k not in runs})     # a table from before these
     parts = [s for _, s in runs.groupby(list(SETTING), dropna=False, observed=True)]
     parts = [s for s in parts if s.ratio.gt(0).any()] or parts      # judge and extractor are trained at ratio 0 only
     every = pd.concat(parts)
