@@ -9,7 +9,7 @@ from synthrob.core.basics import BadInput
 from synthrob.data.core import content_key, data_stage, main, own_size, prepare
 from synthrob.data.dataset import Dataset
 from synthrob.data.duplicates import near_duplicates
-from synthrob.data.files import torchvision_images
+from synthrob.data.files import list_images, torchvision_images
 from synthrob.data.rows import DiskImages
 from synthrob.data.splits import image_limits, splits
 from synthrob.split.mixture import mix
@@ -316,7 +316,7 @@ def test_next_command_and_a_poor_terminal(tmp_path):
                                         '--groups', r'(p\d+)_', '--vocab', 'b,ä→', '--folds', '4', '--seeds', '3', '--metric', 'recall:b', '--out', str(tmp_path/'my runs'), *more],
                                        capture_output=True, env=env | dict(PYTHONIOENCODING=more[-1]) if more else env, cwd=tmp_path)
     r = run(); out = r.stdout.decode('cp1252'); assert r.returncode == 0, r.stderr.decode('cp1252')[-2000:]
-    assert 'With 3 seeds a difference of' in out and 'of recall:b' in out and 'Subjects: 12, each in one part' in out and 'in 4 folds' in out
+    assert '3 seeds can show a difference of' in out and 'of recall:b' in out and 'Subjects: 12, each in one part' in out and 'in 4 folds' in out
     with contextlib.redirect_stdout(io.StringIO()) as f: assert main(['folder', str(p), '--groups', r'(p\d+)_', '--channels', '3', '--seed', '7', '--vocab', 'b,ä→', '--folds', '4', '--metric', 'recall:b', '--out', str(tmp_path/'my runs')]) == 0
     given = printed(f.getvalue()); assert given[:3] == ['papermill', 'nbs/03_split.ipynb', 'runs/split_0.3.ipynb']
     pairs = [(given[i], *given[i+1:i+3]) for i in range(3, len(given), 3)]
@@ -482,3 +482,26 @@ def test_a_large_test_part_of_subjects(share):
     d = Dataset(torch.randint(0, 256, (500, 1, 16, 16), dtype=torch.uint8), y, ['a', 'b'])
     s = splits(d, test=share, valid=.1, subject=np.arange(500)//10)
     assert abs(len(s.test)/500 - share) < .05
+
+def test_parts_in_any_folder_of_shards(tmp_path):
+    "Hive's split=train and deeper folders lost the official split"
+    for at in ('split=train/a', 'split=test/b', 'train/x/c', 'test/x/d'):
+        (f := tmp_path/f'{at}.parquet').parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table(dict(image=[picture(i) for i in range(4)], label=[0, 1, 0, 1])), f)
+    d = prepare('parquet', tmp_path, root=tmp_path/'runs')
+    assert sorted(set(d.part)) == ['test', 'train'] and (d.part == 'test').sum() == 8
+
+def test_folders_that_may_be_the_classes(tmp_path):
+    "Classes above the parts, or below the subjects of whom some lack one, are named"
+    def notes(*files):
+        shutil.rmtree(top := tmp_path/'top', ignore_errors=True)
+        for i, f in enumerate(files): (top/f).parent.mkdir(parents=True, exist_ok=True); (top/f).write_bytes(picture(i))
+        return ' '.join(list_images(top).notes)
+    said = notes(*(f'{c}/{p}/{o}/{i}.png' for i, (c, p, o) in enumerate([(c, p, o) for c in ('real', 'fake') for p in ('train', 'test') for o in ('in', 'out')])))
+    assert 'fake, real, whose names are not read' in said
+    assert 'the classes hold the folders benign, malignant' in notes('p1/benign/1.png', 'p1/malignant/2.png', 'p2/benign/3.png', 'p3/malignant/4.png')
+    assert not notes('cat/p1/1.png', 'cat/p2/2.png', 'dog/p1/3.png', 'dog/p3/4.png', 'dog/p4/4.png')
+
+def picture(i):
+    Image.fromarray(np.random.default_rng(i).integers(0, 256, (32, 32), dtype=np.uint8)).save(b := io.BytesIO(), 'PNG')
+    return b.getvalue()

@@ -266,9 +266,11 @@ def _doubts(images, keys):
     for o, (_, label, above) in zip(images, keys):
         below = o[len(f'{above}/{label}'.strip('/')) + 1:]
         inner.setdefault(label, set()).add(below.rpartition('/')[0].partition('/')[0])
-    same = next(iter(inner.values()))
-    if len(inner) > 1 and len(same) > 1 and all(o == same for o in inner.values()):
-        few = f"each class holds the folders {', '.join(sorted(same)[:3])}"
+    same, every = next(iter(inner.values())), set().union(*inner.values())
+    alike = len(inner) > 1 and len(same) > 1 and all(o == same for o in inner.values())
+    twice = all(sum(o in v for v in inner.values()) > 1 for o in every)                     # each in several classes
+    if alike or '' not in every and 1 < len(every) < len(inner) and twice:
+        few = f"{'each class holds' if alike else 'the classes hold'} the folders {', '.join(sorted(every)[:3])}"
         yield f"{few}: if these are the classes, call those above them train, valid or test."
     for o in sorted(labels):
         if re.fullmatch(_derived, o.lower()) and not any(o.lower()[:4] in q.lower() for q in labels - {o}):
@@ -349,6 +351,9 @@ def list_images(path,       # folder, zip or tar of `[part/]class/image`, inside
     for p in ('train', 'valid', 'test'):
         names = sorted({k[2].rpartition('/')[2] for k in keys if k[0] == p})
         if len(names) > 1: notes.append(f"the folders {', '.join(names)} are all read as the part {p!r}.")
+    tops = sorted({k[2].rpartition('/')[0] for k in keys if k[0]})
+    if len(tops) > 1: notes.append(f"train and test lie in the folders {', '.join(filter(None, tops[:3]))}, whose "
+                                   "names are not read: if these are the classes, move them into train and test.")
     of = {tuple(o.split('/')[:-1]): k for o, k in zip(images, label)}
     lost = {}
     for o, reason in sorted(why.items()):

@@ -121,9 +121,9 @@ def lsun_images(
 
 # %% ../../nbs/data/04_sources.ipynb #0186b1c0
 def _part_of(file, path):
-    "Return the part named by a shard or its folder inside `path`; '' if none"
-    inside = [] if file.parent in (path, *path.parents) else [file.parent.name]
-    return next((p for s in (file.stem, *inside) for w in re.split(r'[-_.]', s) if (p := part_of(w))), '')
+    "Return the part named by a shard, or by the nearest of its folders inside `path`, as in split=train; '' if none"
+    inside = () if file.parent in (path, *path.parents) else file.parent.relative_to(path).parts[::-1]
+    return next((p for s in (file.stem, *inside) for w in re.split(r'[-_.=]', s) if (p := part_of(w))), '')
 
 def _row_name(file, path, j):
     "Name row `j` of a shard by where the shard lies inside the data set"
