@@ -8,7 +8,7 @@ SCRIPT = """from synthrob.all import *
 images = prepare('folder', 'my_images', size=32)
 train, valid, test = images.split(near=near_duplicates(images))
 gan = gan_learner(train, nf=32);      gan.fit_gan(n_images=30_000)
-pool = gan.sample_pool(1000)
+pool = gan.sample_pool(1000)          # of each class
 mixed = mix(train, pool, ratio=.3, how='add')
 learn = cnn_learner(mixed, valid);    learn.fit_recipe()
 evaluate(learn, test).table"""
